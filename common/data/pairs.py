@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs in memory -> batches: crop, normalise, and an order that is a function of (seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from ..transforms.crop import CropToCentred
+from ..transforms.intensity import min_max
+
+IMAGES = ("moving_image", "fixed_image")
+LABELS = ("moving_label", "fixed_label")
+DETAILS = ("subject", "slice", "spacing", "group", "true_ddf")
+
+
+class PairDataset(Dataset):
+    """Image pairs cropped to one size and then scaled to [0, 1], each image over its crop.
+
+    Args:
+        data: a dict a pair, as ``common.data.acdc.load_pairs`` returns: ``moving_image``, ``fixed_image`` ``(C, *S)``,
+            ``centre`` ``(d,)`` in voxels, and for evaluation ``moving_label``, ``fixed_label`` ``(1, *S)``. Shapes may
+            differ between pairs.
+        spatial_size: crop in voxels, one number an axis.
+        jitter: largest random shift of the crop in voxels along each axis, for items that are asked for with a draw
+            seed (see ``SeededSampler``).
+        with_labels: False (training): items hold the two images. True (evaluation): also the labels, ``crop_start``
+            ``(d,)``, and of ``subject``, ``slice``, ``spacing``, ``group``, ``true_ddf`` those that the pairs have.
+
+    Raises:
+        ValueError: for no pairs, or pairs without a key that they need.
+    """
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], spatial_size: Sequence[int], jitter: int = 0, with_labels: bool = False
+    ) -> None:
+        if not data:
+            raise ValueError("data: expected at least one pair, got none; check dataset_dir and split.")
+        crop_keys = IMAGES + LABELS if with_labels else IMAGES
+        details = tuple(key for key in DETAILS if any(key in pair for pair in data)) if with_labels else ()
+        needed = {*crop_keys, *details, "centre"}
+        for index, pair in enumerate(data):
+            if not needed <= pair.keys():
+                raise ValueError(
+                    f"data[{index}]: expected the keys {sorted(needed)} in every pair, got {sorted(pair)}; give all "
+                    "pairs the same keys."
+                )
+        self.data = data
+        self.crop = CropToCentred(crop_keys, spatial_size, jitter=jitter)
+        self._crop_from = (*crop_keys, "centre", *(("true_ddf",) if "true_ddf" in details else ()))
+        self._keep = (*crop_keys, *details, "crop_start") if with_labels else IMAGES
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        """Return a pair, by its index, or with the crop shifted at random by (index, draw seed)."""
+        index, draw_seed = item if isinstance(item, tuple) else (item, None)
+        generator = None if draw_seed is None else torch.Generator().manual_seed(draw_seed)
+        pair = self.data[index]
+        cropped: dict[Any, Any] = pair | self.crop({key: pair[key] for key in self._crop_from}, generator)
+        for key in IMAGES:
+            cropped[key] = min_max(cropped[key])
+        return {key: cropped[key] for key in self._keep}
+
+
+class SeededSampler(DistributedSampler):
+    """Shuffled ``(index, draw_seed)``, a function of (seed, epoch) alone, in one process or many.
+
+    Rank r of w takes every w-th entry from the r-th of one common order, so that a step of w ranks with batch b holds
+    the samples of a step of one process with batch w b. ``draw_seed`` depends on (seed, epoch, index): not on workers,
+    ranks or what ran before. Call ``set_epoch`` before each epoch.
+
+    Args:
+        dataset: what is sampled.
+        seed: of order and draws, >= 0.
+        num_replicas: processes; default: those of torch.distributed, 1 where it is not initialised.
+        rank: this process; default likewise, 0.
+        drop_last: leave the last ``len(dataset) % num_replicas`` entries of the order out; otherwise the order's
+            beginning is repeated until all ranks have the same number.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        ready = dist.is_available() and dist.is_initialized()
+        if num_replicas is None:
+            num_replicas = dist.get_world_size() if ready else 1
+        if rank is None:
+            rank = dist.get_rank() if ready else 0
+        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=drop_last)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        count = len(self.dataset)  # type: ignore[arg-type]  # Dataset declares no length
+        # The base class seeds with seed + epoch, where (0, 1) and (1, 0) coincide.
+        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        draws = torch.randint(2**62, (count,), generator=generator).tolist()
+        order = torch.randperm(count, generator=generator).tolist()
+        mine = range(self.rank, self.total_size, self.num_replicas)
+        return iter([(order[i % count], draws[order[i % count]]) for i in mine])
+
+
+def training_loader(dataset: PairDataset, batch_size: int, seed: int, num_workers: int = 0) -> DataLoader:
+    """Batches for training, in an order that is a function of (seed, epoch): call ``loader.sampler.set_epoch``.
+
+    The last incomplete batch is left out, unless the set is smaller than one batch of all processes together: that one
+    smaller batch is kept then. The global random state is not touched.
+
+    Args:
+        dataset: without labels.
+        batch_size: pairs a process and step.
+        seed: of order and jitter.
+        num_workers: processes that prepare batches; 0 prepares them in this one, which is usually fast enough.
+    """
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    drop_last = len(dataset) >= batch_size * world
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=SeededSampler(dataset, seed, drop_last=drop_last),
+        num_workers=num_workers,
+        drop_last=drop_last,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def evaluation_loader(dataset: PairDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
+    """All pairs once, in order, not sharded over processes.
+
+    Tensors and numbers are stacked, strings stay lists; ``spacing`` ``(B, d)`` is NaN where unknown.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),
+    )

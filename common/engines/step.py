@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one iteration computes, each thing once and only if somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..spatial.warp import warp
+
+ESTIMATOR_INPUTS = ("fixed", "fixed_warped")
+
+
+class TrainingView(nn.Module):
+    """A displacement network whose ``forward`` returns its named tuple, for DDP and compile to wrap.
+
+    Args:
+        network: has ``estimate(image)``.
+        amp: run the network in bfloat16 autocast on the input's device type.
+    """
+
+    def __init__(self, network: nn.Module, amp: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.amp = amp
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            return self.network.estimate(image)
+
+
+class EstimatorView(nn.Module):
+    """A score or variance network under autocast.
+
+    Args:
+        network: (B, C, *S) -> (B, 1, *S).
+        amp: run it in bfloat16 autocast.
+    """
+
+    def __init__(self, network: nn.Module, amp: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.amp = amp
+
+    def forward(self, image: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            return self.network(image)
+
+
+class RegistrationStep:
+    """Lazily computed results of one iteration, shared by its updates.
+
+    Args:
+        moving, fixed: (B, 1, *S) in [0, 1].
+        displacement: cat(moving, fixed) -> named tuple with ``ddf`` and ``velocity``.
+        similarity: (warped, fixed) -> residual map.
+        estimator: image -> score or log variance; None where the method has none.
+        estimator_input: "fixed" (AdaCS) or "fixed_warped" (cat(fixed, warped), detached).
+        active: names of the updates that run in this iteration.
+        differentiable: names of the networks ("displacement", "estimator") that some active update differentiates.
+    """
+
+    def __init__(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        displacement: Callable[[Tensor], tuple[Tensor, ...]],
+        similarity: nn.Module,
+        estimator: Callable[[Tensor], Tensor] | None,
+        estimator_input: str,
+        active: frozenset[str],
+        differentiable: frozenset[str],
+    ) -> None:
+        self.moving, self.fixed, self.active = moving, fixed, active
+        self._displacement, self._similarity, self._estimator = displacement, similarity, estimator
+        self._estimator_input = estimator_input
+        self._differentiable = differentiable
+        self._estimate: tuple[Tensor, ...] | None = None
+        self._estimated: Tensor | None = None
+        self._warped: Tensor | None = None
+        self._residual: Tensor | None = None
+
+    @property
+    def estimate(self) -> tuple[Tensor, ...]:
+        """The displacement network's named tuple."""
+        if self._estimate is None:
+            with torch.set_grad_enabled("displacement" in self._differentiable):
+                self._estimate = self._displacement(torch.cat([self.moving, self.fixed], dim=1))
+        return self._estimate
+
+    @property
+    def velocity(self) -> Tensor:
+        """The field that smoothness acts on, (B, d, *S')."""
+        return self.estimate.velocity  # type: ignore[attr-defined]
+
+    @property
+    def warped(self) -> Tensor:
+        """Moving image on the fixed one, (B, 1, *S)."""
+        if self._warped is None:
+            self._warped = warp(self.moving, self.estimate.ddf)  # type: ignore[attr-defined]
+        return self._warped
+
+    @property
+    def residual(self) -> Tensor:
+        """Similarity's residual map, (B, 1, *S)."""
+        if self._residual is None:
+            self._residual = self._similarity(self.warped, self.fixed)
+        return self._residual
+
+    @property
+    def estimated(self) -> Tensor:
+        """Score or log variance, (B, 1, *S)."""
+        if self._estimated is None:
+            if self._estimator is None:
+                raise ValueError("estimator: this objective needs one (score or variance network), the trainer has none.")
+            image = self.fixed
+            if self._estimator_input == "fixed_warped":
+                image = torch.cat([self.fixed, self.warped.detach()], dim=1)
+            with torch.set_grad_enabled("estimator" in self._differentiable):
+                self._estimated = self._estimator(image)
+        return self._estimated
+
+    def forget_displacement(self) -> None:
+        """Have the displacement computed anew: an update has changed its network."""
+        self._estimate = self._warped = self._residual = None
+        if self._estimator_input == "fixed_warped":
+            self._estimated = None

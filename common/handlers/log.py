@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every named term of every epoch: to history.csv, to TensorBoard, to the console."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers.tqdm_logger import ProgressBar
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+
+from ..figures.curves import training_curves
+from ..io.atomic import atomic_path
+
+logger = logging.getLogger(__name__)
+HISTORY_FILE = "history.csv"
+
+
+def read_history(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a history file as text, none where it is absent."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+class TrainingLog:
+    """Logs epoch means of all terms as ``update/term``, and the validation's metrics as ``validation/measure``.
+
+    Terms are summed on their device and fetched once an epoch, so that an accelerator never waits. ``history.csv``
+    also says which updates were active, their number so far, the learning rates and the seconds. After a resume, rows
+    of epochs that will be trained again are dropped. At the end the curves are drawn to ``curves.png``.
+
+    Args:
+        output_dir: where ``history.csv``, ``tensorboard/`` and ``curves.png`` go.
+        optimizers: by name, for the learning rates.
+        validator: engine whose ``state.metrics`` to log after it has run.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        optimizers: Mapping[str, Optimizer],
+        validator: Engine | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.optimizers, self.validator, self.progress = dict(optimizers), validator, progress
+        self.rows: list[dict[str, Any]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._validated: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._writer: SummaryWriter | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a ``RegistrationTrainer``, after ``TrainingState`` and the validation."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, self._validation)
+        if self.progress:
+            ProgressBar(desc="training", mininterval=1.0).attach(engine)
+
+    def _start(self, engine: Engine) -> None:
+        kept = read_history(self.output_dir / HISTORY_FILE)
+        self.rows = [dict(row) for row in kept if int(row["epoch"]) <= engine.state.epoch]
+        self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.epoch + 1)
+
+    def _new_epoch(self, engine: Engine) -> None:
+        self._sums, self._counts, self._validated = {}, {}, {}
+        self._started = time.monotonic()
+
+    @torch.no_grad()
+    def _add(self, engine: Engine) -> None:
+        for update, terms in engine.state.output.items():
+            for term, value in terms.items():
+                key = f"{update}/{term}"
+                self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
+                self._counts[key] = self._counts.get(key, 0) + 1
+
+    def _validation(self, validator: Engine) -> None:
+        self._validated = {f"validation/{name}": float(value) for name, value in validator.state.metrics.items()}
+
+    def _write(self, engine: Engine) -> None:
+        means = {key: float(total) / self._counts[key] for key, total in self._sums.items()}
+        row: dict[str, Any] = {
+            "epoch": engine.state.epoch,
+            "updates": engine.state.iteration,
+            "active": "+".join(sorted(engine.active)),
+            "seconds": round(time.monotonic() - self._started, 3),
+        }
+        row |= {f"{name}/learning_rate": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        row |= means | self._validated
+        self.rows.append(row)
+        columns = list(dict.fromkeys(key for entry in self.rows for key in entry))
+        with atomic_path(self.output_dir / HISTORY_FILE) as temporary, temporary.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        assert self._writer is not None
+        for key, value in (means | self._validated).items():
+            self._writer.add_scalar(key, value, engine.state.epoch)
+        shown = {key: value for key, value in (means | self._validated).items() if not key.endswith("/total")}
+        logger.info(
+            "Epoch %d/%d (%.1f s): %s", engine.state.epoch, engine.state.max_epochs, row["seconds"],
+            ", ".join(f"{key} {value:.4g}" for key, value in shown.items()),
+        )  # fmt: skip
+
+    def _finish(self, engine: Engine) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self.rows:
+            training_curves(self.output_dir / HISTORY_FILE, self.output_dir / "curves.png")
+            logger.info("Curves: %s", self.output_dir / "curves.png")

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaCS's momentum of the residuals, which scales the score's smoothness."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from ..engines.trainer import RegistrationEvents
+from ..losses.objectives import ScoreObjective, momentum_activation
+
+
+def all_mean(value: Tensor) -> Tensor:
+    """Mean over all processes, so that each steers by the same number."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value
+
+
+class ScoreMomentum:
+    """Advances m just before each update of the score: m <- γ·m + (1 - γ)·b(μ), m_0 = 0.
+
+    m advances only where the score is trained (its warm-up and the joint phase), with μ the mean residual of that very
+    iteration over all processes (Eqs. 5-7). On real data μ is a few hundredths at most, hence b ≥ 0.999 and m is a
+    ramp 1 - γ^T that saturates after some 460 updates.
+
+    ``form="official"`` follows the published code: b = cos(3.14·50·μ), μ the running mean within the epoch of the
+    weighted, halved loss, γ = min(1 - 1/(epoch + 1), 0.99), and no advance during the score's own warm-up.
+
+    Args:
+        objective: whose ``momentum`` buffer to advance; it is set to 0 at the start of a new run.
+        form: "paper", "official" or "none" (m = 1 throughout, the ablation without m_T).
+        decay: γ of the paper's form.
+        update: name of the score's update.
+
+    Raises:
+        ValueError: for another form.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Eqs. 5-8.
+    """
+
+    def __init__(
+        self, objective: ScoreObjective, form: str = "paper", decay: float = 0.99, update: str = "score"
+    ) -> None:
+        if form not in ("paper", "official", "none"):
+            raise ValueError(f"form must be 'paper', 'official' or 'none', got '{form}'.")
+        self.objective, self.form, self.decay, self.update = objective, form, float(decay), update
+        if form != "none":
+            objective.momentum.zero_()
+        self._sum = torch.zeros(())
+        self._count = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a ``RegistrationTrainer``."""
+        if self.form == "none":
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)
+        engine.add_event_handler(RegistrationEvents.UPDATE_STARTED, self._advance)
+
+    def _new_epoch(self, engine: Engine) -> None:
+        self._sum = torch.zeros((), device=engine.state.device)
+        self._count = 0
+
+    @torch.no_grad()
+    def _advance(self, engine: Engine) -> None:
+        if engine.state.update != self.update:
+            return
+        residual = engine.state.step.residual.detach()
+        momentum = self.objective.momentum
+        if self.form == "paper":
+            decay, mu = self.decay, all_mean(residual.mean())
+        else:
+            if len(engine.active) == 1:
+                return
+            weighted = 0.5 * (engine.state.step.estimated.detach() * residual).mean()
+            self._sum = self._sum + all_mean(weighted)
+            self._count += 1
+            decay, mu = min(1.0 - 1.0 / (engine.state.epoch + 1), 0.99), self._sum / self._count
+        activation = momentum_activation(mu, self.form).to(momentum.device)
+        momentum.mul_(decay).add_((1.0 - decay) * activation)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that resume a run exactly, and the bare weights for inference."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim import Optimizer
+
+from ..io.atomic import atomic_path
+
+logger = logging.getLogger(__name__)
+STATE_FILE = "last.pt"
+
+
+def save_weights(module: nn.Module, path: str | Path) -> None:
+    """Write a module's state dict atomically, on the CPU."""
+    with atomic_path(path) as temporary:
+        torch.save({key: value.detach().cpu() for key, value in module.state_dict().items()}, temporary)
+
+
+def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
+    """Load a bare state dict with ``weights_only=True`` and say clearly what does not fit.
+
+    Args:
+        module: receives the weights.
+        path: a file that ``save_weights`` wrote.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        FileNotFoundError: naming the file, where it is absent.
+        ValueError: for a checkpoint of another network, or a training state.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"ckpt_path: expected a file of weights at {path}, there is none. Train the bundle first and pass its "
+            "--ckpt_path OUTPUT_DIR/model.pt."
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    own = module.state_dict()
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"ckpt_path: {path} holds no bare state dict (a training state?). Pass model.pt instead.")
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or unexpected or wrong:
+        shapes = [f"{key}: expected {tuple(own[key].shape)}, got {tuple(state[key].shape)}" for key in sorted(wrong)]
+        raise ValueError(
+            f"ckpt_path: {path} is a checkpoint of another network than {type(module).__name__}: "
+            f"missing {missing[:3]}, unexpected {unexpected[:3]}, other shapes {shapes[:3]}. "
+            "Use the architecture and network size that it was trained with."
+        )
+    module.load_state_dict(state)
+    return module
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+class TrainingState:
+    """Saves after every epoch all that a run needs to continue to the same numbers, and restores it.
+
+    Kept in ``output_dir/last.pt``: epoch and iteration, modules, optimisers (and gradients another update left), other
+    parts with ``state_dict`` (the score's momentum among them), the torch random states as tensors. The order of
+    samples needs no state: it is a function of (seed, epoch). Files are written atomically; parameters that are not
+    finite are never written. At the end the bare weights go to ``output_dir/<name>.pt``.
+
+    Args:
+        output_dir: where to write.
+        modules: bare modules by name; "model" is the displacement network.
+        optimizers: by name.
+        parts: further objects with ``state_dict``/``load_state_dict``, by name.
+        resume: continue from ``last.pt`` if it is there.
+        interval: epochs between saves; the last epoch is always saved.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        parts: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        interval: int = 1,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.path = self.output_dir / STATE_FILE
+        self.modules, self.optimizers, self.parts = dict(modules), dict(optimizers), dict(parts or {})
+        self.resume, self.interval = bool(resume), int(interval)
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a ``RegistrationTrainer``."""
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self._restore)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        engine.add_event_handler(Events.COMPLETED, self._export)
+
+    def _save(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs:
+            return
+        for name, module in self.modules.items():
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+                raise FloatingPointError(f"Parameters of '{name}' are not finite: {self.path} keeps the last good epoch.")
+        state = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_metric": float(engine.state.best_metric),
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "gradients": {
+                name: {key: p.grad for key, p in module.named_parameters() if p.grad is not None}
+                for name, module in self.modules.items()
+            },
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "random": _random_state(engine.state.device),
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def _restore(self, engine: Engine) -> None:
+        if not self.path.is_file():
+            logger.warning("resume: there is no %s yet, the run starts from the beginning.", self.path)
+            return
+        state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+            for key, parameter in module.named_parameters():
+                parameter.grad = state["gradients"][name].get(key)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if "cuda" in state["random"] and engine.state.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), engine.state.device)
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        engine.state.best_metric = state["best_metric"]
+        logger.info("Resumed after epoch %d of %d from %s.", state["epoch"], engine.state.max_epochs, self.path)
+
+    def _export(self, engine: Engine) -> None:
+        for name, module in self.modules.items():
+            save_weights(module, self.output_dir / f"{name}.pt")

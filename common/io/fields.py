@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Displacement fields as NIfTI files that ITK, SimpleITK, ANTs and 3D Slicer read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..spatial.units import flip_ras_lps, physical_to_voxel, plane_affine, voxel_to_physical
+from .images import Image, file_affine, open_nifti, read_values, write_nifti
+
+INTENT_VECTOR = 1007
+
+
+def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) -> None:
+    """Write a displacement field that resamples in ITK and ANTs as ``warp`` does here, atomically.
+
+    ``itk.DisplacementFieldTransform`` of the file, with the fixed image as reference grid, maps a fixed point p to
+    p + D(p) in the moving image: D is the ddf in mm, LPS. ANTs: antsApplyTransforms -d 3 -i moving -r fixed -t file
+    (-d 2 for 2D images). Moving and fixed must be on one grid (``resample_like``), the grid of ``like``.
+
+    Args:
+        path: a .nii or .nii.gz file to (over)write, (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) float32 with intent 1007.
+        ddf: (d, *S) in voxels of ``like``, channel i along array axis i.
+        like: the fixed image.
+        stack: ``ddf`` (2, X, Y, Z) holds in-plane displacements of a stack registered slice by slice; the component
+            across the slices is written as zero voxels.
+
+    Raises:
+        ValueError: if the shapes do not fit, a value is not finite, or ITK cannot express the grid: sheared axes, or a
+            single tilted slice.
+    """
+    if stack:
+        ddf = _pad_stack(ddf, like)
+    dims = like.array.dim()
+    if tuple(ddf.shape) != (dims, *like.array.shape):
+        raise ValueError(
+            f"save_ddf: ddf must have shape {(dims, *like.array.shape)}, its channels and the grid of like; got"
+            f" {tuple(ddf.shape)}. Drop the batch axis; pass stack=True for in-plane fields of a stack of slices."
+        )
+    if not torch.isfinite(ddf).all():
+        raise ValueError("save_ddf: ddf must be finite; got NaN or infinite values. Check the registration's loss.")
+    affine = plane_affine(like.affine) if dims == 2 else like.affine
+    _check_orthogonal(affine, dims)
+    if dims == 3 and like.array.shape[2] == 1:
+        raise ValueError(
+            "save_ddf: a 3D grid must have two slices or more, since ITK reads a field of one slice as 2D; got shape"
+            f" {tuple(like.array.shape)}. Load the image with load_image, which takes one slice as 2D."
+        )
+    ddf_mm = flip_ras_lps(voxel_to_physical(ddf.detach().cpu().double(), affine), channel=0)
+    values = ddf_mm.movedim(0, -1).float().numpy()
+    values = values[:, :, None, None] if dims == 2 else values[:, :, :, None]
+    write_nifti(path, values, like, intent=INTENT_VECTOR)
+
+
+def load_ddf(path: str | Path) -> tuple[Tensor, np.ndarray]:
+    """Read a displacement field in mm, LPS, as ``save_ddf``, ITK and ANTs write it.
+
+    Args:
+        path: a .nii or .nii.gz file of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with intent 1007.
+
+    Returns:
+        ddf (d, *S) float32 in voxels of the file's own grid, and its affine (4, 4), voxels to mm, RAS.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not such a field, is cut short, or holds values that are not finite.
+    """
+    path = Path(path)
+    nifti = open_nifti(path)
+    shape, intent = nifti.shape, int(nifti.header["intent_code"])
+    planar = len(shape) == 5 and shape[2:] == (1, 1, 2)
+    if not planar and (len(shape) != 5 or shape[3:] != (1, 3)):
+        raise ValueError(
+            f"load_ddf: expected a field of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2); {path} has shape {shape}."
+            " Images are read with load_image; convert affine and B-spline transforms to a displacement field first."
+        )
+    if intent != INTENT_VECTOR:
+        raise ValueError(
+            f"load_ddf: expected intent code {INTENT_VECTOR} (vectors in mm, LPS, as ITK and ANTs write); {path} has"
+            f" {intent}, whose convention differs between tools. Export the field again from ITK, ANTs or 3D Slicer."
+        )
+    vectors = read_values(nifti, path)
+    vectors = torch.from_numpy(vectors[:, :, 0, 0] if planar else vectors[:, :, :, 0]).movedim(-1, 0)
+    affine = file_affine(nifti, path)
+    ddf_mm = flip_ras_lps(vectors.double(), channel=0)
+    ddf = physical_to_voxel(ddf_mm, plane_affine(affine) if planar else affine)
+    return ddf.float().contiguous(), affine
+
+
+def _pad_stack(ddf: Tensor, like: Image) -> Tensor:
+    if like.array.dim() != 3 or tuple(ddf.shape) != (2, *like.array.shape):
+        raise ValueError(
+            f"save_ddf: with stack=True ddf must have shape (2, X, Y, Z) over the 3D grid of like; got"
+            f" {tuple(ddf.shape)} over {tuple(like.array.shape)}. Stack the slices' fields on the last axis."
+        )
+    return torch.cat([ddf, torch.zeros_like(ddf[:1])])
+
+
+def _check_orthogonal(affine: np.ndarray, dims: int) -> None:
+    axes = affine[:dims, :dims] / np.linalg.norm(affine[:dims, :dims], axis=0)
+    if np.abs(axes.T @ axes - np.eye(dims)).max() > 1e-3:
+        raise ValueError(
+            "save_ddf: like must have orthogonal axes, the only grids that ITK knows; got a sheared affine"
+            f" {affine.tolist()}. Resample the fixed image onto an orthogonal grid first."
+        )

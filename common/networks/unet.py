@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-Net of the classic torch VoxelMorph, and the pixel-wise estimators built on it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ENCODER = (16, 32, 32, 32)
+DECODER = (32, 32, 32, 32, 32, 16, 16)
+
+
+def convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """A 3^d convolution that keeps the size."""
+    conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    return conv(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+class ConvBlock(nn.Module):
+    """3^d convolution and LeakyReLU(0.2)."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = convolution(spatial_dims, in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), 0.2, inplace=True)
+
+
+class UNet(nn.Module):
+    """Encoder-decoder with skips: one convolution a level, max-pool 2, nearest up-sampling, no normalisation.
+
+    Sizes that 2^levels does not divide are zero-padded at their end and the output is cropped back.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        encoder: channels of each level, from full resolution down.
+        decoder: channels on the way up, one a level, then those at full resolution.
+
+    Shape: (B, in_channels, *S) -> (B, decoder[-1], *S).
+
+    Raises:
+        ValueError: for another number of dimensions, or a decoder shorter than the encoder.
+
+    Reference: Balakrishnan et al., IEEE TMI 38(8), 2019; layer widths of its released torch code.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        encoder: tuple[int, ...] = ENCODER,
+        decoder: tuple[int, ...] = DECODER,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        if len(decoder) <= len(encoder):
+            raise ValueError(f"decoder needs more entries than encoder ({len(encoder)}), got {len(decoder)}.")
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.multiple = 2 ** len(encoder)
+        self.out_channels = decoder[-1]
+        widths = [in_channels, *encoder]
+        self.down = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
+        self.up = nn.ModuleList()
+        previous = encoder[-1]
+        for level, width in enumerate(decoder[: len(encoder)]):
+            self.up.append(ConvBlock(spatial_dims, previous, width))
+            previous = width + encoder[len(encoder) - 1 - level]
+        self.full = nn.ModuleList()
+        for width in decoder[len(encoder) :]:
+            self.full.append(ConvBlock(spatial_dims, previous, width))
+            previous = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.in_channels or x.dim() != self.spatial_dims + 2:
+            raise ValueError(
+                f"image: expected (B, {self.in_channels}, *S) with {self.spatial_dims} spatial axes, got {x.shape}."
+                " A displacement network takes moving and fixed concatenated on the channel axis."
+            )
+        size = x.shape[2:]
+        x = self._pad(x)
+        skips: list[Tensor] = []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+            x = F.max_pool2d(x, 2) if self.spatial_dims == 2 else F.max_pool3d(x, 2)
+        for block in self.up:
+            x = F.interpolate(block(x), scale_factor=2.0, mode="nearest")
+            x = torch.cat([x, skips.pop()], dim=1)
+        for block in self.full:
+            x = block(x)
+        return self._crop(x, size)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        padding: list[int] = []
+        for axis in range(self.spatial_dims):
+            padding = [0, (-x.shape[2 + axis]) % self.multiple] + padding
+        return F.pad(x, padding) if sum(padding) > 0 else x
+
+    def _crop(self, x: Tensor, size: list[int]) -> Tensor:
+        for axis in range(self.spatial_dims):
+            x = x.narrow(2 + axis, 0, size[axis])
+        return x
+
+
+class PixelEstimator(nn.Module):
+    """One value a pixel from a U-Net: AdaCS's score (sigmoid) or a log variance (linear).
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: 1 where it sees the fixed image, 2 for cat(fixed, warped).
+        activation: "sigmoid" (values in (0, 1)) or "linear".
+        encoder, decoder: as ``UNet``.
+
+    Shape: (B, in_channels, *S) -> (B, 1, *S).
+
+    Raises:
+        ValueError: for another activation.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Sec. 4.1 (score); Zhang et al., MICCAI 2024 (variance).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int = 1,
+        activation: str = "sigmoid",
+        encoder: tuple[int, ...] = ENCODER,
+        decoder: tuple[int, ...] = DECODER,
+    ) -> None:
+        super().__init__()
+        if activation not in ("sigmoid", "linear"):
+            raise ValueError(f"activation must be 'sigmoid' or 'linear', got '{activation}'.")
+        self.unet = UNet(spatial_dims, in_channels, tuple(encoder), tuple(decoder))
+        self.head = convolution(spatial_dims, self.unet.out_channels, 1)
+        self.sigmoid = activation == "sigmoid"
+
+    def forward(self, image: Tensor) -> Tensor:
+        value = self.head(self.unet(image)).float()
+        return torch.sigmoid(value) if self.sigmoid else value

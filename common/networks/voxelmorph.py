@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VoxelMorph, as both Yale papers use it: the classic torch network with a stationary velocity field."""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..spatial.integrate import integrate_svf, resize_field
+from .unet import DECODER, ENCODER, UNet, convolution
+
+
+class Estimate(NamedTuple):
+    """What training sees of a displacement network.
+
+    Attributes:
+        ddf: displacement in voxels of the fixed grid, (B, d, *S).
+        velocity: the field that smoothness acts on, (B, d, *S'), in voxels of its own (coarser) grid.
+    """
+
+    ddf: Tensor
+    velocity: Tensor
+
+
+class VoxelMorph(nn.Module):
+    """U-Net -> velocity -> scaling and squaring at reduced resolution -> displacement.
+
+    Departures from the released code: fields are rescaled by (n_new - 1)/(n_old - 1), exact with align_corners=True,
+    and any size is taken. 109,170 parameters in 2D, 327,331 in 3D, as published.
+
+    Args:
+        spatial_dims: 2 or 3.
+        integration_steps: squarings; 0 takes the velocity as displacement (the first VoxelMorph).
+        velocity_downsample: factor between the image's and the velocity's grid (published 2).
+        encoder, decoder: as ``UNet``.
+
+    Reference: Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        integration_steps: int = 7,
+        velocity_downsample: int = 2,
+        encoder: tuple[int, ...] = ENCODER,
+        decoder: tuple[int, ...] = DECODER,
+    ) -> None:
+        super().__init__()
+        self.integration_steps = integration_steps
+        self.velocity_downsample = velocity_downsample
+        self.unet = UNet(spatial_dims, 2, tuple(encoder), tuple(decoder))
+        self.flow = convolution(spatial_dims, self.unet.out_channels, spatial_dims)
+        nn.init.normal_(self.flow.weight, std=1e-5)
+        if self.flow.bias is not None:
+            nn.init.zeros_(self.flow.bias)
+
+    def velocity(self, image: Tensor) -> Tensor:
+        """Velocity on its reduced grid, float32 whatever the precision of the convolutions."""
+        flow = self.flow(self.unet(image)).float()
+        size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in flow.shape[2:]]
+        return resize_field(flow, size)
+
+    def displacement(self, velocity: Tensor, size: list[int]) -> Tensor:
+        """Integrate a velocity and bring it to the image's grid."""
+        return resize_field(integrate_svf(velocity, self.integration_steps), size)
+
+    def forward(
+        self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None
+    ) -> Tensor:
+        """Displacement that pulls moving onto fixed.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1]; or moving alone, (B, 1, *S), when ``fixed`` is given.
+            fixed: (B, 1, *S), optional.
+            condition: must be None: this network takes none.
+
+        Returns:
+            ddf (B, d, *S) in voxels.
+
+        Raises:
+            ValueError: for another number of channels or axes, or a condition.
+        """
+        if condition is not None:
+            raise ValueError("condition: VoxelMorph takes none; choose a conditional architecture.")
+        if fixed is not None:
+            image = torch.cat([image, fixed], dim=1)
+        return self.displacement(self.velocity(image), image.shape[2:])
+
+    def estimate(self, image: Tensor) -> Estimate:
+        """As ``forward``, with the velocity that training regularises."""
+        velocity = self.velocity(image)
+        return Estimate(self.displacement(velocity, image.shape[2:]), velocity)

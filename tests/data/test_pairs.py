@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+from typing import Any
+
+import pytest
+import torch
+
+from common.data.pairs import PairDataset, SeededSampler, evaluation_loader, training_loader
+
+
+def _pairs(count: int, d: int = 2) -> list[dict[str, Any]]:
+    """Pairs of different native sizes; one voxel in the first corner is far brighter than the crop."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for index in range(count):
+        shape = (30 + index % 3, 26 - index % 2, 22)[:d]
+        images = torch.rand(2, 1, *shape, generator=generator) + index
+        images[(slice(None), 0, *([0] * d))] = 1000.0
+        pairs.append(
+            {
+                "moving_image": images[0],
+                "fixed_image": images[1],
+                "moving_label": (images[0] > index + 0.5).byte(),
+                "fixed_label": (images[1] > index + 0.5).byte(),
+                "centre": torch.tensor([16.0, 14.0, 12.0][:d]),
+                "subject": f"patient{index:03d}",
+                "group": "NOR",
+                "slice": index,
+                "spacing": torch.full((d,), torch.nan),
+            }
+        )
+    return pairs
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_images_are_normalised_after_the_crop(d: int) -> None:
+    pairs = _pairs(3, d)
+    size = (12, 8, 10)[:d]
+    for index, item in enumerate(PairDataset(pairs, size, with_labels=True)):
+        window = tuple(slice(int(a), int(a) + s) for a, s in zip(item["crop_start"], size, strict=True))
+        part = pairs[index]["moving_image"][(slice(None), *window)]
+        expected = (part - part.min()) / (part.max() - part.min())
+        assert torch.allclose(item["moving_image"], expected, atol=1e-6)
+        assert (item["fixed_image"].min(), item["fixed_image"].max()) == (0.0, 1.0)
+        assert torch.equal(item["fixed_label"], pairs[index]["fixed_label"][(slice(None), *window)])
+        if index == 2:
+            break
+
+
+def test_training_items_hold_only_the_images_and_pairs_stay_untouched() -> None:
+    pairs = _pairs(1)
+    before = pairs[0]["moving_image"].clone()
+    assert set(PairDataset(pairs, (12, 10), jitter=2)[0, 5]) == {"moving_image", "fixed_image"}
+    assert torch.equal(pairs[0]["moving_image"], before) and "crop_start" not in pairs[0]
+
+
+def test_true_displacement_is_cropped_with_the_images() -> None:
+    pairs = _pairs(2)
+    for pair in pairs:
+        pair["true_ddf"] = torch.cat([pair["moving_image"], -pair["moving_image"]])
+    item = PairDataset(pairs, (12, 10), with_labels=True)[1]
+    x, y = item["crop_start"].tolist()
+    assert torch.equal(item["true_ddf"], pairs[1]["true_ddf"][:, x : x + 12, y : y + 10])
+
+
+def test_jitter_is_a_function_of_the_draw_seed_and_absent_for_plain_indices() -> None:
+    dataset = PairDataset(_pairs(2), (12, 10), jitter=3)
+    exact = PairDataset(_pairs(2), (12, 10))
+    assert torch.equal(dataset[1]["moving_image"], exact[1]["moving_image"])
+    draws = [dataset[1, seed]["moving_image"] for seed in range(20)]
+    assert all(torch.equal(dataset[1, seed]["moving_image"], draw) for seed, draw in enumerate(draws))
+    assert len({draw.numpy().tobytes() for draw in draws}) > 10
+    # both images of a pair move together
+    same = _pairs(1)
+    same[0]["fixed_image"] = same[0]["moving_image"]
+    item = PairDataset(same, (12, 10), jitter=3)[0, 4]
+    assert torch.equal(item["moving_image"], item["fixed_image"])
+
+
+@pytest.mark.parametrize("count", [16, 19])
+def test_steps_of_two_ranks_hold_the_samples_of_one_process_with_twice_the_batch(count: int) -> None:
+    dataset, batch = PairDataset(_pairs(count), (12, 10)), 4
+
+    def steps(replicas: int, rank: int, size: int) -> list[set[tuple[int, int]]]:
+        sampler = SeededSampler(dataset, 3, replicas, rank, drop_last=True)
+        sampler.set_epoch(2)
+        drawn = list(sampler)
+        assert len(drawn) == len(sampler) == count // replicas
+        return [set(drawn[i : i + size]) for i in range(0, len(drawn) - size + 1, size)]
+
+    single, first, second = steps(1, 0, 2 * batch), steps(2, 0, batch), steps(2, 1, batch)
+    assert len(single) == len(first) == len(second) == count // (2 * batch)
+    assert [a | b for a, b in zip(first, second, strict=True)] == single
+    assert all(not a & b for a, b in zip(first, second, strict=True))
+
+
+def test_ranks_repeat_the_beginning_of_the_order_where_nothing_is_dropped() -> None:
+    dataset = PairDataset(_pairs(5), (12, 10))
+    drawn = [list(SeededSampler(dataset, 0, 3, rank)) for rank in range(3)]
+    order = [drawn[i % 3][i // 3] for i in range(6)]
+    assert sorted(index for index, _ in order[:5]) == [0, 1, 2, 3, 4] and order[5] == order[0]
+
+
+def test_order_and_draws_depend_on_seed_and_epoch_only() -> None:
+    dataset = PairDataset(_pairs(12), (12, 10))
+
+    def order(seed: int, epoch: int) -> tuple[tuple[int, int], ...]:
+        sampler = SeededSampler(dataset, seed)
+        sampler.set_epoch(epoch)
+        torch.rand(seed + epoch + 1)  # the global random state has no influence
+        return tuple(sampler)
+
+    runs = {(seed, epoch): order(seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert all(order(*key) == value for key, value in runs.items())
+    assert len({tuple(index for index, _ in run) for run in runs.values()}) == 9
+    assert len({draw for run in runs.values() for _, draw in run}) == 9 * 12
+    assert all(sorted(index for index, _ in run) == list(range(12)) for run in runs.values())
+
+
+def test_batches_are_equal_with_workers_and_after_a_resume() -> None:
+    dataset = PairDataset(_pairs(10), (12, 10), jitter=3)
+
+    def epoch_of(epoch: int, workers: int, before: int = 0) -> list[torch.Tensor]:
+        loader = training_loader(dataset, 4, seed=1, num_workers=workers)
+        for earlier in range(before):
+            loader.sampler.set_epoch(earlier)
+            list(loader)
+        loader.sampler.set_epoch(epoch)
+        return [batch["moving_image"].clone() for batch in loader]
+
+    expected = epoch_of(2, workers=0, before=2)
+    assert [tuple(batch.shape) for batch in expected] == [(4, 1, 12, 10)] * 2
+    state = torch.get_rng_state()
+    for other in (epoch_of(2, workers=0), epoch_of(2, workers=2)):
+        assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
+    batches = list(training_loader(PairDataset(_pairs(3), (12, 10)), 8, seed=0))
+    assert [len(batch["moving_image"]) for batch in batches] == [3]
+
+
+def test_evaluation_is_in_order_and_complete() -> None:
+    dataset = PairDataset(_pairs(5), (12, 10), jitter=4, with_labels=True)
+    batches = list(evaluation_loader(dataset, 2))
+    assert [name for batch in batches for name in batch["subject"]] == [f"patient{i:03d}" for i in range(5)]
+    assert torch.cat([batch["slice"] for batch in batches]).tolist() == [0, 1, 2, 3, 4]
+    first = batches[0]
+    assert first["moving_label"].shape == (2, 1, 12, 10) and first["moving_label"].dtype == torch.uint8
+    assert first["spacing"].shape == (2, 2) and first["spacing"].isnan().all()
+    assert isinstance(first["group"], list) and first["crop_start"].tolist() == [[11, 10], [11, 10]]
+
+
+def test_bad_data_is_an_error() -> None:
+    with pytest.raises(ValueError, match="data: expected at least one pair"):
+        PairDataset([], (12, 10))
+    pairs = _pairs(2)
+    pairs[0]["true_ddf"] = torch.zeros(2, 30, 26)
+    with pytest.raises(ValueError, match=r"data\[1\]: expected the keys .*true_ddf"):
+        PairDataset(pairs, (12, 10), with_labels=True)
+    del pairs[1]["centre"]
+    with pytest.raises(ValueError, match=r"data\[1\]: expected the keys .*centre"):
+        PairDataset(pairs, (12, 10))

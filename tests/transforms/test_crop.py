@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from common.transforms.crop import CropToCentred, auto_centre, centroid, crop_window
+
+
+def _disc(shape: tuple[int, ...], centre: tuple[float, ...], radius: float) -> torch.Tensor:
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    return (sum((x - c) ** 2 for x, c in zip(axes, centre, strict=True)) <= radius**2).float()
+
+
+@pytest.mark.parametrize(("shape", "centre"), [((40, 31), (22.0, 9.0)), ((20, 31, 16), (8.0, 20.0, 7.0))])
+def test_centroid_of_a_ball_is_its_centre(shape: tuple[int, ...], centre: tuple[float, ...]) -> None:
+    assert torch.allclose(centroid(_disc(shape, centre, 5.0)), torch.tensor(centre), atol=1e-5)
+
+
+def test_centroid_of_an_empty_mask_is_none() -> None:
+    assert centroid(torch.zeros(4, 5)) is None
+
+
+@pytest.mark.parametrize(("shape", "centre"), [((120, 96), (70.0, 38.0)), ((48, 40, 56), (30.0, 17.0, 22.0))])
+def test_auto_centre_finds_a_contracting_ball(shape: tuple[int, ...], centre: tuple[float, ...]) -> None:
+    noise = torch.rand(3, 1, *shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    # a brighter ball that does not move must not attract the centre; gains differ between the frames
+    still = 2 * _disc(shape, tuple(6.0 for _ in shape), 4.0)
+    moving = still + _disc(shape, centre, 10.0) + noise
+    fixed = 5 * (still + _disc(shape, centre, 6.0) + noise)
+    found = auto_centre(moving, fixed, sigma=6.0)
+    assert torch.allclose(found, torch.tensor(centre), atol=1.5)
+
+
+def test_auto_centre_of_equal_images_is_their_middle() -> None:
+    image = torch.rand(2, 1, 9, 14, generator=torch.Generator().manual_seed(0))
+    assert auto_centre(image, image).tolist() == [4.0, 6.5]
+
+
+def test_auto_centre_refuses_a_fraction_of_one() -> None:
+    with pytest.raises(ValueError, match=r"fraction: expected a number in \[0, 1\)"):
+        auto_centre(torch.zeros(1, 1, 8, 9), torch.zeros(1, 1, 8, 9), fraction=1.0)
+
+
+def test_auto_centre_of_unequal_stacks_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"two stacks of one shape \(N, C, \*S\)"):
+        auto_centre(torch.zeros(2, 1, 8, 9), torch.zeros(3, 1, 8, 9))
+
+
+@pytest.mark.parametrize(
+    ("n", "centre", "size", "start", "padding"),
+    [
+        (20, 9.5, 8, 6, (0, 0)),  # first voxels 6..13 have their middle at 9.5
+        (20, 10.0, 9, 6, (0, 0)),
+        (20, 1.0, 8, 0, (0, 0)),  # shifted inside
+        (20, 19.0, 8, 12, (0, 0)),
+        (20, -30.0, 20, 0, (0, 0)),
+        (5, 0.0, 8, -1, (1, 2)),  # smaller than the window: kept whole
+    ],
+)
+def test_crop_window_along_one_axis(n: int, centre: float, size: int, start: int, padding: tuple[int, int]) -> None:
+    first, slices, pads = crop_window([n], [centre], [size])
+    assert (first, pads) == ([start], [padding])
+    assert slices[0].stop - slices[0].start + sum(padding) == size
+
+
+def test_crop_window_of_unequal_lengths_is_an_error() -> None:
+    with pytest.raises(ValueError, match="of one length"):
+        crop_window([10, 10], [5.0], [4, 4])
+
+
+def test_crop_window_at_nan_is_an_error() -> None:
+    with pytest.raises(ValueError, match="finite voxel coordinates"):
+        crop_window([10], [float("nan")], [4])
+
+
+@pytest.mark.parametrize("shape", [(30, 21), (22, 30, 19)])
+def test_crop_is_the_image_from_crop_start_on(shape: tuple[int, ...]) -> None:
+    d = len(shape)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"))
+    item = {"moving_image": grid.float(), "true_ddf": grid.float() * 2, "centre": torch.tensor([11.0, 9.0, 10.0][:d])}
+    size = (12, 7, 9)[:d]
+    out = CropToCentred("moving_image", size)(item)
+    corner = (slice(None), *([0] * d))
+    assert out["moving_image"].shape == (d, *size)
+    assert torch.equal(out["moving_image"][corner], out["crop_start"].float())
+    assert torch.equal(out["true_ddf"], 2 * out["moving_image"])
+    assert item["moving_image"].shape[1:] == shape and "crop_start" not in item
+
+
+def test_padding_is_the_minimum_for_images_and_zero_for_labels_and_displacements() -> None:
+    item = {
+        "fixed_image": torch.rand(1, 6, 20, generator=torch.Generator().manual_seed(0)) + 3,
+        "fixed_label": torch.full((1, 6, 20), 2, dtype=torch.uint8),
+        "true_ddf": torch.ones(2, 6, 20),
+        "centre": torch.tensor([3.0, 10.0]),
+    }
+    out = CropToCentred(["fixed_image", "fixed_label"], (10, 8))(item)
+    inside = item["fixed_image"][:, :, out["crop_start"][1] : out["crop_start"][1] + 8]
+    assert out["crop_start"].tolist() == [-2, 7]
+    assert torch.equal(out["fixed_image"][:, 2:8], inside)
+    assert (out["fixed_image"][:, [0, 1, 8, 9]] == inside.min()).all()
+    assert out["fixed_label"].dtype == torch.uint8 and out["fixed_label"].sum() == 2 * 6 * 8
+    assert out["true_ddf"].sum() == 2 * 6 * 8
+
+
+def test_jitter_moves_the_window_over_its_whole_range_and_repeats_with_the_seed() -> None:
+    item = {"moving_image": torch.zeros(1, 40, 30), "centre": torch.tensor([20.0, 15.0])}
+    crop = CropToCentred("moving_image", (9, 11), jitter=2)
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.stack([crop(item, generator)["crop_start"] for _ in range(300)])
+    exact = torch.tensor([16, 10])
+    assert torch.equal(crop(item)["crop_start"], exact)
+    assert len({tuple(row) for row in (starts - exact).tolist()}) == 25
+    assert (starts - exact).abs().max() == 2
+    again = crop(item, torch.Generator().manual_seed(0))["crop_start"]
+    assert torch.equal(again, starts[0])
+
+
+def test_bad_arguments_and_items_are_errors() -> None:
+    with pytest.raises(ValueError, match="size: expected positive"):
+        CropToCentred("moving_image", (8, 0))
+    with pytest.raises(ValueError, match="jitter: expected a whole number"):
+        CropToCentred("moving_image", (8, 8), jitter=-1)
+    crop = CropToCentred(["moving_image", "fixed_image"], (4, 4))
+    item = {"moving_image": torch.zeros(1, 8, 8), "fixed_image": torch.zeros(1, 8, 9)}
+    with pytest.raises(KeyError, match="centre"):
+        crop(item)
+    with pytest.raises(ValueError, match="fixed_image: expected the spatial shape"):
+        crop(item | {"centre": torch.tensor([4.0, 4.0])})
+    with pytest.raises(ValueError, match="of one length"):
+        crop(item | {"centre": torch.tensor([4.0, 4.0, 4.0])})
