@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..spatial.warp import warp
 
 ESTIMATOR_INPUTS = ("fixed", "fixed_warped")
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class TrainingView(nn.Module):
@@ -27,6 +28,7 @@ class TrainingView(nn.Module):
         self.amp = amp
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        image = image.contiguous(memory_format=CHANNELS_LAST[image.dim()])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
             return self.network.estimate(image)
 
@@ -45,6 +47,7 @@ class EstimatorView(nn.Module):
         self.amp = amp
 
     def forward(self, image: Tensor) -> Tensor:
+        image = image.contiguous(memory_format=CHANNELS_LAST[image.dim()])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
             return self.network(image)
 

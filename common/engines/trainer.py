@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView
+from .step import CHANNELS_LAST, ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView
 
 
 class RegistrationEvents(EventEnum):
@@ -47,8 +47,11 @@ class Update:
 
 
 def _prepared(view: nn.Module, device: torch.device, compile: bool) -> nn.Module:
-    """Move to the device, then wrap for several processes and compile where asked."""
+    """Move to the device, channels last (faster convolutions), wrap for several processes, compile where asked."""
     view = view.to(device)
+    for parameter in view.parameters():
+        if parameter.dim() in CHANNELS_LAST:
+            parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.dim()])
     distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if distributed:
         if device.type == "cuda":

@@ -22,7 +22,7 @@ STATE_FILE = "last.pt"
 def save_weights(module: nn.Module, path: str | Path) -> None:
     """Write a module's state dict atomically, on the CPU."""
     with atomic_path(path) as temporary:
-        torch.save({key: value.detach().cpu() for key, value in module.state_dict().items()}, temporary)
+        torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, temporary)
 
 
 def load_weights(module: nn.Module, path: str | Path) -> nn.Module:

@@ -13,17 +13,21 @@ from ..spatial.units import flip_ras_lps, physical_to_voxel, plane_affine, voxel
 from .images import Image, file_affine, open_nifti, read_values, write_nifti
 
 INTENT_VECTOR = 1007
+# ITK reads a field of one slice as 2D and drops its tilt, but an image of one slice as 3D: the slice is written twice.
+ONE_SLICE = "displacement field of one slice, written twice"
 
 
 def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) -> None:
     """Write a displacement field that resamples in ITK and ANTs as ``warp`` does here, atomically.
 
     ``itk.DisplacementFieldTransform`` of the file, with the fixed image as reference grid, maps a fixed point p to
-    p + D(p) in the moving image: D is the ddf in mm, LPS. ANTs: antsApplyTransforms -d 3 -i moving -r fixed -t file
-    (-d 2 for 2D images). Moving and fixed must be on one grid (``resample_like``), the grid of ``like``.
+    p + D(p) in the moving image: D is the ddf in mm, LPS. ANTs: antsApplyTransforms -d 3 -i moving -r fixed -t file.
+    Moving and fixed must be on one grid (``resample_like``), the grid of ``like``. Files of 2D images depend on how
+    ITK reads the image: (X, Y) is 2D (-d 2), (X, Y, 1) is 3D (-d 3).
 
     Args:
-        path: a .nii or .nii.gz file to (over)write, (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) float32 with intent 1007.
+        path: a .nii or .nii.gz file to (over)write, float32 with intent 1007: (X, Y, Z, 1, 3) for volumes,
+            (X, Y, 1, 1, 2) for images of the form (X, Y), (X, Y, 2, 1, 3) for images of the form (X, Y, 1).
         ddf: (d, *S) in voxels of ``like``, channel i along array axis i.
         like: the fixed image.
         stack: ``ddf`` (2, X, Y, Z) holds in-plane displacements of a stack registered slice by slice; the component
@@ -31,29 +35,21 @@ def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) ->
 
     Raises:
         ValueError: if the shapes do not fit, a value is not finite, or ITK cannot express the grid: sheared axes, or a
-            single tilted slice.
+            tilted plane of the form (X, Y).
     """
-    if stack:
-        ddf = _pad_stack(ddf, like)
-    dims = like.array.dim()
-    if tuple(ddf.shape) != (dims, *like.array.shape):
-        raise ValueError(
-            f"save_ddf: ddf must have shape {(dims, *like.array.shape)}, its channels and the grid of like; got"
-            f" {tuple(ddf.shape)}. Drop the batch axis; pass stack=True for in-plane fields of a stack of slices."
-        )
-    if not torch.isfinite(ddf).all():
-        raise ValueError("save_ddf: ddf must be finite; got NaN or infinite values. Check the registration's loss.")
+    _check_field(ddf, like, stack)
+    field = ddf.detach().cpu().double()
+    if stack or like.slice_axis:
+        field = torch.cat([field, torch.zeros_like(field[:1])])
+    if like.slice_axis:
+        field = field[..., None].expand(-1, -1, -1, 2)
+    dims = field.shape[0]
     affine = plane_affine(like.affine) if dims == 2 else like.affine
     _check_orthogonal(affine, dims)
-    if dims == 3 and like.array.shape[2] == 1:
-        raise ValueError(
-            "save_ddf: a 3D grid must have two slices or more, since ITK reads a field of one slice as 2D; got shape"
-            f" {tuple(like.array.shape)}. Load the image with load_image, which takes one slice as 2D."
-        )
-    ddf_mm = flip_ras_lps(voxel_to_physical(ddf.detach().cpu().double(), affine), channel=0)
+    ddf_mm = flip_ras_lps(voxel_to_physical(field, affine), channel=0)
     values = ddf_mm.movedim(0, -1).float().numpy()
     values = values[:, :, None, None] if dims == 2 else values[:, :, :, None]
-    write_nifti(path, values, like, intent=INTENT_VECTOR)
+    write_nifti(path, values, like, INTENT_VECTOR, ONE_SLICE if like.slice_axis else "")
 
 
 def load_ddf(path: str | Path) -> tuple[Tensor, np.ndarray]:
@@ -63,7 +59,8 @@ def load_ddf(path: str | Path) -> tuple[Tensor, np.ndarray]:
         path: a .nii or .nii.gz file of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with intent 1007.
 
     Returns:
-        ddf (d, *S) float32 in voxels of the file's own grid, and its affine (4, 4), voxels to mm, RAS.
+        ddf (d, *S) float32 in voxels of the file's own grid, and its affine (4, 4), voxels to mm, RAS. A field that
+        ``save_ddf`` wrote for one slice comes back as (2, X, Y).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -83,21 +80,33 @@ def load_ddf(path: str | Path) -> tuple[Tensor, np.ndarray]:
             f"load_ddf: expected intent code {INTENT_VECTOR} (vectors in mm, LPS, as ITK and ANTs write); {path} has"
             f" {intent}, whose convention differs between tools. Export the field again from ITK, ANTs or 3D Slicer."
         )
-    vectors = read_values(nifti, path)
-    vectors = torch.from_numpy(vectors[:, :, 0, 0] if planar else vectors[:, :, :, 0]).movedim(-1, 0)
+    values = read_values(nifti, path)
+    vectors = torch.from_numpy(values[:, :, 0, 0] if planar else values[:, :, :, 0]).movedim(-1, 0)
     affine = file_affine(nifti, path)
     ddf_mm = flip_ras_lps(vectors.double(), channel=0)
     ddf = physical_to_voxel(ddf_mm, plane_affine(affine) if planar else affine)
+    if not planar and bytes(nifti.header["descrip"].item()).decode("latin1") == ONE_SLICE:
+        ddf = ddf[:2, :, :, 0]
     return ddf.float().contiguous(), affine
 
 
-def _pad_stack(ddf: Tensor, like: Image) -> Tensor:
-    if like.array.dim() != 3 or tuple(ddf.shape) != (2, *like.array.shape):
+def _check_field(ddf: Tensor, like: Image, stack: bool) -> None:
+    shape = tuple(like.array.shape)
+    if stack and len(shape) != 3:
+        raise ValueError(f"save_ddf: stack=True needs a 3D image as like; got shape {shape}. Leave stack out in 2D.")
+    if len(shape) == 3 and shape[2] == 1:
         raise ValueError(
-            f"save_ddf: with stack=True ddf must have shape (2, X, Y, Z) over the 3D grid of like; got"
-            f" {tuple(ddf.shape)} over {tuple(like.array.shape)}. Stack the slices' fields on the last axis."
+            f"save_ddf: like must be 2D or have several slices; got shape {shape}. Load it with load_image, which takes"
+            " a file of one slice as 2D."
         )
-    return torch.cat([ddf, torch.zeros_like(ddf[:1])])
+    expected = (2 if stack else len(shape), *shape)
+    if tuple(ddf.shape) != expected:
+        raise ValueError(
+            f"save_ddf: ddf must have shape {expected}, channels first over the grid of like; got {tuple(ddf.shape)}."
+            " Drop the batch axis; pass stack=True for, and only for, in-plane fields of a stack of slices."
+        )
+    if not torch.isfinite(ddf).all():
+        raise ValueError("save_ddf: ddf must be finite; got NaN or infinite values. Check the registration's loss.")
 
 
 def _check_orthogonal(affine: np.ndarray, dims: int) -> None:

@@ -86,7 +86,7 @@ def load_label(path: str | Path) -> Image:
     return image._replace(array=torch.from_numpy(np.ascontiguousarray(values)).to(torch.int32))
 
 
-def open_nifti(path: Path) -> nib.Nifti1Image:
+def open_nifti(path: Path) -> nib.Nifti1Pair:
     """Open a NIfTI file, values not read yet.
 
     Raises:
@@ -97,14 +97,20 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
         raise FileNotFoundError(f"path: expected a NIfTI file; {path} does not exist. Check the path's spelling.")
     try:
         image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError) as error:
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise ValueError(_unreadable(path, error)) from error
     if not isinstance(image, nib.Nifti1Pair):
         raise ValueError(_unreadable(path, TypeError(f"it is {type(image).__name__}")))
     return image
 
 
-def read_values(nifti: nib.Nifti1Image, path: Path) -> np.ndarray:
+def read_values(nifti: nib.Nifti1Pair, path: Path) -> np.ndarray:
     """All values of an opened file as float32, scaled as its header says.
 
     Raises:
@@ -122,7 +128,7 @@ def read_values(nifti: nib.Nifti1Image, path: Path) -> np.ndarray:
     return values
 
 
-def file_affine(nifti: nib.Nifti1Image, path: Path) -> np.ndarray:
+def file_affine(nifti: nib.Nifti1Pair, path: Path) -> np.ndarray:
     """The (4, 4) float64 RAS affine of an opened file, as ``load_image`` documents it.
 
     Raises:
@@ -140,7 +146,7 @@ def file_affine(nifti: nib.Nifti1Image, path: Path) -> np.ndarray:
         affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1]) / np.linalg.norm(affine[:3, 0])
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ValueError(
-            f"path: expected an invertible affine; {path} has {affine.tolist()}. Repair the qform and sform of the file."
+            f"path: expected an invertible affine; {path} has {affine.tolist()}. Repair its qform and sform."
         )
     if qform_code > 0 and sform_code > 0:
         apart = _largest_distance(nifti.get_qform(), affine, nifti.shape[:3])
@@ -182,7 +188,7 @@ def save_image(path: str | Path, array: Tensor, like: Image, dtype: np.dtype | t
     write_nifti(path, stored[..., None] if like.slice_axis and stored.ndim == 2 else stored, like)
 
 
-def write_nifti(path: str | Path, values: np.ndarray, like: Image, intent: int = 0) -> None:
+def write_nifti(path: str | Path, values: np.ndarray, like: Image, intent: int = 0, description: str = "") -> None:
     """Write values with the affine and codes of ``like``, atomically.
 
     Args:
@@ -190,6 +196,7 @@ def write_nifti(path: str | Path, values: np.ndarray, like: Image, intent: int =
         values: array as it lies in the file.
         like: gives affine and form codes.
         intent: NIfTI intent code.
+        description: NIfTI free text, at most 79 characters.
 
     Raises:
         ValueError: if the suffix is not that of a NIfTI file.
@@ -199,6 +206,7 @@ def write_nifti(path: str | Path, values: np.ndarray, like: Image, intent: int =
     nifti = nib.Nifti1Image(values, None, dtype=values.dtype)
     nifti.header.set_intent(intent)
     nifti.header.set_xyzt_units("mm")
+    nifti.header["descrip"] = description
     nifti.set_qform(like.affine, code=like.form_codes[0], update_affine=False)
     nifti.set_sform(like.affine, code=like.form_codes[1], update_affine=False)
     with atomic_path(path) as temporary:
@@ -249,9 +257,9 @@ def resample_like(moving: Image, fixed: Image, mode: str) -> Image:
             )
         relative = relative[np.ix_([0, 1, 3], [0, 1, 3])]
     source = MetaTensor(moving.array[None].double(), affine=torch.from_numpy(relative))
-    resampler = SpatialResample(mode=mode, padding_mode="zeros", align_corners=True, dtype=torch.float64)
+    resampler = SpatialResample(mode=mode, padding_mode="zeros", align_corners=True, dtype=np.float64)
     output = resampler(source, dst_affine=torch.eye(dims + 1).double(), spatial_size=tuple(fixed.array.shape))
-    array = output.as_tensor()[0]
+    array = output.as_subclass(Tensor)[0]
     array = array.to(moving.array.dtype) if moving.array.is_floating_point() else array.round().to(moving.array.dtype)
     return fixed._replace(array=array)
 
@@ -280,7 +288,7 @@ def _read(path: Path) -> tuple[Image, np.ndarray]:
 
 def _unreadable(path: Path, error: Exception) -> str:
     return (
-        f"path: expected a readable NIfTI file (.nii, .nii.gz); {path} is not ({error}). Copy or download it again if it"
+        f"path: expected a readable NIfTI file (.nii, .nii.gz); {path} is not ({error}). Copy it again if it"
         " is cut short; convert other formats with dcm2niix or 3D Slicer."
     )
 

@@ -247,3 +247,15 @@ def _cell(measure: Mapping[str, Any] | None) -> str:
 def _rounded(value: float) -> str:
     # three decimals would print the small folding percentages as 0.000
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def write_subjects(rows: list[dict[str, Any]], output_dir: str | Path) -> None:
+    """Write ``subjects.csv``, a row a subject: measures over all its cases together, such as a volume's Dice.
+
+    Args:
+        rows: a dictionary a subject, all with the same keys; NaN is written as an empty field.
+        output_dir: folder to write in; created.
+    """
+    plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
+    with atomic_path(Path(output_dir) / "subjects.csv") as path:
+        _write_table(plain, list(plain[0]), path)

@@ -24,17 +24,16 @@ def _box_sum_along(image: Tensor, window: int, axis: int) -> Tensor:
     partial.narrow(axis, 0, half).zero_()
     partial.narrow(axis, half, length).copy_(image)
     partial.narrow(axis, half + length, half).zero_()
-    total, offset, width = None, 0, 1
-    while True:
-        if window & width:
-            part = partial.narrow(axis, offset, length)
-            total = part if total is None else total + part
-            offset += width
-        if 2 * width > window:
-            return total
+    # The window is odd: its lowest bit is always set.
+    total, offset, width = partial.narrow(axis, 0, length), 1, 1
+    while 2 * width <= window:
         rest = partial.shape[axis] - width
         partial = partial.narrow(axis, 0, rest) + partial.narrow(axis, width, rest)
         width *= 2
+        if window & width:
+            total = total + partial.narrow(axis, offset, length)
+            offset += width
+    return total
 
 
 def box_sum(image: Tensor, window: int) -> Tensor:

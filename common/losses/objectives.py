@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .smoothness import Diffusion
-from .weighting import adaframe_weight, adareg_weight, resample_weight
+from .weighting import AdaRegSmoothness, adaframe_weight
 
 
 class Step(Protocol):
@@ -68,29 +68,22 @@ class AdaFrameWeight(nn.Module):
     """AdaFrame: a decreasing sigmoid of the normalised residual (see ``weighting.adaframe_weight``)."""
 
     def forward(self, step: Step) -> Tensor | None:
-        return adaframe_weight((step.warped.detach() - step.fixed).abs())
+        return adaframe_weight((step.warped - step.fixed).abs())
 
 
-class AdaRegWeight(nn.Module):
-    """AdaReg: less smoothness where the residual is high (see ``weighting.adareg_weight``).
+class AdaptiveSmoothness(nn.Module):
+    """AdaReg: less smoothness where the residual is high (see ``smoothness`` and ``weighting.AdaRegSmoothness``).
 
     Args:
-        form: "paper" weighs the gradient, "official" the field before its gradient is taken.
+        preset: "paper" or "official", as there.
     """
 
-    def __init__(self, form: str = "paper") -> None:
+    def __init__(self, preset: str = "paper") -> None:
         super().__init__()
-        if form not in ("paper", "official"):
-            raise ValueError(f"form must be 'paper' or 'official', got '{form}'.")
-        self.official = form == "official"
-        self.diffusion = Diffusion()
+        self.energy = AdaRegSmoothness(preset=preset)
 
     def forward(self, step: Step) -> Tensor:
-        alpha = adareg_weight((step.warped.detach() - step.fixed).abs())
-        alpha = resample_weight(alpha, step.velocity.shape[2:])
-        if self.official:
-            return self.diffusion(alpha * step.velocity)
-        return self.diffusion(step.velocity, alpha.square())
+        return self.energy(step.velocity, (step.warped - step.fixed).abs())
 
 
 class PlainSmoothness(nn.Module):
@@ -188,3 +181,7 @@ class ScoreObjective(nn.Module):
 def momentum_activation(mu: Tensor, form: str = "paper") -> Tensor:
     """b(μ): cos(π/2·μ) in the paper (Eq. 6), cos(3.14·50·μ) in the published code."""
     return torch.cos((math.pi / 2 if form == "paper" else 3.14 * 50) * mu)
+
+
+WEIGHTS: dict[str, type[nn.Module]] = {"none": UnitWeight, "adaframe": AdaFrameWeight, "score": ScoreWeight}
+SMOOTHNESS: dict[str, type[nn.Module]] = {"diffusion": PlainSmoothness, "adareg": AdaptiveSmoothness}

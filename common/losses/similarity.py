@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .lncc import local_squared_ncc
 
 
-
 def _paired(warped: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
     """Check two images of one shape (B, C, *S) and return them in float32 (float64 where one of them has it)."""
     if warped.shape != fixed.shape:
@@ -81,8 +80,9 @@ class Tukey(nn.Module):
         warped, fixed = _paired(warped, fixed)
         residual = warped - fixed
         cutoff = (self.c * self.scale(residual)).square()
-        inside = (1 - residual.square() / cutoff).clamp(min=0)
-        return (cutoff / 3 * (1 - inside**3)).mean(dim=1, keepdim=True)
+        ratio = (residual.square() / cutoff).clamp(max=1)
+        # (1 - (1 - q)^3) / 3 multiplied out: the closed form would cancel for small residuals.
+        return (cutoff * ratio * (1 - ratio + ratio.square() / 3)).mean(dim=1, keepdim=True)
 
 
 class LNCC(nn.Module):

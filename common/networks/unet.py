@@ -26,6 +26,39 @@ class ConvBlock(nn.Module):
         return F.leaky_relu(self.conv(x), 0.2, inplace=True)
 
 
+class UpConvBlock(nn.Module):
+    """ConvBlock(cat(up(x), skip)) with nearest up-sampling, without forming either.
+
+    A 3^d convolution of a nearest-up-sampled image is a transposed convolution of the small image with a 4^d kernel
+    (each 3-tap filter convolved with the two ones of the up-sampling): 4^d/2^d = 2^d taps an output voxel, not 3^d,
+    and no large intermediate. The parameters are those of the plain block.
+
+    Shape: (B, low_channels, *S/2), (B, skip_channels, *S) -> (B, out_channels, *S).
+    """
+
+    def __init__(self, spatial_dims: int, low_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.low_channels = low_channels
+        self.conv = convolution(spatial_dims, low_channels + skip_channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        kernel = self.conv.weight[:, : self.low_channels]
+        axes = [2 + axis for axis in range(kernel.dim() - 2)]
+        kernel = torch.flip(kernel, axes).transpose(0, 1)
+        for axis in range(len(axes)):
+            before, after = [0] * (2 * len(axes)), [0] * (2 * len(axes))
+            before[2 * axis], after[2 * axis + 1] = 1, 1
+            kernel = F.pad(kernel, before) + F.pad(kernel, after)
+        beside = self.conv.weight[:, self.low_channels :]
+        if x.dim() == 4:
+            low = F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+            value = low + F.conv2d(skip, beside, None, padding=1)
+        else:
+            low = F.conv_transpose3d(x, kernel, self.conv.bias, stride=2, padding=1)
+            value = low + F.conv3d(skip, beside, None, padding=1)
+        return F.leaky_relu(value, 0.2, inplace=True)
+
+
 class UNet(nn.Module):
     """Encoder-decoder with skips: one convolution a level, max-pool 2, nearest up-sampling, no normalisation.
 
@@ -63,15 +96,15 @@ class UNet(nn.Module):
         self.out_channels = decoder[-1]
         widths = [in_channels, *encoder]
         self.down = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
-        self.up = nn.ModuleList()
-        previous = encoder[-1]
-        for level, width in enumerate(decoder[: len(encoder)]):
-            self.up.append(ConvBlock(spatial_dims, previous, width))
-            previous = width + encoder[len(encoder) - 1 - level]
-        self.full = nn.ModuleList()
-        for width in decoder[len(encoder) :]:
-            self.full.append(ConvBlock(spatial_dims, previous, width))
-            previous = width
+        self.bottom = ConvBlock(spatial_dims, encoder[-1], decoder[0])
+        self.up = nn.ModuleList(
+            [
+                UpConvBlock(spatial_dims, low, skip, out)
+                for low, skip, out in zip(decoder[: len(encoder)], encoder[::-1], decoder[1 : len(encoder) + 1])
+            ]
+        )
+        widths = list(decoder[len(encoder) :])
+        self.full = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.in_channels or x.dim() != self.spatial_dims + 2:
@@ -86,9 +119,9 @@ class UNet(nn.Module):
             x = block(x)
             skips.append(x)
             x = F.max_pool2d(x, 2) if self.spatial_dims == 2 else F.max_pool3d(x, 2)
+        x = self.bottom(x)
         for block in self.up:
-            x = F.interpolate(block(x), scale_factor=2.0, mode="nearest")
-            x = torch.cat([x, skips.pop()], dim=1)
+            x = block(x, skips.pop())
         for block in self.full:
             x = block(x)
         return self._crop(x, size)

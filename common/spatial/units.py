@@ -72,7 +72,7 @@ def plane_affine(affine: np.ndarray) -> np.ndarray:
     if np.abs(matrix[2, :2]).max() > 1e-4 * np.abs(matrix[:3, :2]).max():
         raise ValueError(
             "plane_affine: affine must describe a plane z = constant; got a tilted plane with third row"
-            f" {matrix[2].tolist()}. Store the slice in a 3D stack of at least two slices, which keeps the tilt."
+            f" {matrix[2].tolist()}. Store the slice as a file of shape (X, Y, 1), which keeps the tilt."
         )
     return matrix[np.ix_([0, 1, 3], [0, 1, 3])]
 

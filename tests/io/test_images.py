@@ -150,14 +150,17 @@ def test_truncated_file(tmp_path, suffix):
         load_image(path)
 
 
-def test_corrupt_stream(tmp_path):
-    path = tmp_path / "a.nii.gz"
-    write(tmp_path / "a.nii", np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32))
-    raw = bytearray(gzip.compress((tmp_path / "a.nii").read_bytes()))
-    raw[2000:2400] = bytes(400)
-    path.write_bytes(bytes(raw))
+@pytest.mark.parametrize("start", [0, 4000])
+def test_corrupt_gzip_stream(tmp_path, start):
+    path = tmp_path / "a.nii"
+    write(path, np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32))
+    raw = path.read_bytes()
+    # A second gzip member whose first deflate block is of the reserved type, in the header or amid the values.
+    bad = bytearray(gzip.compress(raw[start:]))
+    bad[10] = 0x07
+    (tmp_path / "b.nii.gz").write_bytes((gzip.compress(raw[:start]) if start else b"") + bytes(bad))
     with pytest.raises(ValueError, match="readable NIfTI file"):
-        load_image(path)
+        load_image(tmp_path / "b.nii.gz")
 
 
 @pytest.mark.parametrize(("bad", "count"), [(np.nan, "1 NaN and 0 infinite"), (np.inf, "0 NaN and 1 infinite")])
@@ -215,7 +218,7 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     before = (tmp_path / "a.nii").read_bytes()
 
     def full_disk(image, path):
-        open(path, "wb").write(b"half")
+        path.write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nib, "save", full_disk)

@@ -72,9 +72,9 @@ def test_gradient_of_every_voxel_of_the_map(name, shape):
 def test_gradient_of_tukey_at_a_fixed_scale():
     # The floor above the MAD holds the scale: it is detached, so finite differences must not move it.
     warped, fixed = image_pair((4, 3, 5), dtype=torch.float64)
-    similarity = Tukey(c=1.5, scale_floor=0.2)
-    inside = (warped - fixed).abs() < 0.3
-    assert not inside.all() or inside.any()
+    similarity = Tukey(c=0.7, scale_floor=0.2)
+    inside = (warped - fixed).abs() < 0.14
+    assert inside.any() and not inside.all()
     assert torch.autograd.gradcheck(similarity, (warped.requires_grad_(), fixed.requires_grad_()))
 
 
@@ -142,7 +142,8 @@ def test_tukey_is_quadratic_inside_and_constant_beyond_the_cutoff():
 def test_box_sum_agrees_with_average_pooling(shape, window):
     image = image_pair(shape, dtype=torch.float64)[0]
     pool = functional.avg_pool2d if len(shape) == 2 else functional.avg_pool3d
-    expected = pool(image, window, stride=1, padding=window // 2) * window ** len(shape)
+    padded = functional.pad(image, [window // 2] * (2 * len(shape)))
+    expected = pool(padded, window, stride=1) * window ** len(shape)
     torch.testing.assert_close(box_sum(image, window), expected, atol=1e-10, rtol=1e-10)
 
 
@@ -210,7 +211,9 @@ def test_lncc_compiles_to_the_same_value_and_gradient():
 
 def test_ncc_is_one_minus_the_correlation_coefficient():
     warped, fixed = image_pair((11, 9, 14), dtype=torch.float64)
-    coefficients = [torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(warped, fixed)]
+    coefficients = [
+        torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(warped, fixed, strict=True)
+    ]
     means = NCC()(warped, fixed).mean(dim=(1, 2, 3, 4))
     torch.testing.assert_close(means, 1 - torch.stack(coefficients), atol=1e-6, rtol=0)
     assert NCC()(1 - 2 * fixed, fixed).mean().item() == pytest.approx(2, abs=1e-6)
@@ -235,7 +238,7 @@ def test_mi_of_two_equal_classes_at_bin_centres_is_log_two():
     fixed = torch.zeros(1, 1, 8, 10)
     fixed[..., 5:] = 1
     assert MI()(1 - fixed, fixed).mean().item() == pytest.approx(-math.log(2), abs=1e-4)
-    assert MI()(fixed.roll(5, dims=2) * 0 + 0.5, fixed).mean().item() == pytest.approx(0, abs=1e-5)
+    assert MI()(torch.full_like(fixed, 0.5), fixed).mean().item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ def test_weight_falls_as_the_residual_rises(weigh, shape):
     weight = weigh(residual)
     assert weight.shape == residual.shape
     assert weight.min() >= 0 and weight.max() <= 1
-    for values, weights in zip(residual.flatten(1), weight.flatten(1)):
+    for values, weights in zip(residual.flatten(1), weight.flatten(1), strict=True):
         ordered = weights[values.argsort()]
         assert (ordered.diff() <= 0).all()
         assert ordered[0] > ordered[-1]

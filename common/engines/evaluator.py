@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers the pairs of a loader and leaves fields and warped images to handlers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from monai.engines.evaluator import Evaluator
+from monai.utils import ForwardMode
+from torch import Tensor, nn
+
+from ..spatial.warp import warp
+
+
+class RegistrationEvaluator(Evaluator):
+    """Runs a registration over a loader.
+
+    ``state.output`` holds ``ddf`` (B, d, *S) in voxels, ``warped_image`` (B, 1, *S) and ``seconds`` for the batch;
+    ``state.batch`` the loader's items, its tensors on the device.
+
+    Args:
+        device: where to register.
+        val_data_loader: batches with ``moving_image`` and ``fixed_image``, (B, 1, *S) in [0, 1].
+        network: ``(image) -> ddf`` on cat(moving, fixed): a displacement network, or a method that optimises pairs.
+        amp: run the network in bfloat16 autocast.
+        val_handlers: MONAI or Ignite handlers.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        val_data_loader: Iterable,
+        network: Callable[[Tensor], Tensor],
+        amp: bool = False,
+        val_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device), val_data_loader=val_data_loader, mode=ForwardMode.EVAL, decollate=False
+        )
+        self.network = network.to(self.state.device) if isinstance(network, nn.Module) else network
+        self.autocast = bool(amp)
+        if val_handlers:
+            self._register_handlers(val_handlers)
+
+    def _iteration(self, engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        for key, value in batch.items():
+            if isinstance(value, Tensor):
+                batch[key] = value.to(self.state.device, non_blocking=True)
+        moving, fixed = batch["moving_image"], batch["fixed_image"]
+        if isinstance(self.network, nn.Module):
+            self.network.eval()
+        started = time.perf_counter()
+        with torch.no_grad(), torch.autocast(moving.device.type, torch.bfloat16, enabled=self.autocast):
+            ddf = self.network(torch.cat([moving, fixed], dim=1)).float()
+        if moving.device.type == "cuda":
+            torch.cuda.synchronize(moving.device)
+        return {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
