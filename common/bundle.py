@@ -52,6 +52,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def world_size() -> int:
+    """Number of processes that torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def switch(value: Any, name: str) -> bool:
     """Read a switch as a person means it: the command line delivers ``--amp false`` as text.
 
@@ -152,7 +157,7 @@ def start(seed: int, device: Any = "cpu") -> None:
     if not root_logger.handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     root_logger.setLevel(min(root_logger.level or logging.INFO, logging.INFO) if rank() == 0 else logging.WARNING)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if world_size() > 1 and not dist.is_initialized():
         chosen = select_device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)

@@ -87,6 +87,24 @@ def subjects(dataset_dir: str | Path, split: str = "all") -> list[str]:
     return [folder.name for folder in _folders(dataset_dir, split)]
 
 
+def frame_files(dataset_dir: str | Path, subject: str) -> tuple[Path, Path]:
+    """Image files of one patient, moving = ED and fixed = ES.
+
+    Args:
+        dataset_dir: see the module's layout.
+        subject: 'patient001'.
+
+    Raises:
+        DatasetLayoutError: as ``find_patients``, and when the patient or its frame numbers are missing.
+    """
+    folders = {folder.name: folder for folder in find_patients(dataset_dir)}
+    if subject not in folders:
+        raise DatasetLayoutError(f"subject: expected one of {dataset_dir}, {sorted(folders)}, got {subject!r}.")
+    folder = folders[subject]
+    ed, es = (folder / f"{subject}_{frame}.nii.gz" for frame in _frames(folder, _info(folder)))
+    return ed, es
+
+
 def load_pairs(
     dataset_dir: str | Path, split: str = "train", crop_center: str = "middle_slice", skip_invalid: bool = False
 ) -> list[dict[str, Any]]:
@@ -149,13 +167,7 @@ def _folders(dataset_dir: str | Path, split: str) -> list[Path]:
 
 def _patient(folder: Path, crop_center: str) -> list[dict[str, Any]]:
     info = _info(folder)
-    try:
-        ed, es = (f"frame{int(info[key]):02d}" for key in ("ED", "ES"))
-    except (KeyError, ValueError):
-        raise DatasetLayoutError(
-            f"{folder.name}: expected lines 'ED: <frame>' and 'ES: <frame>' in {folder / 'Info.cfg'}, got the keys "
-            f"{sorted(info)}; restore the published file."
-        ) from None
+    ed, es = _frames(folder, info)
     stem = f"{folder.name}_"
     header = _open(folder / f"{stem}{ed}.nii.gz")
     other = _open(folder / f"{stem}{es}.nii.gz")
@@ -187,6 +199,17 @@ def _info(folder: Path) -> dict[str, str]:
         raise DatasetLayoutError(f"{folder.name}: no file {path}; {LAYOUT}.")
     lines = [line.partition(":") for line in path.read_text().splitlines() if ":" in line]
     return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _frames(folder: Path, info: dict[str, str]) -> tuple[str, str]:
+    """Names of the ED and ES frames."""
+    try:
+        return f"frame{int(info['ED']):02d}", f"frame{int(info['ES']):02d}"
+    except (KeyError, ValueError):
+        raise DatasetLayoutError(
+            f"{folder.name}: expected lines 'ED: <frame>' and 'ES: <frame>' in {folder / 'Info.cfg'}, got the keys "
+            f"{sorted(info)}; restore the published file."
+        ) from None
 
 
 def _open(path: Path) -> nibabel.Nifti1Image:

@@ -108,6 +108,11 @@ class RegistrationTrainer(Trainer):
     ) -> None:
         if estimator_input not in ESTIMATOR_INPUTS:
             raise ValueError(f"estimator_input must be one of {ESTIMATOR_INPUTS}, got '{estimator_input}'.")
+        if sum("displacement" in update.differentiates for update in updates) > 1 and not second_forward:
+            raise ValueError(
+                "second_forward must be true where more than one update differentiates the displacement network: the "
+                "first update changes the weights that the shared forward was computed with."
+            )
         device = torch.device(device)
         self.network, self.estimator, self.updates = network, estimator, list(updates)
         self.similarity = similarity.to(device)

@@ -100,7 +100,11 @@ class CaseMetrics:
     def _identified(
         self, row: dict[str, Any], batch: Mapping[str, Any], index: int, present: list[bool]
     ) -> dict[str, Any]:
-        subject, number = batch["subject"][index], int(batch["slice"][index])
+        subject = batch["subject"][index]
+        case: dict[str, Any] = {"case": subject}
+        if "slice" in batch:
+            number = int(batch["slice"][index])
+            case = {"case": f"{subject}_slice{number:02d}", "slice": number}
         for position, scorable in enumerate(present):
             suffix = f"_{self.names[position]}" if position else ""
             measures = [f"dice{suffix}"] if position else ["dice", "hd", "hd95", "asd", "dice_official", "asd_official"]
@@ -108,8 +112,7 @@ class CaseMetrics:
                 plain = name.removesuffix("_mm").removesuffix("_before").removesuffix("_mm")
                 if plain in measures:
                     row[name] = NAN
-        return {"case": f"{subject}_slice{number:02d}", "subject": subject, "slice": number,
-                "scorable": int(present[0])} | row  # fmt: skip
+        return case | {"subject": subject, "scorable": int(present[0])} | row
 
     def _overlap(self, masks: Tensor, fixed: Tensor, suffix: str) -> dict[str, Tensor]:
         return {

@@ -75,7 +75,7 @@ class TrainingState:
     Kept in ``output_dir/last.pt``: epoch and iteration, modules, optimisers (and gradients another update left), other
     parts with ``state_dict`` (the score's momentum among them), the torch random states as tensors. The order of
     samples needs no state: it is a function of (seed, epoch). Files are written atomically; parameters that are not
-    finite are never written. At the end the bare weights go to ``output_dir/<name>.pt``.
+    finite are never written. Of several processes the first writes and all restore. At the end the bare weights go to ``output_dir/<name>.pt``.
 
     Args:
         output_dir: where to write.
@@ -108,7 +108,7 @@ class TrainingState:
         engine.add_event_handler(Events.COMPLETED, self._export)
 
     def _save(self, engine: Engine) -> None:
-        if engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs:
+        if engine.state.rank > 0 or (engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs):
             return
         for name, module in self.modules.items():
             if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
@@ -150,5 +150,5 @@ class TrainingState:
         logger.info("Resumed after epoch %d of %d from %s.", state["epoch"], engine.state.max_epochs, self.path)
 
     def _export(self, engine: Engine) -> None:
-        for name, module in self.modules.items():
+        for name, module in self.modules.items() if engine.state.rank == 0 else ():
             save_weights(module, self.output_dir / f"{name}.pt")

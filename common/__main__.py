@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands: ``python -m common <command>``; ``python -m common <command> --help`` describes one."""
+
+from __future__ import annotations
+
+import fire
+
+from .cli.pack import pack
+from .cli.verify import verify
+
+COMMANDS = {"pack": pack, "verify": verify}
+
+if __name__ == "__main__":
+    fire.Fire(COMMANDS, name="common")

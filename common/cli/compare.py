@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods side by side, with paired tests on patient means."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..io.atomic import atomic_path
+from ..io.results import read_metrics, results_table, undeformed
+from ..metrics.statistics import (
+    bootstrap_interval,
+    design_effect,
+    holm,
+    paired_comparison,
+    subject_means,
+)
+
+MEASURES = ("dice", "hd", "hd95", "asd", "foldings_percent", "sd_log_jacobian", "dice_official", "asd_official")
+TESTED = ("dice", "hd", "asd")
+
+
+def compare(*results: str, output: str | None = None) -> str:
+    """Compare evaluations of the same cases; run as ``python -m common compare NAME=DIR NAME=DIR …``.
+
+    The table of cases is followed by means over patients with bootstrap intervals, the volumes' Dice, and paired tests
+    of every pair of methods on patient means (slices of one heart are not independent), p-values adjusted by Holm over
+    all pairs of a measure.
+
+    Args:
+        results: ``NAME=DIR``, DIR holding ``metrics.csv`` and ``summary.json`` of an evaluation.
+        output: also write the Markdown here.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        ValueError: for no results, an argument of another form, a repeated name, or evaluations of different cases.
+    """
+    folders = _folders(results)
+    rows = {name: read_metrics(folder / "metrics.csv") for name, folder in folders.items()}
+    summaries = {name: json.loads((folder / "summary.json").read_text()) for name, folder in folders.items()}
+    _check_same_cases(rows)
+    first = next(iter(rows.values()))
+    scored = sum(row["scorable"] > 0 for row in first)
+    subjects = [str(row["subject"]) for row in first]
+    parts = [
+        f"{len(first)} cases of {len(set(subjects))} subjects: {scored} scored, {len(first) - scored} not scorable "
+        "(the label is missing in one of the two images).",
+        results_table({"undeformed": undeformed(next(iter(summaries.values()))), **summaries}, MEASURES),
+        _patient_table(rows, subjects),
+        _volume_table(folders),
+    ]
+    parts += [_tests(rows, subjects, measure) for measure in TESTED if len(rows) > 1]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    if output is not None:
+        with atomic_path(output) as path:
+            path.write_text(text, encoding="utf-8")
+    return text
+
+
+def _folders(results: tuple[str, ...]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for result in results:
+        name, separator, folder = str(result).partition("=")
+        if not (name and separator and folder) or name in folders:
+            raise ValueError(f"compare: expected NAME=DIR, each name once, got {result!r}.")
+        folders[name] = Path(folder)
+    if not folders:
+        raise ValueError("compare: expected at least one NAME=DIR, got none.")
+    return folders
+
+
+def _check_same_cases(rows: dict[str, list[dict[str, Any]]]) -> None:
+    cases = {name: [row["case"] for row in table] for name, table in rows.items()}
+    reference_name, reference = next(iter(cases.items()))
+    for name, other in cases.items():
+        if other != reference:
+            different = sorted(set(other) ^ set(reference))[:5]
+            raise ValueError(
+                f"compare: '{name}' and '{reference_name}' were evaluated on different cases or orders "
+                f"({len(other)} and {len(reference)}; {different or 'same set'}). Evaluate both on one split."
+            )
+
+
+def _patient_table(rows: dict[str, list[dict[str, Any]]], subjects: list[str]) -> str:
+    lines = ["| patient means | dice [95 % interval] | design effect |", "| --- | --- | --- |"]
+    first = next(iter(rows.values()))
+    columns = {"undeformed": [row["dice_before"] for row in first]}
+    columns |= {name: [row["dice"] for row in table] for name, table in rows.items()}
+    for name, values in columns.items():
+        means = {subject: mean for subject, mean in subject_means(values, subjects).items() if not math.isnan(mean)}
+        low, high = bootstrap_interval(means)
+        mean = sum(means.values()) / len(means)
+        lines.append(f"| {name} | {mean:.4f} [{low:.4f}, {high:.4f}] | {design_effect(values, subjects):.2f} |")
+    return "\n".join(lines)
+
+
+def _volume_table(folders: dict[str, Path]) -> str:
+    """Mean over patients of the Dice of whole volumes, a column a label."""
+    lines: list[str] = []
+    for name, folder in folders.items():
+        if not (folder / "subjects.csv").is_file():
+            continue
+        with (folder / "subjects.csv").open(newline="", encoding="utf-8") as stream:
+            table = list(csv.DictReader(stream))
+        after = [key for key in table[0] if key.startswith("dice_3d_") and "before" not in key]
+        before = [key.replace("dice_3d_", "dice_3d_before_") for key in after]
+        if not lines:
+            head = [key.removeprefix("dice_3d_") for key in after]
+            lines = ["| 3D Dice of a patient | " + " | ".join(head) + " |", "| --- |" + " --- |" * len(head)]
+            lines.append("| undeformed | " + " | ".join(_mean(table, key) for key in before) + " |")
+        lines.append(f"| {name} | " + " | ".join(_mean(table, key) for key in after) + " |")
+    return "\n".join(lines)
+
+
+def _mean(table: list[dict[str, str]], key: str) -> str:
+    values = np.array([float(row[key]) for row in table if row[key]])
+    if not len(values):
+        return "–"
+    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{spread} ({len(values)})"
+
+
+def _tests(rows: dict[str, list[dict[str, Any]]], subjects: list[str], measure: str) -> str:
+    pairs = list(itertools.combinations(rows, 2))
+    if not all(measure in table[0] for table in rows.values()):
+        return ""
+    outcomes = [
+        paired_comparison([row[measure] for row in rows[b]], [row[measure] for row in rows[a]], subjects)
+        for a, b in pairs
+    ]
+    adjusted = holm([outcome.p_wilcoxon for outcome in outcomes])
+    lines = [
+        f"| {measure}: difference of patient means | mean [95 % interval] | patients | p Wilcoxon | Holm | p t-test |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for (a, b), outcome, p in zip(pairs, outcomes, adjusted, strict=True):
+        lines.append(
+            f"| {b} − {a} | {outcome.mean_difference:+.4f} [{outcome.ci_low:+.4f}, {outcome.ci_high:+.4f}] | "
+            f"{outcome.n_subjects} | {outcome.p_wilcoxon:.2g} | {p:.2g} | {outcome.p_ttest:.2g} |"
+        )
+    return "\n".join(lines)

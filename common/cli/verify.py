@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m common verify [bundle ...]``: is a bundle complete, consistent and usable by MONAI? Offline."""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import io
+import json
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jsonschema
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from torch import nn
+
+from ..handlers.state import load_weights
+from .bundles import PACKAGE, REPOSITORY, configurations, find_bundles, read_json, rename_package
+from .metadata_schema import SCHEMA
+
+REQUIRED_FILES = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/train.json",
+    "configs/evaluate.json",
+    "configs/inference.json",
+    "configs/multi_gpu_train.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "docs/data_license.txt",
+)
+SECTIONS = ("Overview", "Data", "Training configuration", "Performance", "Commands", "References", "License")
+LARGEST_BYTES = 25 * 2**20
+LONGEST_TRAIN_JSON = 140
+# An odd size in every axis, so that the network pads and crops inside.
+EXPORT_SIZE, EXPORT_TOLERANCE = (33, 47, 21), 1e-5
+
+
+def check_files(bundle: Path) -> None:
+    """All required files are there, the README has its sections, nothing is too large for the model zoo."""
+    missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
+    if missing:
+        raise ValueError(f"missing {', '.join(missing)}. Add them; another bundle shows their form.")
+    large = [path for path in bundle.rglob("*") if path.is_file() and path.stat().st_size > LARGEST_BYTES]
+    large = [path for path in large if path.relative_to(bundle).parts[0] != "runs"]
+    if large:
+        raise ValueError(f"larger than 25 MB: {', '.join(path.name for path in large)}. Shrink or do not ship them.")
+
+
+def check_readme(bundle: Path) -> None:
+    """The README has the model zoo's sections and says so where there are no weights."""
+    text = (bundle / "docs" / "README.md").read_text()
+    headings = re.findall(r"^#+ +(.+?) *#*$", text, flags=re.MULTILINE)
+    missing = [section for section in SECTIONS if section not in headings]
+    if missing:
+        raise ValueError(f"docs/README.md lacks the sections {', '.join(missing)}. Add them as '## {missing[0]}'.")
+    if not read_json(bundle / "configs" / "metadata.json").get("weights") and "no weights" not in text.lower():
+        raise ValueError("docs/README.md does not say that there are no weights. Write 'No weights are shipped'.")
+
+
+def check_weights(bundle: Path) -> None:
+    """The weight files are those that the metadata names."""
+    named = set(read_json(bundle / "configs" / "metadata.json").get("weights", []))
+    present = {path.name for path in (bundle / "models").glob("*.pt")}
+    if named - present:
+        absent = ", ".join(sorted(named - present))
+        raise ValueError(f"models/ lacks {absent} of metadata's weights. Copy the trained file there, or unlist it.")
+    if present - named:
+        raise ValueError(f"models/ holds {', '.join(sorted(present - named))}, not listed in metadata's weights. List.")
+
+
+def check_metadata(bundle: Path) -> None:
+    """The metadata satisfy the schema and the version has its entry in the changelog."""
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    errors = sorted(jsonschema.Draft202012Validator(SCHEMA).iter_errors(metadata), key=lambda error: error.json_path)
+    if errors:
+        reasons = "; ".join(f"{error.json_path}: {error.message}" for error in errors)
+        raise ValueError(f"metadata.json: {reasons}. Correct these entries.")
+    if metadata["version"] not in metadata["changelog"]:
+        raise ValueError(f"metadata.json: changelog has no entry for version {metadata['version']}. Add it.")
+
+
+def requirements(setup: Path) -> dict[str, Requirement]:
+    """``install_requires`` of a setup.cfg, by normalised name."""
+    parser = configparser.ConfigParser()
+    if not parser.read(setup):
+        raise FileNotFoundError(f"setup.cfg: expected at {setup}, there is none. Run from a clone of the repository.")
+    parsed = [Requirement(line) for line in parser["options"]["install_requires"].splitlines() if line.strip()]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+def check_versions(bundle: Path) -> None:
+    """The versions in the metadata lie within the bounds of setup.cfg."""
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    stated = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
+    stated |= {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}
+    bounds = requirements(REPOSITORY / "setup.cfg")
+    for package, version in stated.items():
+        requirement = bounds.get(canonicalize_name(package))
+        if requirement is None:
+            raise ValueError(f"metadata.json requires {package} {version}, setup.cfg does not. Add or drop it.")
+        if not requirement.specifier.contains(version, prereleases=True):
+            raise ValueError(f"metadata.json: {package} {version} is outside '{requirement}' of setup.cfg. Change one.")
+
+
+def check_names(bundle: Path) -> None:
+    """The package's name stands only where packing can rewrite it."""
+    for name, config in configurations(bundle).items():
+        rest = json.dumps(rename_package(config, "renamed"))
+        found = re.findall(rf"[^\"]*\b{re.escape(PACKAGE)}\b[^\"]*", rest)
+        if found:
+            raise ValueError(
+                f"{name}: '{PACKAGE}' in '{found[0]}'. It may stand only at the start of a _target_ or in an import "
+                f"entry '$import {PACKAGE}.x as y', '$from {PACKAGE}.x import y'."
+            )
+
+
+def check_length(bundle: Path) -> None:
+    """train.json can be read at a glance."""
+    lines = len((bundle / "configs" / "train.json").read_text().splitlines())
+    if lines > LONGEST_TRAIN_JSON:
+        raise ValueError(f"train.json has {lines} lines, at most {LONGEST_TRAIN_JSON}. Put short objects on one line.")
+
+
+def check_copies(bundle: Path) -> None:
+    """What is written twice agrees: network_def, and the keys of the overlays on train.json."""
+    configs = configurations(bundle)
+    train = configs["train.json"]
+    if train.get("network_def") is None or train["network_def"] != configs["inference.json"].get("network_def"):
+        raise ValueError("network_def differs between train.json and inference.json. Copy it from train.json.")
+    parser = ConfigParser(train)
+    for name in configs.keys() - {"train.json", "evaluate.json", "inference.json"}:
+        for key in configs[name]:
+            if key != "_doc_" and key.lstrip("+") not in parser:
+                near = difflib.get_close_matches(key.lstrip("+"), train, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else " Add it to train.json or drop it."
+                raise ValueError(f"{name} overrides '{key}', which train.json does not have.{hint}")
+
+
+def check_properties(bundle: Path) -> None:
+    """MONAI finds every property that it requires of a training and of an inference."""
+    for workflow, name in (("train", "train.json"), ("inference", "inference.json")):
+        with tempfile.TemporaryDirectory() as folder:
+            config = ConfigWorkflow(
+                config_file=str(bundle / "configs" / name), workflow_type=workflow, logging_file=False,
+                bundle_root=str(bundle), device="cpu", output_dir=folder,
+            )  # fmt: skip
+            config.initialize()
+            wrong = config.check_properties()
+        if wrong:
+            raise ValueError(f"{name}: MONAI's check_properties misses {', '.join(wrong)}. Add these keys.")
+
+
+def check_network(bundle: Path) -> None:
+    """The network takes and returns what the metadata say (MONAI's verify_net_in_out)."""
+    metadata, config = (str(bundle / "configs" / name) for name in ("metadata.json", "inference.json"))
+    verify_net_in_out("network_def", meta_file=metadata, config_file=config, device="cpu")
+
+
+def build_network(bundle: Path) -> nn.Module:
+    """Network of inference.json in evaluation mode, with the bundle's weights.
+
+    Without weights, every parameter is drawn from N(0, 0.05^2): a fresh network's displacement is too close to zero to
+    tell whether an export is right.
+    """
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser["bundle_root"] = str(bundle)
+    network: nn.Module = parser.get_parsed_content("network_def")
+    if (bundle / "models" / "model.pt").is_file():
+        return load_weights(network, bundle / "models" / "model.pt").eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.05, generator=generator)
+    return network.eval()
+
+
+def check_torchscript(bundle: Path) -> None:
+    """An exported network, saved and read again, returns the same ddf, on a size it has to pad."""
+    network = build_network(bundle)
+    image_format = read_json(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]
+    size = EXPORT_SIZE[: len(image_format["spatial_shape"])]
+    image = torch.rand((1, image_format["num_channels"], *size), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        stream = io.BytesIO()
+        torch.jit.save(torch.jit.script(network), stream)
+        stream.seek(0)
+        difference = (torch.jit.load(stream)(image) - network(image)).abs().max().item()
+    if not difference < EXPORT_TOLERANCE:
+        raise ValueError(f"TorchScript's ddf differs by {difference:.2g} voxels, allowed {EXPORT_TOLERANCE:g}.")
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "files": check_files,
+    "readme": check_readme,
+    "weights": check_weights,
+    "metadata": check_metadata,
+    "versions": check_versions,
+    "names": check_names,
+    "length": check_length,
+    "copies": check_copies,
+    "properties": check_properties,
+    "network": check_network,
+    "torchscript": check_torchscript,
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep other libraries' log out of the list of checks."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def verify_bundle(bundle: Path) -> dict[str, str]:
+    """Run every check; each one's failure in one line, "" where it passed."""
+    failures = {}
+    for name, check in CHECKS.items():
+        try:
+            with _quiet():
+                check(bundle)
+            failures[name] = ""
+        except Exception as error:  # whatever a library raises is that check's failure, and the others still run
+            cause = f" Cause: {error.__cause__!r}" if error.__cause__ else ""
+            failures[name] = " ".join(f"{type(error).__name__}: {error}{cause}".split()).removeprefix("ValueError: ")
+    return failures
+
+
+def verify(*bundles: str) -> None:
+    """Check bundles, offline: one line a check; the exit status is 1 where any fails.
+
+    Args:
+        bundles: paths or names; none: all under bundles/.
+    """
+    failed = 0
+    for bundle in find_bundles(tuple(str(name) for name in bundles)):
+        print(bundle.name)
+        for name, failure in verify_bundle(bundle).items():
+            print(f"  {'ok' if not failure else 'FAILED'}: {name}{' - ' + failure if failure else ''}")
+            failed += bool(failure)
+    if failed:
+        print(f"{failed} check{'s' if failed > 1 else ''} failed.")
+        raise SystemExit(1)

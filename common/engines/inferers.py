@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference: a network over a stack of slices, and the engine that takes an item through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from monai.engines import IterationEvents
+from monai.engines.evaluator import Evaluator
+from monai.inferers import Inferer
+from monai.utils import ForwardMode
+from torch import Tensor, nn
+
+
+class StackInferer(Inferer):
+    """Apply a d-dimensional network, slice by slice where the input has one axis more.
+
+    Args:
+        batch_size: slices that the network sees at a time.
+        spatial_dims: d, of the network.
+    """
+
+    def __init__(self, batch_size: int = 16, spatial_dims: int = 2) -> None:
+        super().__init__()
+        if int(batch_size) != batch_size or batch_size < 1:
+            raise ValueError(f"batch_size: expected a whole number of slices >= 1, got {batch_size!r}.")
+        self.batch_size, self.spatial_dims = int(batch_size), int(spatial_dims)
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run the network.
+
+        Args:
+            inputs: (B, C, *S) with d axes S, or (B, C, *S, Z): Z slices, each on its own.
+            network: takes (N, C, *S).
+            args, kwargs: for the network, the same for every chunk of slices.
+
+        Returns:
+            What the network returns, (B, C', *S), with slices (B, C', *S, Z).
+
+        Raises:
+            ValueError: for another number of axes.
+        """
+        inputs = inputs.as_subclass(Tensor)  # scripted networks refuse MetaTensor
+        axes = inputs.dim() - 2
+        if axes == self.spatial_dims:
+            return network(inputs, *args, **kwargs)
+        if axes != self.spatial_dims + 1 or 0 in inputs.shape:
+            raise ValueError(
+                f"inputs: expected (B, C, *S) with {self.spatial_dims} axes S, or one more for slices, none of them "
+                f"empty, got {tuple(inputs.shape)}; set spatial_dims to that of the network."
+            )
+        slices = inputs.movedim(-1, 1)
+        outputs = [network(chunk, *args, **kwargs) for chunk in slices.flatten(0, 1).split(self.batch_size)]
+        return torch.cat(outputs).unflatten(0, slices.shape[:2]).movedim(1, -1)
+
+
+class InferenceEvaluator(Evaluator):
+    """Takes the items of a loader, one by one and not collated, through an inferer.
+
+    ``state.output`` holds ``pred`` (C', *S[, Z]) without a batch axis, float32, and what postprocessing adds;
+    ``state.batch`` the item.
+
+    Args:
+        device: where the network runs.
+        val_data_loader: dictionaries with the network's input under ``image``, (C, *S[, Z]).
+        network: the network.
+        inferer: ``(inputs (1, C, ...), network) -> (1, C', ...)``.
+        postprocessing: transform of the item with ``pred``.
+        amp: run the network in bfloat16 autocast.
+        val_handlers: MONAI or Ignite handlers; they see the postprocessed output.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        val_data_loader: Iterable,
+        network: nn.Module,
+        inferer: Inferer,
+        postprocessing: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        amp: bool = False,
+        val_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device),
+            val_data_loader=val_data_loader,
+            mode=ForwardMode.EVAL,
+            postprocessing=postprocessing,  # type: ignore[arg-type]  # MONAI asks for less than it declares
+            val_handlers=val_handlers,
+            decollate=False,
+        )
+        self.network = network.to(self.state.device)
+        self.inferer = inferer
+        self.autocast = bool(amp)
+
+    def _iteration(self, engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        inputs = batch["image"][None].to(self.state.device)
+        self.network.eval()
+        with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
+            pred = self.inferer(inputs, self.network)[0].float()
+        engine.state.output = {"pred": pred}
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # postprocessing listens to it
+        return engine.state.output

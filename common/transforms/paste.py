@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slices to the batch axis and back, and a crop's displacement back into the full grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_stack(image: Tensor, dims: int) -> Tensor:
+    """(C, *S) -> (1, C, *S), or (C, *S, Z) -> (Z, C, *S): slices on the batch axis.
+
+    Args:
+        image: with ``dims`` axes after the channels, or one more for slices.
+        dims: d, the axes that a network sees.
+
+    Raises:
+        ValueError: for another number of axes.
+    """
+    if image.dim() == dims + 1:
+        return image[None]
+    if image.dim() == dims + 2:
+        return image.movedim(-1, 0)
+    raise ValueError(
+        f"image: expected {dims} axes, or {dims + 1} for a stack of slices, got the shape {tuple(image.shape[1:])}; "
+        f"the network is for {dims}D."
+    )
+
+
+def from_stack(stack: Tensor, sliced: bool) -> Tensor:
+    """Inverse of ``to_stack``: (Z, C, *S) -> (C, *S, Z) where ``sliced``, else (1, C, *S) -> (C, *S)."""
+    return stack.movedim(0, -1).contiguous() if sliced else stack[0]
+
+
+def overlap(start: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> tuple[list[int], list[int]]:
+    """First and last voxel, along each axis, of the part of a crop that lies in the image.
+
+    Args:
+        start: voxel coordinates of the crop's first voxel, negative where it was padded.
+        size: of the crop.
+        shape: of the image.
+    """
+    first = [max(s, 0) for s in start]
+    return first, [min(s + w, n) - 1 for s, w, n in zip(start, size, shape, strict=True)]
+
+
+def paste_field(ddf: Tensor, start: Sequence[int], shape: Sequence[int], falloff: float = 10.0) -> Tensor:
+    """Put the displacement of a crop back into the full grid.
+
+    Unchanged inside the crop; outside, the nearest value of its border times cos²(π t / 2 L) along each axis, t the
+    distance in voxels and 0 from L on. L = max(falloff, π max |u|) over the border keeps the slope of the falloff
+    below 1/2, so that it folds nothing by itself. What of the crop lies outside the image is dropped.
+
+    Args:
+        ddf: (N, d, *crop) in voxels.
+        start: d voxel coordinates of the crop's first voxel, negative where it was padded.
+        shape: S, the full grid.
+        falloff: smallest L, in voxels.
+
+    Returns:
+        (N, d, *S).
+
+    Raises:
+        ValueError: when the crop does not meet the image, or the lengths differ.
+    """
+    first, last = overlap(start, ddf.shape[2:], shape)
+    if any(a > b for a, b in zip(first, last, strict=True)):
+        raise ValueError(
+            f"start: expected a crop of {tuple(ddf.shape[2:])} that meets the image {tuple(shape)}, got {list(start)}; "
+            "give the start that the crop was taken from."
+        )
+    window = [slice(a - s, b + 1 - s) for a, b, s in zip(first, last, start, strict=True)]
+    kept = ddf[(slice(None), slice(None), *window)]
+    length = kept.norm(dim=1)
+    faces = [length.select(axis + 1, end) for axis in range(len(shape)) for end in (0, -1)]
+    reach = max(falloff, math.pi * max(float(face.max()) for face in faces))
+    # torch pads from the last axis on
+    amounts = [(a, n - 1 - b) for a, b, n in zip(first, last, shape, strict=True)]
+    field = F.pad(kept, [amount for pair in reversed(amounts) for amount in pair], mode="replicate")
+    for axis, (a, b, n) in enumerate(zip(first, last, shape, strict=True)):
+        index = torch.arange(n, device=ddf.device, dtype=ddf.dtype)
+        distance = torch.maximum(a - index, index - b).clamp(0, reach)
+        weight = 0.5 * (1 + torch.cos(math.pi * distance / reach))  # cos² of half the angle, and exactly 0 at its end
+        field = field * weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return field

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the results of one registration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.transforms import Transform
+from torch import Tensor
+
+from ..figures.panels import registration_panel
+from ..io.fields import save_ddf
+from ..io.images import Image, save_image, write_nifti
+from .intensity import min_max
+
+logger = logging.getLogger(__name__)
+
+
+class SaveRegistrationd(Transform):
+    """Write what ``RegistrationResultd`` computed, on the grid of fixed; each file is replaced as a whole.
+
+    ``ddf.nii.gz``: displacement in mm, LPS, as ITK and ANTs read it; ``warped.nii.gz``: the moving image warped;
+    ``jacobian.nii.gz``: Jacobian determinant, 2D in-plane for slices (the header's description says so);
+    ``warped_label.nii.gz``, where there is a label, in the integer type of its file; ``registration.png``: the middle
+    slice, moving and fixed scaled to [0, 1].
+
+    Args:
+        output_dir: folder to write in; created.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir).expanduser()
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the files and return the dictionary unchanged.
+
+        Raises:
+            ValueError: where ITK cannot express the grid of fixed (see ``common.io.fields.save_ddf``).
+        """
+        fixed: Image = data["fixed_grid"]
+        dims = data["ddf"].shape[0]
+        # The field first: it is the file that a grid can make impossible, and then nothing is written.
+        save_ddf(self.output_dir / "ddf.nii.gz", data["ddf"], fixed, stack=dims < fixed.array.dim())
+        save_image(self.output_dir / "warped.nii.gz", data["pred"].as_subclass(Tensor)[0], fixed)
+        determinant = data["jacobian_determinant"].numpy()
+        kind = "2D in-plane" if dims == 2 else f"{dims}D"
+        write_nifti(
+            self.output_dir / "jacobian.nii.gz",
+            determinant[..., None] if fixed.slice_axis else determinant,
+            fixed,
+            description=f"Jacobian determinant, {kind}",
+        )
+        if data.get("warped_label") is not None:
+            label = data["warped_label"][0]
+            save_image(self.output_dir / "warped_label.nii.gz", label, fixed, dtype=data["label_dtype"])
+        _draw(self.output_dir / "registration.png", data, dims)
+        logger.info("Wrote the field, the warped image and the %s Jacobian to %s.", kind, self.output_dir)
+        return dict(data)
+
+
+def _draw(path: Path, data: Mapping[str, Any], dims: int) -> None:
+    arrays = {key: data[key].as_subclass(Tensor) for key in ("moving_image", "fixed_image", "pred", "ddf")}
+    arrays["jacobian"] = data["jacobian_determinant"][None]
+    for key in ("moving_label", "warped_label"):
+        if data.get(key) is not None:
+            arrays[key] = data[key]
+    title, slices = "", arrays["ddf"].shape[3] if arrays["ddf"].dim() == 4 else 0
+    if slices:
+        arrays = {key: array[..., slices // 2] for key, array in arrays.items()}
+        title = f"slice {slices // 2 + 1} of {slices}"
+    # Two scanners' intensities have nothing to do with each other; the warped image keeps the moving image's scale.
+    low, high = arrays["moving_image"].min(), arrays["moving_image"].max()
+    registration_panel(
+        path,
+        min_max(arrays["moving_image"])[0],
+        min_max(arrays["fixed_image"])[0],
+        ((arrays["pred"] - low) / (high - low).clamp_min(1e-8))[0],
+        arrays["ddf"][:2],
+        moving_label=arrays["moving_label"][0] if "moving_label" in arrays else None,
+        warped_label=arrays["warped_label"][0] if "warped_label" in arrays else None,
+        jacobian_determinant=arrays["jacobian"][0],
+        title=title,
+    )

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One suite over every bundle: it trains, resumes, evaluates and registers, on synthetic data in its own layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from common.data.acdc import frame_files
+from common.handlers.log import read_history
+from common.io.results import read_metrics
+
+BUNDLES_DIR = Path(__file__).resolve().parents[2] / "bundles"
+BUNDLES = sorted(path.parents[1] for path in BUNDLES_DIR.rglob("configs/metadata.json"))
+SMALL = {"spatial_size": [64, 48], "epochs": 3, "batch_size": 4, "val_interval": 2, "crop_jitter": 4, "device": "cpu"}
+
+
+def run(bundle: Path, run_id: str, *overlays: str, **overrides: Any) -> ConfigWorkflow:
+    """Run one id of a bundle's configuration in this process, as ``python -m monai.bundle run`` would."""
+    configs = bundle / "configs"
+    files = [str(configs / name) for name in overlays]
+    workflow = ConfigWorkflow(
+        config_file=files, meta_file=str(configs / "metadata.json"), logging_file=False, run_id=run_id,
+        workflow_type="infer" if overlays[0] == "inference.json" else "train", **overrides,
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+@pytest.fixture(scope="session")
+def trained(acdc_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Output folder of a short training of every bundle."""
+    folders = {}
+    for bundle in BUNDLES:
+        folders[bundle.name] = tmp_path_factory.mktemp(bundle.name)
+        run(bundle, "training", "train.json", dataset_dir=str(acdc_dir), output_dir=str(folders[bundle.name]), **SMALL)
+    return folders
+
+
+def test_the_bundles_are_found() -> None:
+    assert [bundle.name for bundle in BUNDLES] == ["adacs_acdc", "baseline_acdc"]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("config, kind", [("train.json", "train"), ("inference.json", "infer")])
+def test_every_property_is_there(bundle: Path, config: str, kind: str) -> None:
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / config), meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False, workflow_type=kind,
+    )  # fmt: skip
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_training_reaches_its_last_phase_and_writes_its_results(bundle: Path, trained: dict[str, Path]) -> None:
+    folder = trained[bundle.name]
+    history = read_history(folder / "history.csv")
+    assert len(history) == SMALL["epochs"]
+    if bundle.name.startswith("adacs"):
+        assert [row["active"] for row in history] == ["displacement", "score", "displacement+score"]
+        assert float(history[-1]["score/momentum"]) > 0
+    names = {"history.csv", "curves.png", "metrics.csv", "subjects.csv", "summary.json", "registration.png", "model.pt"}
+    assert names <= {path.name for path in folder.iterdir()}
+    rows = read_metrics(folder / "metrics.csv")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(rows) == 3
+    assert summary["dice"]["n"] + summary["dice"]["not_scorable"] == 3
+    assert {"hd", "hd95", "asd", "hd_mm", "epe", "dice_before", "dice_lv", "dice_rv"} <= set(rows[0])
+    # A velocity that three epochs have barely moved changes little and folds nothing.
+    assert summary["foldings_percent"]["mean"] == 0.0
+    assert abs(summary["dice"]["mean"] - summary["dice_before"]["mean"]) < 0.05
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    bundle: Path, trained: dict[str, Path], acdc_dir: Path, tmp_path: Path
+) -> None:
+    common = SMALL | {"dataset_dir": str(acdc_dir), "output_dir": str(tmp_path)}
+    warmup = {"warmup_epochs": 1} if bundle.name.startswith("adacs") else {}
+    run(bundle, "training", "train.json", **(common | {"epochs": 2} | warmup))
+    run(bundle, "training", "train.json", **(common | {"resume": "true"} | warmup))
+    for name in ("model.pt", "score.pt"):
+        if (tmp_path / name).exists():
+            once = torch.load(trained[bundle.name] / name, weights_only=True)
+            twice = torch.load(tmp_path / name, weights_only=True)
+            assert all(torch.equal(once[key], twice[key]) for key in once)
+    assert [row["epoch"] for row in read_history(tmp_path / "history.csv")] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_evaluation_repeats_what_training_measured(
+    bundle: Path, trained: dict[str, Path], acdc_dir: Path, tmp_path: Path
+) -> None:
+    folder = trained[bundle.name]
+    weights = {"ckpt_path": str(folder / "model.pt")}
+    if (folder / "score.pt").exists():
+        weights["score_path"] = str(folder / "score.pt")
+    run(
+        bundle, "evaluating", "train.json", "evaluate.json",
+        dataset_dir=str(acdc_dir), output_dir=str(tmp_path), **weights, **SMALL,
+    )  # fmt: skip
+    first, second = (read_metrics(path / "metrics.csv") for path in (folder, tmp_path))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a["dice"], b["dice"], atol=1e-6)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_inference_registers_two_files(
+    bundle: Path, trained: dict[str, Path], acdc_dir: Path, tmp_path: Path
+) -> None:
+    moving, fixed = frame_files(acdc_dir, "patient001")
+    run(
+        bundle, "inferring", "inference.json", moving=str(moving), fixed=str(fixed), device="cpu",
+        output_dir=str(tmp_path), ckpt_path=str(trained[bundle.name] / "model.pt"), spatial_size=[64, 48],
+    )  # fmt: skip
+    warped, reference = nibabel.load(tmp_path / "warped.nii.gz"), nibabel.load(fixed)
+    assert warped.shape == reference.shape
+    np.testing.assert_allclose(warped.affine, reference.affine, atol=1e-5)
+    assert nibabel.load(tmp_path / "ddf.nii.gz").shape == (*reference.shape, 1, 3)
+    assert {"jacobian.nii.gz", "registration.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("objective", ["mse", "mae", "tukey", "ncc", "lncc", "mi", "adaframe", "adareg"])
+def test_every_objective_of_the_baseline_trains(objective: str, acdc_dir: Path, tmp_path: Path) -> None:
+    bundle = BUNDLES_DIR / "baseline_acdc"
+    overrides = SMALL | {"epochs": 1, "learning_rate": 1e-3, "batch_size": 2}
+    run(bundle, "training", "train.json", dataset_dir=str(acdc_dir), output_dir=str(tmp_path), objective=objective,
+        **overrides)  # fmt: skip
+    row = read_history(tmp_path / "history.csv")[0]
+    assert np.isfinite(float(row["displacement/total"]))
+    assert float(row["displacement/smoothness"]) > 0
+
+
+def test_an_unknown_objective_names_the_nearest(acdc_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as caught:
+        run(BUNDLES_DIR / "baseline_acdc", "training", "train.json", dataset_dir=str(acdc_dir),
+            output_dir=str(tmp_path), objective="lnc", **SMALL)  # fmt: skip
+    causes = [caught.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert any("Did you mean 'lncc'" in str(cause) for cause in causes)
+
+
+def test_the_anchor_needs_no_training(acdc_dir: Path, tmp_path: Path) -> None:
+    run(
+        BUNDLES_DIR / "baseline_acdc", "evaluating", "train.json", "evaluate.json", dataset_dir=str(acdc_dir),
+        output_dir=str(tmp_path), objective="pairwise", **SMALL,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["dice"]["mean"] > summary["dice_before"]["mean"] + 0.05
+    assert summary["foldings_percent"]["mean"] < 0.1
+    assert summary["epe"]["mean"] < summary["epe_before"]["mean"]
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [{"score_beta": 0.0}, {"score_momentum": "none"}, {"score_input": "fixed_warped"}, {"score_momentum": "official"},
+     {"score_leak": "true"}, {"second_forward": "true"}, {"bidirectional": "true"}, {"similarity": "lncc"}],
+    ids=lambda ablation: "-".join(map(str, *ablation.items())),
+)  # fmt: skip
+def test_every_ablation_of_adacs_is_reached_by_configuration(
+    ablation: dict[str, Any], acdc_dir: Path, tmp_path: Path
+) -> None:
+    workflow = run(
+        BUNDLES_DIR / "adacs_acdc", "training", "train.json", dataset_dir=str(acdc_dir), output_dir=str(tmp_path),
+        **SMALL, **ablation,
+    )  # fmt: skip
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    row = read_history(tmp_path / "history.csv")[-1]
+    assert row["active"] == "displacement+score"
+    assert np.isfinite(float(row["displacement/total"])) and np.isfinite(float(row["score/total"]))
+    if ablation == {"score_momentum": "none"}:
+        assert float(row["score/momentum"]) == 1.0
+    if ablation == {"score_input": "fixed_warped"}:
+        assert trainer.estimator.unet.in_channels == 2
+    if ablation == {"score_leak": "true"}:
+        assert trainer.second_forward

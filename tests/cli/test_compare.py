@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Side-by-side tables: the numbers are those of the files, the tests those of SciPy on patient means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.cli.compare import compare
+from common.io.results import write_results, write_subjects
+
+
+def evaluation(folder: Path, gain: float, subjects: int = 6) -> np.ndarray:
+    """Write an evaluation of three slices a subject, the last not scorable; return patient means of Dice."""
+    generator = np.random.default_rng(int(gain * 1000))
+    rows, means = [], []
+    for subject in range(subjects):
+        values = 0.7 + 0.02 * subject + gain + 0.01 * generator.standard_normal(2)
+        means.append(values.mean())
+        for number, dice in enumerate([*values, float("nan")]):
+            rows.append(
+                {"case": f"patient{subject:03d}_slice{number}", "subject": f"patient{subject:03d}", "slice": number,
+                 "scorable": int(number < 2), "dice": dice, "dice_before": 0.5 if number < 2 else float("nan"),
+                 "hd": 4.0 - gain if number < 2 else float("nan"), "foldings_percent": 0.0}
+            )  # fmt: skip
+    write_results(rows, folder, {})
+    write_subjects([{"subject": "a", "dice_3d_lv": 0.9, "dice_3d_before_lv": 0.6}], folder)
+    return np.array(means)
+
+
+def test_tables_hold_the_measured_numbers_and_scipys_tests(tmp_path: Path) -> None:
+    a, b = evaluation(tmp_path / "a", 0.0), evaluation(tmp_path / "b", 0.03)
+    text = compare(f"plain={tmp_path / 'a'}", f"better={tmp_path / 'b'}", output=str(tmp_path / "table.md"))
+    assert (tmp_path / "table.md").read_text() == text
+    assert "18 cases of 6 subjects: 12 scored, 6 not scorable" in text
+    assert f"| plain | {a.mean():.4f} [" in text
+    line = next(line for line in text.splitlines() if line.startswith("| better − plain | +"))
+    assert f"{(b - a).mean():+.4f}" in line
+    assert f"{stats.wilcoxon(b - a).pvalue:.2g}" in line
+    assert "| undeformed | 0.6000 (1) |" in text and "| better | 0.9000 (1) |" in text
+
+
+def test_one_evaluation_needs_no_tests(tmp_path: Path) -> None:
+    evaluation(tmp_path, 0.0)
+    assert "Wilcoxon" not in compare(f"plain={tmp_path}")
+
+
+def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
+    evaluation(tmp_path / "a", 0.0)
+    evaluation(tmp_path / "b", 0.03, subjects=5)
+    with pytest.raises(ValueError, match="different cases"):
+        compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}")
+
+
+@pytest.mark.parametrize("arguments", [(), ("folder",), ("=folder",), ("a=x", "a=y")])
+def test_arguments_have_the_form_name_and_folder(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="NAME=DIR"):
+        compare(*arguments)

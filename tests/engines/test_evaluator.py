@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from common.engines.evaluator import RegistrationEvaluator
+from common.handlers.metrics import CaseMetrics
+from common.networks.voxelmorph import VoxelMorph
+from common.spatial.warp import warp
+
+SIZES = [(16, 20), (8, 10, 12)]
+
+
+class Shift(nn.Module):
+    """A network that knows one displacement."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = torch.tensor(shift)
+        self.modes = []
+
+    def forward(self, image):
+        assert image.shape[1] == 2
+        self.modes.append(self.training)
+        dims = image.dim() - 2
+        return self.shift.view([1, -1] + [1] * dims).expand(len(image), dims, *image.shape[2:])
+
+
+def square_pair(size, shift, subject):
+    """A block whose fixed copy lies ``-shift`` voxels from the moving one: fixed(x) = moving(x + shift)."""
+    moving = torch.zeros(1, *size, dtype=torch.uint8)
+    fixed = moving.clone()
+    start, stop = [3] * len(size), [7] * len(size)
+    moving[(0, *(slice(a, b) for a, b in zip(start, stop, strict=True)))] = 2
+    fixed[(0, *(slice(a - s, b - s) for a, b, s in zip(start, stop, shift, strict=True)))] = 2
+    return {
+        "moving_image": moving.float() / 2,
+        "fixed_image": fixed.float() / 2,
+        "moving_label": moving,
+        "fixed_label": fixed,
+        "subject": subject,
+        "spacing": torch.full((len(size),), float("nan")),
+    }
+
+
+def loader_of(size, shift, count=3):
+    return DataLoader([square_pair(size, shift, f"subject{number}") for number in range(count)], batch_size=2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_output_holds_field_warped_image_and_seconds(size):
+    shift = (1, -2, 1)[: len(size)]
+    network = Shift([float(s) for s in shift]).train()
+    evaluator = RegistrationEvaluator("cpu", loader_of(size, shift), network)
+    evaluator.run()
+    output, batch = evaluator.state.output, evaluator.state.batch
+    assert set(output) == {"ddf", "warped_image", "seconds"}
+    assert output["ddf"].shape == (1, len(size), *size)
+    torch.testing.assert_close(output["warped_image"], warp(batch["moving_image"], output["ddf"]))
+    torch.testing.assert_close(output["warped_image"], batch["fixed_image"], atol=1e-5, rtol=0)
+    assert 0 <= output["seconds"] < 60
+    assert network.modes == [False, False]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_known_shift_scores_one_from_the_pair_to_the_files(size, tmp_path):
+    shift = (1, -2, 1)[: len(size)]
+    network = Shift([float(s) for s in shift])
+    metrics = CaseMetrics({"myocardium": 2}, output_dir=tmp_path, settings={"seed": 3})
+    evaluator = RegistrationEvaluator("cpu", loader_of(size, shift), network, val_handlers=[metrics])
+    evaluator.run()
+    overlap = math.prod(4 - abs(s) for s in shift)
+    before = 2 * overlap / (2 * 4 ** len(size))
+    assert evaluator.state.metrics["dice"] == pytest.approx(1.0)
+    assert evaluator.state.metrics["dice_before"] == pytest.approx(before)
+    assert evaluator.state.metrics["foldings_percent"] == 0
+    with open(tmp_path / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows] == ["subject0", "subject1", "subject2"]
+    assert all(float(row["hd"]) == 0 and float(row["dice"]) == pytest.approx(1.0) for row in rows)
+    # Every corner of the block moves by the whole shift.
+    assert float(rows[0]["hd_before"]) == pytest.approx(math.sqrt(sum(s**2 for s in shift)), abs=1e-4)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["dice"]["n"] == 3 and summary["settings"] == {"seed": 3}
+
+
+def test_bare_function_registers_too():
+    evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, 0)), lambda image: Shift([1.0, 0.0])(image))
+    evaluator.run()
+    torch.testing.assert_close(evaluator.state.output["warped_image"], evaluator.state.batch["fixed_image"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_network_runs_without_gradients_and_fields_are_float32(amp):
+    torch.manual_seed(0)
+    network = VoxelMorph(2, encoder=(4,), decoder=(4, 4))
+    evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, 0)), network, amp=amp)
+    evaluator.run()
+    assert evaluator.state.output["ddf"].dtype == evaluator.state.output["warped_image"].dtype == torch.float32
+    assert not evaluator.state.output["ddf"].requires_grad
+
+
+def test_every_pair_is_seen_once_and_running_again_gives_the_same():
+    metrics = CaseMetrics({"myocardium": 2}, surface=False)
+    network = Shift([0.5, -1.5])
+    evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, -2), count=5), network, val_handlers=[metrics])
+    evaluator.run()
+    first = [{k: v for k, v in row.items() if k != "seconds"} for row in metrics.rows]
+    evaluator.run()
+    assert [row["case"] for row in metrics.rows] == [f"subject{n}" for n in range(5)]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in metrics.rows] == first

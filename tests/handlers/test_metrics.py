@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import json
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from common.handlers.metrics import CaseMetrics, label_masks
+
+NAN = float("nan")
+LABELS = {"myocardium": 2, "lv": 3}
+
+
+def slice_of(moving, fixed, subject="patient001", number=0, spacing=(NAN, NAN), **more):
+    """One pair from label maps given as {label: (slice, slice)} on a (10, 12) grid."""
+
+    def draw(parts):
+        label = torch.zeros(1, 10, 12, dtype=torch.uint8)
+        for value, (rows, columns) in parts.items():
+            label[0, slice(*rows), slice(*columns)] = value
+        return label
+
+    pair = {"moving_label": draw(moving), "fixed_label": draw(fixed), "subject": subject, "slice": number}
+    return pair | {"spacing": torch.tensor(spacing)} | more
+
+
+def run(metrics, batches, ddf=0.0, shape=(10, 12), first_axis=0.0):
+    """Run an engine whose registration returns this displacement along the last (and first) axis for every batch."""
+
+    def collate(pairs):
+        tensors = {key for key, value in pairs[0].items() if isinstance(value, torch.Tensor)}
+        return {k: torch.stack([p[k] for p in pairs]) if k in tensors else [p[k] for p in pairs] for k in pairs[0]}
+
+    def register(engine, batch):
+        engine.state.batch = batch
+        field = torch.zeros(len(batch["subject"]), len(shape), *shape)
+        field[:, 0], field[:, -1] = first_axis, ddf
+        return {"ddf": field, "seconds": 0.5}
+
+    engine = Engine(register)
+    metrics.attach(engine)
+    engine.run([collate(batch) for batch in batches], max_epochs=1)
+    return engine
+
+
+# 4 x 4 = 16 pixels; the fixed one two columns to the left: 8 shared
+MOVING = {2: ((2, 6), (4, 8)), 3: ((7, 9), (4, 8))}
+FIXED = {2: ((2, 6), (2, 6)), 3: ((7, 9), (2, 6))}
+
+
+def test_masks_are_one_a_label():
+    label = slice_of(MOVING, FIXED)["moving_label"][None]
+    masks = label_masks(label, [2, 3])
+    assert masks.shape == (1, 2, 10, 12) and masks.dtype == torch.float32
+    assert masks.flatten(2).sum(-1).tolist() == [[16.0, 8.0]]
+
+
+def test_hand_made_shift_has_its_known_dice_before_and_after():
+    metrics = CaseMetrics(LABELS)
+    run(metrics, [[slice_of(MOVING, FIXED)]], ddf=2.0)
+    (row,) = metrics.rows
+    assert row["dice"] == row["dice_lv"] == pytest.approx(1.0)
+    assert row["dice_before"] == row["dice_lv_before"] == pytest.approx(0.5)
+    assert row["hd"] == row["hd95"] == row["asd"] == 0
+    assert row["hd_before"] == pytest.approx(2.0)
+    assert row["foldings_percent"] == 0 and row["sd_log_jacobian"] == pytest.approx(0, abs=1e-6)
+    assert row["case"] == "patient001_slice00" and row["subject"] == "patient001" and row["slice"] == 0
+    assert row["scorable"] == 1 and row["seconds"] == pytest.approx(0.5)
+
+
+def test_mask_counts_from_one_half_and_officially_from_above_zero():
+    metrics = CaseMetrics(LABELS)
+    # A quarter of a pixel off the exact shift on both axes: one more row and column hold 1/4 or less.
+    run(metrics, [[slice_of(MOVING, FIXED)]], ddf=1.75, first_axis=0.25)
+    (row,) = metrics.rows
+    assert row["dice"] == pytest.approx(1.0) and row["asd"] == 0
+    assert row["dice_official"] == pytest.approx(2 * 16 / (25 + 16))
+    # Of the fixed block's 12 edge pixels, the five at the two widened sides are one off; only fixed -> warped counts.
+    assert row["asd_official"] == pytest.approx(5 / 12)
+
+
+def test_case_without_the_label_is_kept_empty_and_counted(tmp_path):
+    metrics = CaseMetrics(LABELS, output_dir=tmp_path)
+    batches = [
+        [slice_of(MOVING, FIXED, number=0), slice_of({3: MOVING[3]}, FIXED, number=1)],
+        [slice_of(MOVING, {3: FIXED[3]}, number=2)],
+    ]
+    engine = run(metrics, batches, ddf=2.0)
+    rows = metrics.rows
+    assert [row["scorable"] for row in rows] == [1, 0, 0]
+    for name in ("dice", "dice_before", "hd", "hd_before", "asd", "hd95", "dice_official", "asd_official"):
+        assert [math.isnan(row[name]) for row in rows] == [False, True, True], name
+    assert [row["dice_lv"] for row in rows] == pytest.approx([1.0] * 3)
+    assert all(row["foldings_percent"] == 0 for row in rows)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["dice"]["n"] == 1 and summary["dice"]["not_scorable"] == 2
+    assert summary["dice_lv"]["n"] == 3
+    assert engine.state.metrics["dice"] == pytest.approx(1.0)
+    with open(tmp_path / "metrics.csv", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["dice"] for row in table] == ["1.0", "", ""] and [row["scorable"] for row in table] == ["1", "0", "0"]
+
+
+def test_millimetres_only_where_the_spacing_is_known():
+    metrics = CaseMetrics(LABELS)
+    known = slice_of(MOVING, FIXED, number=1, spacing=(1.5, 2.5))
+    run(metrics, [[slice_of(MOVING, FIXED), known], [slice_of(MOVING, FIXED, number=2)]])
+    first, second, third = metrics.rows
+    assert math.isnan(first["hd_mm"]) and second["hd_mm"] == pytest.approx(5.0) and "hd_mm" not in third
+    assert second["hd"] == pytest.approx(2.0) and second["hd_mm_before"] == pytest.approx(5.0)
+
+
+def test_no_millimetre_column_where_no_spacing_is_known():
+    metrics = CaseMetrics(LABELS)
+    run(metrics, [[slice_of(MOVING, FIXED)]])
+    assert not [name for name in metrics.rows[0] if "_mm" in name]
+
+
+def test_validation_leaves_surfaces_out():
+    metrics = CaseMetrics(LABELS, surface=False)
+    engine = run(metrics, [[slice_of(MOVING, FIXED)]])
+    assert not {"hd", "asd", "dice_official"} & set(metrics.rows[0])
+    assert engine.state.metrics == {"dice": pytest.approx(0.5), "dice_lv": pytest.approx(0.5), "foldings_percent": 0.0}
+
+
+def test_mean_without_any_scorable_case_is_nan():
+    metrics = CaseMetrics(LABELS, surface=False)
+    engine = run(metrics, [[slice_of({}, FIXED)]])
+    assert math.isnan(engine.state.metrics["dice"])
+
+
+def test_volume_dice_sums_over_the_slices_of_a_subject(tmp_path):
+    metrics = CaseMetrics(LABELS, output_dir=tmp_path)
+    only_fixed = slice_of({}, {2: ((2, 6), (2, 6))}, number=1)
+    other = slice_of(MOVING, FIXED, subject="patient002")
+    run(metrics, [[slice_of(MOVING, FIXED), only_fixed], [other]], ddf=2.0)
+    with open(tmp_path / "subjects.csv", newline="") as stream:
+        one, two = csv.DictReader(stream)
+    assert (one["subject"], one["slices"], two["subject"], two["slices"]) == ("patient001", "2", "patient002", "1")
+    # 2 * 16 / (16 + 32): the slice that is not scorable counts in the volume
+    assert float(one["dice_3d_myocardium"]) == pytest.approx(32 / 48)
+    assert float(one["dice_3d_before_myocardium"]) == pytest.approx(16 / 48)
+    assert float(two["dice_3d_myocardium"]) == pytest.approx(1.0)
+    assert float(two["dice_3d_before_lv"]) == pytest.approx(0.5)
+
+
+def test_subject_without_the_label_has_an_empty_volume_dice(tmp_path):
+    metrics = CaseMetrics(LABELS, output_dir=tmp_path)
+    run(metrics, [[slice_of(MOVING, FIXED), slice_of({3: MOVING[3]}, FIXED, subject="patient002")]])
+    with open(tmp_path / "subjects.csv", newline="") as stream:
+        _, two = csv.DictReader(stream)
+    assert two["dice_3d_myocardium"] == "" and float(two["dice_3d_lv"]) == pytest.approx(0.5)
+
+
+def test_known_displacement_gives_the_end_point_error_over_the_labels():
+    truth = torch.zeros(2, 10, 12)
+    truth[1] = 2.0
+    truth[:, 9:] = 50.0  # outside the labels
+    metrics = CaseMetrics(LABELS)
+    run(metrics, [[slice_of(MOVING, FIXED, true_ddf=truth)]], ddf=1.5)
+    assert metrics.rows[0]["epe"] == pytest.approx(0.5)
+    assert metrics.rows[0]["epe_before"] == pytest.approx(2.0)
+
+
+def test_folding_field_is_found():
+    metrics = CaseMetrics(LABELS, surface=False)
+    mirror = 2 * (5.5 - torch.arange(12.0)).expand(10, 12)
+    run(metrics, [[slice_of(MOVING, FIXED)]], ddf=mirror)
+    assert metrics.rows[0]["foldings_percent"] == 100
+
+
+def test_volumes_are_cases_without_a_slice():
+    shape = (6, 8, 7)
+    moving, fixed = (torch.zeros(1, *shape, dtype=torch.uint8) for _ in range(2))
+    moving[0, 1:5, 2:6, 3:6], fixed[0, 1:5, 2:6, 1:4] = 2, 2
+    pair = {"moving_label": moving, "fixed_label": fixed, "subject": "s", "spacing": torch.tensor([1.0, 2.0, 3.0])}
+    metrics = CaseMetrics({"myocardium": 2})
+    run(metrics, [[pair]], ddf=2.0, shape=shape)
+    (row,) = metrics.rows
+    assert row["case"] == "s" and "slice" not in row
+    assert row["dice"] == pytest.approx(1.0) and row["dice_before"] == pytest.approx(1 / 3)
+    assert row["hd_before"] == pytest.approx(2.0) and row["hd_mm_before"] == pytest.approx(6.0)
+
+
+def test_second_run_starts_afresh():
+    metrics = CaseMetrics(LABELS)
+    for _ in range(2):
+        run(metrics, [[slice_of(MOVING, FIXED)]])
+    assert len(metrics.rows) == 1 and len(metrics.volumes) == 1
+
+
+def test_labels_are_needed():
+    with pytest.raises(ValueError, match="labels: expected at least one name and value"):
+        CaseMetrics({})

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from common.engines.trainer import RegistrationEvents
+from common.handlers.momentum import ScoreMomentum, all_mean
+from common.handlers.schedule import AlternatingSchedule
+from common.losses.objectives import ScoreObjective
+
+BOTH = frozenset({"displacement", "score"})
+
+
+def run(objective, form="paper", residuals=((0.0,),), score=1.0, schedule=None, **options):
+    """Run an engine whose iterations have these mean residuals, epoch by epoch; return m after each score update."""
+    history = []
+
+    def iteration(engine, batch):
+        residual = torch.tensor([0.5, 1.5]).view(2, 1, 1, 1) * residuals[engine.state.epoch - 1][batch]
+        engine.state.step = SimpleNamespace(residual=residual, estimated=torch.full_like(residual, score))
+        for update in ("displacement", "score"):
+            if update in engine.active:
+                engine.state.update = update
+                engine.fire_event(RegistrationEvents.UPDATE_STARTED)
+        if "score" in engine.active:
+            history.append(float(objective.momentum))
+
+    engine = Engine(iteration)
+    engine.register_events(*RegistrationEvents)
+    engine.state.device, engine.active = torch.device("cpu"), BOTH
+    for handler in filter(None, [schedule, ScoreMomentum(objective, form, **options)]):
+        handler.attach(engine)
+    if residuals:
+        engine.run(list(range(len(residuals[0]))), max_epochs=len(residuals))
+    return history
+
+
+def test_without_residual_the_momentum_is_the_ramp_of_its_decay():
+    history = run(ScoreObjective(), residuals=((0.0,) * 50,) * 4)
+    expected = [1 - 0.99**t for t in range(1, 201)]
+    assert history == pytest.approx(expected, abs=1e-5)
+
+
+def test_paper_form_is_the_moving_mean_of_the_cosine_of_each_iteration():
+    residuals = ((0.1, 0.6, 0.3), (0.9, 0.0, 0.5))
+    expected, m = [], 0.0
+    for mu in (value for epoch in residuals for value in epoch):
+        m = 0.9 * m + 0.1 * math.cos(math.pi / 2 * mu)
+        expected.append(m)
+    assert run(ScoreObjective(), residuals=residuals, decay=0.9) == pytest.approx(expected, abs=1e-6)
+
+
+def test_paper_form_advances_only_where_the_score_is_trained():
+    objective = ScoreObjective()
+    history = run(objective, residuals=((0.0,) * 5,) * 6, schedule=AlternatingSchedule(2))
+    # two epochs of the displacement alone leave it at 0
+    assert history == pytest.approx([1 - 0.99**t for t in range(1, 21)], abs=1e-6)
+
+
+def test_official_form_is_that_of_the_published_code():
+    residuals, score = ((0.004, 0.01), (0.02, 0.006), (0.001, 0.003)), 0.7
+    expected, m = [], 0.0
+    for epoch, values in enumerate(residuals, start=1):
+        decay = min(1 - 1 / (epoch + 1), 0.99)
+        for count in range(1, len(values) + 1):
+            mu = sum(0.5 * score * value for value in values[:count]) / count
+            m = decay * m + (1 - decay) * math.cos(3.14 * 50 * mu)
+            expected.append(m)
+    assert run(ScoreObjective(), "official", residuals, score) == pytest.approx(expected, abs=1e-5)
+
+
+def test_official_form_stands_still_in_the_warm_up_of_the_score():
+    history = run(ScoreObjective(), "official", ((0.0,) * 3,) * 3, schedule=AlternatingSchedule(1))
+    assert history[:3] == [0.0] * 3 and history[3] > 0
+
+
+def test_none_leaves_the_momentum_at_one():
+    objective = ScoreObjective()
+    assert run(objective, "none", ((0.3,) * 4,)) == [1.0] * 4
+
+
+@pytest.mark.parametrize(("form", "start"), [("paper", 0.0), ("official", 0.0), ("none", 1.0)])
+def test_new_run_starts_at_zero_or_stays_one(form, start):
+    objective = ScoreObjective()
+    ScoreMomentum(objective, form)
+    assert float(objective.momentum) == start
+
+
+def test_resumed_run_continues_from_the_restored_momentum():
+    objective = ScoreObjective()
+    momentum = ScoreMomentum(objective)
+    objective.load_state_dict({"momentum": torch.tensor(0.5)})
+    engine = Engine(lambda e, b: e.fire_event(RegistrationEvents.UPDATE_STARTED))
+    engine.register_events(*RegistrationEvents)
+    engine.state.device, engine.state.update, engine.active = torch.device("cpu"), "score", BOTH
+    engine.state.step = SimpleNamespace(residual=torch.zeros(1, 1, 2, 2))
+    momentum.attach(engine)
+    engine.run([0], max_epochs=1)
+    assert float(objective.momentum) == pytest.approx(0.5 * 0.99 + 0.01, abs=1e-6)
+    assert engine.has_event_handler(momentum._new_epoch, Events.EPOCH_STARTED)
+
+
+def test_mean_over_one_process_is_the_value():
+    value = torch.tensor(0.25)
+    assert all_mean(value) is value
+
+
+def test_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form must be 'paper', 'official' or 'none', got 'papre'"):
+        ScoreMomentum(ScoreObjective(), "papre")

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+import logging
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from common.data.pairs import PairDataset, training_loader
+from common.engines.trainer import RegistrationTrainer, Update
+from common.handlers.momentum import ScoreMomentum
+from common.handlers.schedule import AlternatingSchedule
+from common.handlers.state import STATE_FILE, TrainingState, load_weights, save_weights
+from common.losses.objectives import DisplacementObjective, ScoreObjective, ScoreWeight
+from common.losses.similarity import SquaredError
+from common.networks.unet import PixelEstimator
+from common.networks.voxelmorph import VoxelMorph
+
+TINY = {"encoder": (4,), "decoder": (4, 4)}
+SIZES = [(16, 24), (8, 12, 10)]
+
+
+class Run:
+    """Everything that one process of a training builds."""
+
+    def __init__(self, folder, epochs, size=(16, 24), resume=False, leak=False, interval=1, lr=1e-3, form="paper"):
+        torch.manual_seed(1 if not resume else 999)  # a resumed run must not depend on how it was initialised
+        self.network, self.score = VoxelMorph(len(size), **TINY), PixelEstimator(len(size), 1, **TINY)
+        torch.nn.init.normal_(self.network.flow.weight, std=0.1)
+        self.objective = ScoreObjective(leak=leak)
+        self.optimizers = {
+            "displacement": torch.optim.Adam(self.network.parameters(), lr=lr),
+            "score": torch.optim.Adam(self.score.parameters(), lr=lr),
+        }
+        self.state = TrainingState(
+            folder,
+            {"model": self.network, "score": self.score},
+            self.optimizers,
+            {"score_objective": self.objective},
+            resume=resume,
+            interval=interval,
+        )
+        updates = [
+            Update("displacement", DisplacementObjective(weight=ScoreWeight()), self.optimizers["displacement"]),
+            Update(
+                "score",
+                self.objective,
+                self.optimizers["score"],
+                ("estimator", "displacement") if leak else ("estimator",),
+            ),
+        ]
+        self.trainer = RegistrationTrainer(
+            "cpu",
+            epochs,
+            training_loader(PairDataset(pairs(size), size, jitter=2), batch_size=2, seed=5),
+            self.network,
+            updates,
+            SquaredError(),
+            estimator=self.score,
+            second_forward=leak,
+            train_handlers=[AlternatingSchedule(1), ScoreMomentum(self.objective, form), self.state],
+        )
+
+    def everything(self):
+        tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"score.{k}": v for k, v in self.score.state_dict().items()}
+        tensors["momentum"] = self.objective.momentum
+        for name, optimizer in self.optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{key}": value for key, value in state.items()}
+        for name, module in (("model", self.network), ("score", self.score)):
+            tensors |= {f"{name}.{k}.grad": p.grad for k, p in module.named_parameters() if p.grad is not None}
+        return {key: value.detach().clone() for key, value in tensors.items()}
+
+
+def pairs(size, count=6):
+    generator = torch.Generator().manual_seed(0)
+    larger = [n + 4 for n in size]
+    return [
+        {
+            "moving_image": torch.rand(1, *larger, generator=generator),
+            "fixed_image": torch.rand(1, *larger, generator=generator),
+            "centre": torch.tensor([(n - 1) / 2 for n in larger]),
+        }
+        for _ in range(count)
+    ]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys() and len(one) > 10
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("leak", [False, True])
+def test_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(tmp_path, size, leak):
+    whole = Run(tmp_path / "whole", 4, size, leak=leak)
+    whole.trainer.run()
+    Run(tmp_path / "parts", 2, size, leak=leak).trainer.run()
+    second = Run(tmp_path / "parts", 4, size, leak=leak, resume=True)
+    second.trainer.run()
+    assert second.trainer.state.epoch == 4 and second.trainer.state.iteration == whole.trainer.state.iteration == 12
+    assert float(whole.objective.momentum) > 0.05
+    assert_same(whole.everything(), second.everything())
+
+
+def test_resume_of_the_official_momentum_is_exact(tmp_path):
+    whole = Run(tmp_path / "whole", 4, form="official")
+    whole.trainer.run()
+    Run(tmp_path / "parts", 3, form="official").trainer.run()
+    second = Run(tmp_path / "parts", 4, form="official", resume=True)
+    second.trainer.run()
+    assert_same(whole.everything(), second.everything())
+
+
+def test_random_numbers_continue(tmp_path):
+    Run(tmp_path, 1).trainer.run()
+    expected = torch.rand(3)
+    resumed = Run(tmp_path, 1, resume=True)
+    resumed.trainer.run()
+    torch.testing.assert_close(torch.rand(3), expected, atol=0, rtol=0)
+
+
+def test_finished_run_resumes_to_itself(tmp_path):
+    first = Run(tmp_path, 2)
+    first.trainer.run()
+    again = Run(tmp_path, 2, resume=True)
+    again.trainer.run()
+    assert_same(first.everything(), again.everything())
+
+
+def test_lower_learning_rate_takes_effect_on_resume(tmp_path):
+    """The remedy that NonFiniteLoss names."""
+    Run(tmp_path, 1, lr=1e-3).trainer.run()
+    resumed = Run(tmp_path, 2, lr=1e-4, resume=True)
+    resumed.trainer.run()
+    assert [o.param_groups[0]["lr"] for o in resumed.optimizers.values()] == [1e-4, 1e-4]
+
+
+def test_state_loads_with_weights_only_and_says_where_the_run_is(tmp_path):
+    run = Run(tmp_path, 2)
+    run.trainer.run()
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert state["epoch"] == 2 and state["iteration"] == 6
+    assert torch.equal(state["modules"]["model"]["flow.weight"], run.network.flow.weight)
+    assert set(state["optimizers"]) == {"displacement", "score"}
+
+
+def test_bare_weights_are_written_at_the_end(tmp_path):
+    run = Run(tmp_path, 1)
+    run.trainer.run()
+    for name, module in (("model", run.network), ("score", run.score)):
+        weights = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        assert list(weights) == list(module.state_dict())
+        assert all(torch.equal(weights[key], value) for key, value in module.state_dict().items())
+    assert {path.name for path in tmp_path.iterdir()} == {STATE_FILE, "model.pt", "score.pt"}
+
+
+def test_resume_without_a_state_starts_from_the_beginning_and_says_so(tmp_path, caplog):
+    run = Run(tmp_path, 1, resume=True)
+    with caplog.at_level(logging.WARNING):
+        run.trainer.run()
+    assert "the run starts from the beginning" in caplog.text and run.trainer.state.epoch == 1
+
+
+def test_interval_saves_every_nth_epoch_and_the_last(tmp_path):
+    run = Run(tmp_path, 5, interval=2)
+    saved = []
+
+    def look(engine):
+        exists = (tmp_path / STATE_FILE).exists()
+        saved.append(torch.load(tmp_path / STATE_FILE, weights_only=True)["epoch"] if exists else 0)
+
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, look)
+    run.trainer.run()
+    assert saved == [0, 2, 2, 4, 5]
+
+
+def test_write_that_fails_half_way_keeps_the_old_state_and_no_rest(tmp_path, monkeypatch):
+    Run(tmp_path, 1).trainer.run()
+    before = (tmp_path / STATE_FILE).read_bytes()
+    names = {path.name for path in tmp_path.iterdir()}
+
+    def full_disk(state, path):
+        path.write_bytes(b"half a file")
+        raise OSError("No space left on device")
+
+    run = Run(tmp_path, 2, resume=True)
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run.trainer.run()
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_parameters_that_are_not_finite_are_never_written(tmp_path):
+    Run(tmp_path, 1).trainer.run()
+    before = (tmp_path / STATE_FILE).read_bytes()
+    run = Run(tmp_path, 2, resume=True)
+
+    def diverge(engine):
+        if engine.state.iteration == 6:
+            run.network.flow.bias.data.fill_(float("inf"))
+
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, diverge)
+    with pytest.raises(FloatingPointError, match="Parameters of 'model' are not finite"):
+        run.trainer.run()
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_weights_come_back_exactly(tmp_path, dims):
+    torch.manual_seed(0)
+    saved, fresh = VoxelMorph(dims, **TINY), VoxelMorph(dims, **TINY)
+    save_weights(saved, tmp_path / "deep" / "model.pt")
+    assert load_weights(fresh, tmp_path / "deep" / "model.pt") is fresh
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in saved.state_dict().items())
+
+
+def test_missing_weights_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="ckpt_path: expected a file of weights at .*model.pt.*Train the bundle"):
+        load_weights(VoxelMorph(2, **TINY), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: VoxelMorph(3, **TINY), "other shapes .*expected .*got"),
+        (lambda: VoxelMorph(2, encoder=(4, 4), decoder=(4, 4, 4)), "unexpected .'unet.down.1"),
+        (lambda: PixelEstimator(2, 2, **TINY), "missing .'flow.bias'"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, other, message):
+    save_weights(other(), tmp_path / "model.pt")
+    network = VoxelMorph(2, **TINY)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=f"checkpoint of another network than VoxelMorph: .*{message}"):
+        load_weights(network, tmp_path / "model.pt")
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_training_state_is_not_taken_for_weights(tmp_path):
+    run = Run(tmp_path, 1)
+    run.trainer.run()
+    with pytest.raises(ValueError, match="holds no bare state dict.*Pass model.pt"):
+        load_weights(run.network, tmp_path / STATE_FILE)

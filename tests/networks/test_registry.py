@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of displacement networks, asserted for every published architecture."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.networks.registry import ARCHITECTURES, build
+
+SIZES = [(32, 48), (27, 30), (16, 32, 19)]
+each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+each_size = pytest.mark.parametrize("size", SIZES)
+
+
+def pair(size, batch=2):
+    return torch.rand(batch, 2, *size, generator=torch.Generator().manual_seed(0))
+
+
+def network_of(name, size):
+    torch.manual_seed(0)
+    return build(name, spatial_dims=len(size)).eval()
+
+
+def test_the_collection_is_not_empty():
+    assert "voxelmorph" in ARCHITECTURES
+
+
+@each_network
+@each_size
+def test_returns_one_finite_float32_displacement_of_the_image_size(name, size):
+    with torch.no_grad():
+        ddf = network_of(name, size)(pair(size))
+    assert isinstance(ddf, torch.Tensor)
+    assert ddf.shape == (2, len(size), *size) and ddf.dtype == torch.float32 and ddf.isfinite().all()
+
+
+@each_network
+@each_size
+def test_moving_and_fixed_apart_are_the_two_concatenated(name, size):
+    network, image = network_of(name, size), pair(size)
+    with torch.no_grad():
+        assert torch.equal(network(image[:, :1], image[:, 1:]), network(image))
+
+
+@each_network
+@each_size
+def test_starts_near_the_identity(name, size):
+    with torch.no_grad():
+        assert network_of(name, size)(pair(size)).abs().max() < 0.1
+
+
+@each_network
+@each_size
+def test_estimate_holds_the_displacement_of_forward_and_a_velocity(name, size):
+    network = network_of(name, size)
+    with torch.no_grad():
+        estimate = network.estimate(pair(size))
+        torch.testing.assert_close(estimate.ddf, network(pair(size)), atol=0, rtol=0)
+    assert estimate.velocity.shape[:2] == (2, len(size)) and estimate.velocity.dtype == torch.float32
+
+
+@each_network
+@each_size
+def test_a_case_does_not_depend_on_the_rest_of_its_batch(name, size):
+    network, image = network_of(name, size), pair(size)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image)[1:], network(image[1:]), atol=1e-7, rtol=1e-3)
+
+
+@each_network
+@each_size
+def test_gradient_reaches_every_parameter(name, size):
+    network = network_of(name, size).train()
+    network(pair(size)).square().sum().backward()
+    without = [key for key, parameter in network.named_parameters() if parameter.grad is None]
+    assert not without
+
+
+@each_network
+@each_size
+def test_scripted_equals_eager(name, size):
+    network = network_of(name, size)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(network)(pair(size)), network(pair(size)), atol=1e-6, rtol=0)
+
+
+@each_network
+@pytest.mark.parametrize("dims", [2, 3])
+def test_state_dict_fits_a_fresh_network(name, dims):
+    first, second = build(name, spatial_dims=dims), build(name, spatial_dims=dims)
+    second.load_state_dict(first.state_dict())
+    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@each_network
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_numbers_of_channels_are_refused(name, channels):
+    with pytest.raises(ValueError, match="moving and fixed"):
+        build(name, spatial_dims=2)(torch.zeros(1, channels, 32, 32))
+
+
+@each_network
+def test_other_numbers_of_dimensions_are_refused(name):
+    with pytest.raises(ValueError, match="spatial_dims must be 2 or 3"):
+        build(name, spatial_dims=4)
+
+
+def test_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"architecture must be one of .*got 'voxelmorf'.*'voxelmorph'\?"):
+        build("voxelmorf", spatial_dims=2)
+
+
+def test_parameters_reach_the_builder():
+    network = build("voxelmorph", spatial_dims=2, encoder=[4, 4], decoder=[4, 4, 4])
+    assert isinstance(network, nn.Module) and network.flow.in_channels == 4

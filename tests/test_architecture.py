@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout's rules, asserted by reading the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "common").rglob("*.py"))
+ALL_SOURCES = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
+FOUNDATION = {"spatial"}
+TOOLS = {"losses", "metrics", "networks", "io", "figures"}
+INPUTS = {"transforms", "data"}
+RUNNING = {"engines", "handlers"}
+MAY_IMPORT = (
+    {"spatial": set()}
+    | {tool: FOUNDATION for tool in TOOLS}
+    | {"transforms": FOUNDATION | TOOLS, "data": FOUNDATION | TOOLS | {"transforms"}}
+    | {package: FOUNDATION | TOOLS | INPUTS | RUNNING for package in RUNNING}
+    | {"cli": FOUNDATION | TOOLS | INPUTS | RUNNING | {"bundle"}}
+)
+LAZY = {"itk", "matplotlib"}
+LICENSE_LINE = "# SPDX-License-Identifier: Apache-2.0"
+every_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def imports(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def inside_functions(tree):
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
+    return {id(node): node for function in functions for node in imports(function)}.values()
+
+
+def absolute_names(node):
+    """Top-level packages of an absolute import."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {node.module.split(".")[0]} if node.level == 0 else set()
+
+
+def packages_of(path, node):
+    """First parts below ``common`` that a relative import reaches."""
+    folder = path.relative_to(ROOT / "common").parent.parts
+    base = folder[: len(folder) - (node.level - 1)]
+    parts = (*base, *(node.module.split(".") if node.module else ()))
+    return {parts[0]} if parts else {alias.name for alias in node.names}
+
+
+def test_there_is_something_to_read():
+    assert len(SOURCES) > 30
+    assert {path.name for path in (ROOT / "common").iterdir() if path.is_dir()} - {"__pycache__"} == set(MAY_IMPORT)
+
+
+@every_source
+def test_packages_import_only_what_lies_below_them(path):
+    package = path.relative_to(ROOT / "common").parts[0]
+    relative = [n for n in imports(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level]
+    reached = {(name, node.lineno) for node in relative for name in packages_of(path, node)}
+    allowed = MAY_IMPORT.get(package, set(MAY_IMPORT)) | {package}
+    assert not {entry for entry in reached if entry[0] not in allowed}
+
+
+@every_source
+def test_common_imports_itself_relatively(path):
+    """A packed bundle carries the package under another name."""
+    tree = ast.parse(path.read_text())
+    assert not [node.lineno for node in imports(tree) if "common" in absolute_names(node)]
+    assert not [n.lineno for n in imports(tree) if isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names)]
+
+
+@every_source
+def test_functions_import_only_the_heavy_optional_packages(path):
+    for node in inside_functions(ast.parse(path.read_text())):
+        assert absolute_names(node) and absolute_names(node) <= LAZY, f"line {node.lineno}"
+
+
+@every_source
+def test_heavy_optional_packages_are_imported_where_they_are_used(path):
+    top = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert not [node.lineno for node in top if absolute_names(node) & LAZY]
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_init_files_are_empty(path):
+    assert path.read_text().strip() == ""
+
+
+@pytest.mark.parametrize("path", ALL_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short_and_licensed(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 400
+    assert path.name == "__init__.py" or lines[0] == LICENSE_LINE
+
+
+@every_source
+def test_modules_and_public_functions_say_what_they_are(path):
+    tree = ast.parse(path.read_text())
+    if not tree.body:
+        return
+    assert ast.get_docstring(tree)
+    public = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+    assert not [node.name for node in public if not ast.get_docstring(node)]
+
+
+@every_source
+def test_every_argument_is_typed(path):
+    untyped = []
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            every = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+            extra = [a for a in (function.args.vararg, function.args.kwarg) if a]
+            named = [a for a in every if a.arg not in ("self", "cls")] + extra
+            untyped += [f"{function.name}({a.arg})" for a in named if a.annotation is None]
+    assert not untyped
