@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import fire
 
+from .cli.benchmark import benchmark
+from .cli.compare import compare
 from .cli.pack import pack
 from .cli.verify import verify
 
-COMMANDS = {"pack": pack, "verify": verify}
+COMMANDS = {"benchmark": benchmark, "compare": compare, "pack": pack, "verify": verify}
 
 if __name__ == "__main__":
     fire.Fire(COMMANDS, name="common")

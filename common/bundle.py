@@ -186,8 +186,8 @@ def clear_output(output_dir: str | Path, resume: bool) -> None:
     earlier = [path for path in folder.iterdir() if not path.name.startswith("previous_")]
     if not earlier:
         return
-    number = 1 + sum(path.name.startswith("previous_") for path in folder.iterdir())
-    target = folder / f"previous_{number}"
+    numbers = [path.name.removeprefix("previous_") for path in folder.glob("previous_*")]
+    target = folder / f"previous_{1 + max([int(number) for number in numbers if number.isdigit()], default=0)}"
     target.mkdir()
     for path in earlier:
         path.rename(target / path.name)

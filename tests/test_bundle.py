@@ -54,7 +54,7 @@ def test_root_of_a_packed_bundle_is_the_folder_that_carries_it(tmp_path):
 
 
 def test_unknown_bundle_names_the_places_that_were_tried():
-    with pytest.raises(FileNotFoundError, match="bundle_root: 'adacs_acdx' is in none of .*bundles/adacs_acdx.*--bundle_root"):
+    with pytest.raises(FileNotFoundError, match="bundle_root: 'adacs_acdx' is in none of .*/adacs_acdx.*--bundle_root"):
         bundle.root("adacs_acdx")
 
 
@@ -136,12 +136,16 @@ def test_known_overrides_pass(config, overrides):
     [("--epoch", "--epochs"), ("--learning_rat=1", "--learning_rate"), ("--network_deff#name", "--network_def")],
 )
 def test_misspelt_override_is_refused_with_the_nearest(config, override, near):
-    with pytest.raises(ValueError, match=f"Unknown override '{override.partition('=')[0].partition('#')[0]}'.*mean '{near}'"):
+    with pytest.raises(
+        ValueError, match=f"Unknown override '{override.partition('=')[0].partition('#')[0]}'.*mean '{near}'"
+    ):
         bundle.check_arguments(["run", "training", "--config_file", str(config), override, "5"])
 
 
 def test_override_unlike_any_key_lists_the_known_ones(config):
-    with pytest.raises(ValueError, match="Unknown override '--zzz'.*Known keys: epochs, imports, learning_rate, network_def"):
+    with pytest.raises(
+        ValueError, match="Unknown override '--zzz'.*Known keys: epochs, imports, learning_rate, network_def"
+    ):
         bundle.check_arguments(["--config_file", str(config), "--zzz", "1"])
 
 

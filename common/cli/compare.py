@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..io.atomic import atomic_path
+from ..atomic import atomic_path
 from ..io.results import read_metrics, results_table, undeformed
 from ..metrics.statistics import (
     bootstrap_interval,

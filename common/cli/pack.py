@@ -18,8 +18,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..atomic import atomic_path
 from ..bundle import switch
-from ..io.atomic import atomic_path
 from .bundles import PACKAGE, configurations, find_bundles, read_json, rename_package
 
 PACKED_PACKAGE = "scripts.common"

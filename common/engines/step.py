@@ -30,7 +30,7 @@ class TrainingView(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         image = image.contiguous(memory_format=CHANNELS_LAST[image.dim()])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            return self.network.estimate(image)
+            return self.network.estimate(image)  # type: ignore[operator]
 
 
 class EstimatorView(nn.Module):
@@ -85,11 +85,15 @@ class RegistrationStep:
         self._warped: Tensor | None = None
         self._residual: Tensor | None = None
 
+    def _gradients(self, network: str) -> torch.set_grad_enabled:
+        """Whoever asks first, under no_grad or not: what an update differentiates carries its graph."""
+        return torch.set_grad_enabled(network in self._differentiable)
+
     @property
     def estimate(self) -> tuple[Tensor, ...]:
         """The displacement network's named tuple."""
         if self._estimate is None:
-            with torch.set_grad_enabled("displacement" in self._differentiable):
+            with self._gradients("displacement"):
                 self._estimate = self._displacement(torch.cat([self.moving, self.fixed], dim=1))
         return self._estimate
 
@@ -102,14 +106,16 @@ class RegistrationStep:
     def warped(self) -> Tensor:
         """Moving image on the fixed one, (B, 1, *S)."""
         if self._warped is None:
-            self._warped = warp(self.moving, self.estimate.ddf)  # type: ignore[attr-defined]
+            with self._gradients("displacement"):
+                self._warped = warp(self.moving, self.estimate.ddf)  # type: ignore[attr-defined]
         return self._warped
 
     @property
     def residual(self) -> Tensor:
         """Similarity's residual map, (B, 1, *S)."""
         if self._residual is None:
-            self._residual = self._similarity(self.warped, self.fixed)
+            with self._gradients("displacement"):
+                self._residual = self._similarity(self.warped, self.fixed)
         return self._residual
 
     @property
@@ -117,11 +123,11 @@ class RegistrationStep:
         """Score or log variance, (B, 1, *S)."""
         if self._estimated is None:
             if self._estimator is None:
-                raise ValueError("estimator: this objective needs one (score or variance network), the trainer has none.")
+                raise ValueError("estimator: this objective needs a score or variance network, the trainer has none.")
             image = self.fixed
             if self._estimator_input == "fixed_warped":
                 image = torch.cat([self.fixed, self.warped.detach()], dim=1)
-            with torch.set_grad_enabled("estimator" in self._differentiable):
+            with self._gradients("estimator"):
                 self._estimated = self._estimator(image)
         return self._estimated
 

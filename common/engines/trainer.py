@@ -19,7 +19,7 @@ from .step import CHANNELS_LAST, ESTIMATOR_INPUTS, EstimatorView, RegistrationSt
 
 
 class RegistrationEvents(EventEnum):
-    """UPDATE_STARTED fires before each update's objective; ``engine.state.update`` names it, ``state.step`` holds the step."""
+    """UPDATE_STARTED fires before each update's objective: ``state.update`` names it, ``state.step`` holds the step."""
 
     UPDATE_STARTED = "update_started"
 
@@ -57,7 +57,9 @@ def _prepared(view: nn.Module, device: torch.device, compile: bool) -> nn.Module
         if device.type == "cuda":
             view = nn.SyncBatchNorm.convert_sync_batchnorm(view)
         view = DistributedDataParallel(view, device_ids=[device.index] if device.type == "cuda" else None)
-    return torch.compile(view) if compile else view
+    if compile:
+        view.compile()
+    return view
 
 
 class RegistrationTrainer(Trainer):
@@ -138,9 +140,7 @@ class RegistrationTrainer(Trainer):
             self._register_handlers(train_handlers)
 
     def _images(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        moving, fixed = (
-            batch[key].to(self.state.device, non_blocking=True) for key in ("moving_image", "fixed_image")
-        )
+        moving, fixed = (batch[key].to(self.state.device, non_blocking=True) for key in ("moving_image", "fixed_image"))
         if self.bidirectional:
             moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
         return moving, fixed
@@ -182,6 +182,7 @@ class RegistrationTrainer(Trainer):
         bad = [name for name, value in terms.items() if name != "total" and not torch.isfinite(value)] or ["total"]
         raise NonFiniteLoss(
             f"update '{update}': the loss term {', '.join(bad)} became {terms[bad[0]].item()} in epoch "
-            f"{self.state.epoch}, iteration {self.state.iteration}. The run stops before this update; the checkpoint of "
-            "the last complete epoch is kept. Lower learning_rate or check the images, then restart with --resume true."
+            f"{self.state.epoch}, iteration {self.state.iteration}. The run stops before this update; the checkpoint "
+            "of the last complete epoch is kept. Lower learning_rate or check the images, then restart "
+            "with --resume true."
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..io.atomic import atomic_path
+from ..atomic import atomic_path
 
 # Okabe and Ito's palette, told apart with any colour vision, and bright enough on grey images.
 MOVING_COLOUR, FIXED_COLOUR, FOLDING_COLOUR = "#E69F00", "#56B4E9", "#E00000"

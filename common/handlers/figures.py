@@ -19,7 +19,6 @@ from ..spatial.warp import warp
 from .metrics import CaseMetrics, label_masks
 
 logger = logging.getLogger(__name__)
-IMAGES = ("moving_image", "fixed_image", "warped_image")
 
 
 def middle_plane(array: Tensor) -> Tensor:
@@ -65,9 +64,14 @@ class FigurePanels:
         median = self._case(engine, chosen[0])
         registration_panel(
             self.output_dir / "registration.png",
-            **{name.removesuffix("_image"): median[name] for name in IMAGES},
-            **{name: median.get(name) for name in ("moving_label", "fixed_label", "warped_label", "score")},
+            moving=median["moving_image"],
+            fixed=median["fixed_image"],
+            warped=median["warped_image"],
             ddf=median["ddf"],
+            moving_label=median["moving_label"],
+            fixed_label=median["fixed_label"],
+            warped_label=median["warped_label"],
+            score=median.get("score"),
             jacobian_determinant=median["determinant"],
             title=median["title"],
         )

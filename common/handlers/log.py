@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from ..atomic import atomic_path
 from ..figures.curves import training_curves
-from ..io.atomic import atomic_path
 
 logger = logging.getLogger(__name__)
 HISTORY_FILE = "history.csv"
@@ -37,12 +35,11 @@ class TrainingLog:
     """Logs epoch means of all terms as ``update/term``, and the validation's metrics as ``validation/measure``.
 
     Terms are summed on their device and fetched once an epoch, so that an accelerator never waits. ``history.csv``
-    also says which updates were active, their number so far, the learning rates and the seconds. After a resume, rows
-    of epochs that will be trained again are dropped. At the end the curves are drawn to ``curves.png``.
+    also says which updates were active, their number so far, the learning rates and the seconds of training. After a
+    resume, rows of epochs that will be trained again are dropped. At the end the curves are drawn to ``curves.png``.
 
     Args:
         output_dir: where ``history.csv``, ``tensorboard/`` and ``curves.png`` go.
-        optimizers: by name, for the learning rates.
         validator: engine whose ``state.metrics`` to log after it has run.
         progress: show a progress bar.
     """
@@ -50,22 +47,20 @@ class TrainingLog:
     def __init__(
         self,
         output_dir: str | Path,
-        optimizers: Mapping[str, Optimizer],
         validator: Engine | None = None,
         progress: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.optimizers, self.validator, self.progress = dict(optimizers), validator, progress
+        self.validator, self.progress = validator, progress
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._validated: dict[str, float] = {}
-        self._started = time.monotonic()
+        self._started = self._trained = time.monotonic()
         self._writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationTrainer``, after ``TrainingState`` and the validation."""
-        engine.add_event_handler(Events.STARTED, self._start)
+        """Register on a ``RegistrationTrainer``, after the validation and before ``TrainingState``."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
@@ -76,11 +71,14 @@ class TrainingLog:
             ProgressBar(desc="training", mininterval=1.0).attach(engine)
 
     def _start(self, engine: Engine) -> None:
+        """At the first epoch that is trained, when a resumed run knows where it is."""
         kept = read_history(self.output_dir / HISTORY_FILE)
-        self.rows = [dict(row) for row in kept if int(row["epoch"]) <= engine.state.epoch]
-        self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.epoch + 1)
+        self.rows = [dict(row) for row in kept if int(row["epoch"]) < engine.state.epoch]
+        self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.epoch)
 
     def _new_epoch(self, engine: Engine) -> None:
+        if self._writer is None:
+            self._start(engine)
         self._sums, self._counts, self._validated = {}, {}, {}
         self._started = time.monotonic()
 
@@ -91,6 +89,7 @@ class TrainingLog:
                 key = f"{update}/{term}"
                 self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
                 self._counts[key] = self._counts.get(key, 0) + 1
+        self._trained = time.monotonic()
 
     def _validation(self, validator: Engine) -> None:
         self._validated = {f"validation/{name}": float(value) for name, value in validator.state.metrics.items()}
@@ -101,9 +100,9 @@ class TrainingLog:
             "epoch": engine.state.epoch,
             "updates": engine.state.iteration,
             "active": "+".join(sorted(engine.active)),
-            "seconds": round(time.monotonic() - self._started, 3),
+            "seconds": round(self._trained - self._started, 3),
         }
-        row |= {f"{name}/learning_rate": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        row |= {f"{u.name}/learning_rate": u.optimizer.param_groups[0]["lr"] for u in engine.updates}
         row |= means | self._validated
         self.rows.append(row)
         columns = list(dict.fromkeys(key for entry in self.rows for key in entry))
@@ -123,6 +122,6 @@ class TrainingLog:
     def _finish(self, engine: Engine) -> None:
         if self._writer is not None:
             self._writer.close()
-        if self.rows:
+        if self.rows:  # none where a finished run was resumed
             training_curves(self.output_dir / HISTORY_FILE, self.output_dir / "curves.png")
             logger.info("Curves: %s", self.output_dir / "curves.png")

@@ -23,6 +23,8 @@ from ..spatial.warp import warp
 
 logger = logging.getLogger(__name__)
 NAN = float("nan")
+# The published code counts any warped value above 0; below this it is the interpolation's rounding.
+TOUCHED = 1e-4
 
 
 def label_masks(label: Tensor, values: list[int]) -> Tensor:
@@ -84,8 +86,9 @@ class CaseMetrics:
         columns["foldings_percent"] = foldings_percent(determinant)
         columns["sd_log_jacobian"] = sd_log_jacobian(determinant)
         if self.surface:
-            first = [mask[:, :1] for mask in (moving, warped, (soft > 0).float(), fixed)]
-            columns |= self._surfaces(*first, batch["spacing"])
+            columns |= self._surfaces(
+                moving[:, :1], warped[:, :1], soft[:, :1] > TOUCHED, fixed[:, :1], batch["spacing"]
+            )
         if "true_ddf" in batch:
             heart = batch["fixed_label"][:, 0] > 0
             columns["epe"] = end_point_error(ddf, batch["true_ddf"], heart)
@@ -93,7 +96,7 @@ class CaseMetrics:
         self._add_volumes(batch["subject"], moving, warped, fixed)
         values = {name: value.cpu().tolist() for name, value in columns.items()}
         seconds = engine.state.output["seconds"] / len(ddf)
-        for index, subject in enumerate(batch["subject"]):
+        for index in range(len(ddf)):
             row = {name: value[index] for name, value in values.items()}
             self.rows.append(self._identified(row, batch, index, present[index].tolist()) | {"seconds": seconds})
 

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
-from torch.optim import Optimizer
 
-from ..io.atomic import atomic_path
+from ..atomic import atomic_path
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "last.pt"
@@ -45,7 +44,10 @@ def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
             f"ckpt_path: expected a file of weights at {path}, there is none. Train the bundle first and pass its "
             "--ckpt_path OUTPUT_DIR/model.pt."
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"ckpt_path: {path} is no file of torch weights, or it is damaged: {error}") from error
     own = module.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"ckpt_path: {path} holds no bare state dict (a training state?). Pass model.pt instead.")
@@ -72,16 +74,15 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 class TrainingState:
     """Saves after every epoch all that a run needs to continue to the same numbers, and restores it.
 
-    Kept in ``output_dir/last.pt``: epoch and iteration, modules, optimisers (and gradients another update left), other
-    parts with ``state_dict`` (the score's momentum among them), the torch random states as tensors. The order of
-    samples needs no state: it is a function of (seed, epoch). Files are written atomically; parameters that are not
-    finite are never written. Of several processes the first writes and all restore. At the end the bare weights go to ``output_dir/<name>.pt``.
+    Kept in ``output_dir/last.pt``: epoch and iteration, modules, optimisers (and gradients another update left), the
+    objectives' buffers (the score's momentum), the torch random states as tensors. The order of samples needs no state:
+    it is a function of (seed, epoch). A changed learning rate takes effect on resume, and the log says so. Files are
+    written atomically; parameters that are not finite are never written. Of several processes the first writes and all
+    restore. At the end the bare weights go to ``output_dir/<name>.pt``.
 
     Args:
         output_dir: where to write.
         modules: bare modules by name; "model" is the displacement network.
-        optimizers: by name.
-        parts: further objects with ``state_dict``/``load_state_dict``, by name.
         resume: continue from ``last.pt`` if it is there.
         interval: epochs between saves; the last epoch is always saved.
     """
@@ -90,14 +91,12 @@ class TrainingState:
         self,
         output_dir: str | Path,
         modules: Mapping[str, nn.Module],
-        optimizers: Mapping[str, Optimizer],
-        parts: Mapping[str, Any] | None = None,
         resume: bool = False,
         interval: int = 1,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.path = self.output_dir / STATE_FILE
-        self.modules, self.optimizers, self.parts = dict(modules), dict(optimizers), dict(parts or {})
+        self.modules = dict(modules)
         self.resume, self.interval = bool(resume), int(interval)
 
     def attach(self, engine: Engine) -> None:
@@ -107,12 +106,19 @@ class TrainingState:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
         engine.add_event_handler(Events.COMPLETED, self._export)
 
+    @staticmethod
+    def _objectives(engine: Engine) -> dict[str, nn.Module]:
+        return {update.name: update.objective for update in engine.updates if isinstance(update.objective, nn.Module)}
+
     def _save(self, engine: Engine) -> None:
-        if engine.state.rank > 0 or (engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs):
+        skipped = engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs
+        if engine.state.rank > 0 or skipped:
             return
         for name, module in self.modules.items():
             if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
-                raise FloatingPointError(f"Parameters of '{name}' are not finite: {self.path} keeps the last good epoch.")
+                raise FloatingPointError(
+                    f"Parameters of '{name}' are not finite; {self.path} keeps the last good epoch."
+                )
         state = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
@@ -122,8 +128,8 @@ class TrainingState:
                 name: {key: p.grad for key, p in module.named_parameters() if p.grad is not None}
                 for name, module in self.modules.items()
             },
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "optimizers": {update.name: update.optimizer.state_dict() for update in engine.updates},
+            "objectives": {name: objective.state_dict() for name, objective in self._objectives(engine).items()},
             "random": _random_state(engine.state.device),
         }
         with atomic_path(self.path) as temporary:
@@ -138,10 +144,15 @@ class TrainingState:
             module.load_state_dict(state["modules"][name])
             for key, parameter in module.named_parameters():
                 parameter.grad = state["gradients"][name].get(key)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+        for update in engine.updates:
+            rates = [group["lr"] for group in update.optimizer.param_groups]
+            update.optimizer.load_state_dict(state["optimizers"][update.name])
+            for group, rate in zip(update.optimizer.param_groups, rates, strict=True):
+                if group["lr"] != rate:
+                    logger.warning("The learning rate of '%s' changes from %g to %g.", update.name, group["lr"], rate)
+                group["lr"] = rate
+        for name, objective in self._objectives(engine).items():
+            objective.load_state_dict(state["objectives"][name])
         torch.set_rng_state(state["random"]["cpu"].cpu())
         if "cuda" in state["random"] and engine.state.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), engine.state.device)

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from torch import Tensor
 
-from .atomic import atomic_path
+from ..atomic import atomic_path
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import atomic_path
+from ..atomic import atomic_path
 
 IDENTIFIERS = ("case", "subject")
 COLUMNS = (

@@ -155,7 +155,9 @@ class ScoreObjective(nn.Module):
     def __init__(self, alpha: float = 0.02, beta: float = 1.5, leak: bool = False) -> None:
         super().__init__()
         if not (alpha > 0 and beta >= 0):
-            raise ValueError(f"alpha must be above 0 (else the score collapses to 0) and beta at least 0: {alpha}, {beta}.")
+            raise ValueError(
+                f"alpha must be above 0 (else the score collapses to 0) and beta at least 0: {alpha}, {beta}."
+            )
         self.alpha, self.beta, self.leak = float(alpha), float(beta), bool(leak)
         self.diffusion = Diffusion()
         self.register_buffer("momentum", torch.tensor(1.0))

@@ -64,9 +64,7 @@ class VoxelMorph(nn.Module):
         """Integrate a velocity and bring it to the image's grid."""
         return resize_field(integrate_svf(velocity, self.integration_steps), size)
 
-    def forward(
-        self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None
-    ) -> Tensor:
+    def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
         """Displacement that pulls moving onto fixed.
 
         Args:

@@ -143,10 +143,10 @@ def test_noise_varies_over_the_image() -> None:
     factor = np.ones((64, 48, 20))
     factor[32:] = 3
     ones = np.ones_like(factor)
-    image = acdc_phantom._acquire(ones, ones, factor, np.random.default_rng(0), 0.4).astype(float)
+    image = acdc_phantom.acquire(ones, ones, factor, np.random.default_rng(0), 0.4).astype(float)
     residual = image - gaussian_filter(image, (4, 4, 0))
     assert residual[40:].std() / residual[:24].std() == pytest.approx(3, rel=0.1)
-    air = acdc_phantom._acquire(0 * ones, ones, ones, np.random.default_rng(0), 0.4).astype(float)
+    air = acdc_phantom.acquire(0 * ones, ones, ones, np.random.default_rng(0), 0.4).astype(float)
     assert air.mean() / air.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.02)  # Rayleigh: Rician at zero
 
 
@@ -154,7 +154,7 @@ def test_noise_of_a_patient_varies_over_the_image(tmp_path: Path, monkeypatch: p
     def even_tissue(points: np.ndarray, *_: object) -> tuple[np.ndarray, np.ndarray]:
         return np.full(points.shape[1:], 0.5), np.zeros(points.shape[1:], np.uint8)
 
-    monkeypatch.setattr(acdc_phantom, "_paint", even_tissue)
+    monkeypatch.setattr(acdc_phantom, "paint", even_tissue)
     make_acdc_phantom(tmp_path, n_train=1, n_test=0, n_slices=6)
     for folder in _folders(tmp_path):
         ed = _load(folder)[0].astype(float)
@@ -165,11 +165,11 @@ def test_noise_of_a_patient_varies_over_the_image(tmp_path: Path, monkeypatch: p
 
 def test_some_slices_have_myocardium_in_one_frame_only() -> None:
     event = {"es_atrium": True, "es_outflow": False, "es_past_apex": True}
-    patient = acdc_phantom._draw_patient("NOR", np.random.default_rng(0))._replace(**event)
+    patient = acdc_phantom.draw_patient("NOR", np.random.default_rng(0))._replace(**event)
     points = np.stack(np.meshgrid(np.arange(-40.0, 50), np.arange(-40.0, 40), [0] * 4, indexing="ij"))[:2]
     level = (np.arange(4)[None, None] + 0.5) / 4
     extent, texture = np.array([80.0, 72.0]), np.zeros(points.shape[1:])
-    ed, es = (acdc_phantom._paint(points, patient, level, 1.3, extent, texture, es) for es in (False, True))
+    ed, es = (acdc_phantom.paint(points, patient, level, 1.3, extent, texture, es) for es in (False, True))
     assert (ed[1] == 2).any((0, 1)).tolist() == [True] * 4
     assert (es[1] == 2).any((0, 1)).tolist() == [False, True, True, False]
     assert np.array_equal(ed[1][..., 1:3], es[1][..., 1:3])

@@ -92,7 +92,9 @@ def test_known_shift_scores_one_from_the_pair_to_the_files(size, tmp_path):
 def test_bare_function_registers_too():
     evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, 0)), lambda image: Shift([1.0, 0.0])(image))
     evaluator.run()
-    torch.testing.assert_close(evaluator.state.output["warped_image"], evaluator.state.batch["fixed_image"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        evaluator.state.output["warped_image"], evaluator.state.batch["fixed_image"], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("amp", [False, True])

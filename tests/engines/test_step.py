@@ -106,7 +106,7 @@ def test_forgetting_the_displacement_forgets_a_score_that_has_seen_it():
 
 def test_missing_estimator_is_said():
     step, _, _ = make((12, 16), with_estimator=False)
-    with pytest.raises(ValueError, match="estimator: this objective needs one"):
+    with pytest.raises(ValueError, match="estimator: this objective needs a score or variance network"):
         _ = step.estimated
 
 

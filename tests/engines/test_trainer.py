@@ -117,7 +117,9 @@ def test_updates_run_in_order_and_announce_themselves():
     network, score = networks(2)
     seen = []
     trainer = adacs(network, score, loader_of((24, 32)), max_epochs=2)
-    trainer.add_event_handler(RegistrationEvents.UPDATE_STARTED, lambda e: seen.append((e.state.iteration, e.state.update)))
+    trainer.add_event_handler(
+        RegistrationEvents.UPDATE_STARTED, lambda e: seen.append((e.state.iteration, e.state.update))
+    )
     trainer.run()
     assert seen == [(i, name) for i in range(1, 5) for name in ("displacement", "score")]
 
@@ -210,7 +212,9 @@ def test_bidirectional_registers_both_ways_in_one_batch_and_halves_each():
     torch.testing.assert_close(two[4:], one.flip(1), atol=0, rtol=0)
     network, _ = networks(2)
     nn.init.normal_(network.flow.weight, std=0.1)
-    swapped = DataLoader([{"moving_image": p["fixed_image"], "fixed_image": p["moving_image"]} for p in loader.dataset], 4)
+    swapped = DataLoader(
+        [{"moving_image": p["fixed_image"], "fixed_image": p["moving_image"]} for p in loader.dataset], 4
+    )
     back = baseline(network, swapped)
     back.run()
     back_loss = float(back.state.output["displacement"]["similarity"])
@@ -224,7 +228,8 @@ def test_warm_up_touches_only_the_network_whose_turn_it_is():
     trainer.add_event_handler(Events.EPOCH_STARTED, lambda e: weights.append((snapshot(network), snapshot(score))))
     moves = []
     trainer.add_event_handler(
-        Events.EPOCH_COMPLETED, lambda e: moves.append((changed(weights[-1][0], network), changed(weights[-1][1], score)))
+        Events.EPOCH_COMPLETED,
+        lambda e: moves.append((changed(weights[-1][0], network), changed(weights[-1][1], score))),
     )
     trainer.run()
     assert moves == [(True, False), (False, True), (True, True)]
@@ -233,7 +238,9 @@ def test_warm_up_touches_only_the_network_whose_turn_it_is():
 
 def test_score_alone_learns_to_distrust_where_the_residual_is():
     network, score = networks(2)
-    trainer = adacs(network, score, loader_of((24, 32), batch_size=4), max_epochs=40, lr=1e-2, objective=ScoreObjective(beta=0.0))
+    trainer = adacs(
+        network, score, loader_of((24, 32), batch_size=4), max_epochs=40, lr=1e-2, objective=ScoreObjective(beta=0.0)
+    )
     trainer.active = frozenset({"score"})
     trainer.run()
     batch = next(iter(loader_of((24, 32), batch_size=4)))
@@ -249,7 +256,9 @@ def test_leak_reaches_the_displacement_when_it_has_its_own_forward():
         network, score = networks(2)
         nn.init.normal_(network.flow.weight, std=0.1)
         objective = ScoreObjective(leak=leak)
-        trainer = adacs(network, score, loader_of((24, 32), batch_size=4), leak=leak, objective=objective, second_forward=True)
+        trainer = adacs(
+            network, score, loader_of((24, 32), batch_size=4), leak=leak, objective=objective, second_forward=True
+        )
         trainer.run()
         gradients[leak] = [p.grad for p in network.parameters() if p.grad is not None and p.grad.any()]
     assert gradients[True] and not gradients[False]
@@ -291,7 +300,9 @@ def test_non_finite_loss_names_the_term_and_leaves_the_weights(term):
     trainer.updates[0].objective = poisoned
     kept = {}
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: kept.update(snapshot(network)))
-    with pytest.raises(NonFiniteLoss, match=f"update 'displacement': the loss term {term} became nan in epoch 2, iteration 4"):
+    with pytest.raises(
+        NonFiniteLoss, match=f"update 'displacement': the loss term {term} became nan in epoch 2, iteration 4"
+    ):
         trainer.run()
     assert not changed(kept, network)
 

@@ -34,8 +34,6 @@ class Run:
         self.state = TrainingState(
             folder,
             {"model": self.network, "score": self.score},
-            self.optimizers,
-            {"score_objective": self.objective},
             resume=resume,
             interval=interval,
         )
@@ -218,7 +216,7 @@ def test_weights_come_back_exactly(tmp_path, dims):
 
 
 def test_missing_weights_say_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="ckpt_path: expected a file of weights at .*model.pt.*Train the bundle"):
+    with pytest.raises(FileNotFoundError, match="ckpt_path: expected a file of weights at .*model.pt.*Train"):
         load_weights(VoxelMorph(2, **TINY), tmp_path / "model.pt")
 
 
@@ -244,3 +242,9 @@ def test_training_state_is_not_taken_for_weights(tmp_path):
     run.trainer.run()
     with pytest.raises(ValueError, match="holds no bare state dict.*Pass model.pt"):
         load_weights(run.network, tmp_path / STATE_FILE)
+
+
+def test_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "model.pt").write_text("not weights")
+    with pytest.raises(ValueError, match="no file of torch weights"):
+        load_weights(VoxelMorph(2, **TINY), tmp_path / "model.pt")
