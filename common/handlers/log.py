@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..atomic import atomic_path
+from ..engines.distributed import all_mean
 from ..figures.curves import training_curves
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def read_history(path: str | Path) -> list[dict[str, str]]:
 class TrainingLog:
     """Logs epoch means of all terms as ``update/term``, and the validation's metrics as ``validation/measure``.
 
-    Terms are summed on their device and fetched once an epoch, so that an accelerator never waits. ``history.csv``
+    Terms are summed on their device and fetched once an epoch, so that an accelerator never waits; of several
+    processes the first writes the means of all. ``history.csv``
     also says which updates were active, their number so far, the learning rates and the seconds of training. After a
     resume, rows of epochs that will be trained again are dropped. At the end the curves are drawn to ``curves.png``.
 
@@ -67,7 +69,7 @@ class TrainingLog:
         engine.add_event_handler(Events.COMPLETED, self._finish)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._validation)
-        if self.progress:
+        if self.progress and getattr(engine.state, "rank", 0) == 0:
             ProgressBar(desc="training", mininterval=1.0).attach(engine)
 
     def _start(self, engine: Engine) -> None:
@@ -77,7 +79,7 @@ class TrainingLog:
         self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.epoch)
 
     def _new_epoch(self, engine: Engine) -> None:
-        if self._writer is None:
+        if self._writer is None and getattr(engine.state, "rank", 0) == 0:
             self._start(engine)
         self._sums, self._counts, self._validated = {}, {}, {}
         self._started = time.monotonic()
@@ -94,8 +96,17 @@ class TrainingLog:
     def _validation(self, validator: Engine) -> None:
         self._validated = {f"validation/{name}": float(value) for name, value in validator.state.metrics.items()}
 
+    def _means(self) -> dict[str, float]:
+        """Means of the epoch over iterations and processes, fetched from their device in one go."""
+        if not self._sums:
+            return {}
+        means = torch.stack([self._sums[key].float() / self._counts[key] for key in self._sums])
+        return dict(zip(self._sums, all_mean(means).tolist(), strict=True))
+
     def _write(self, engine: Engine) -> None:
-        means = {key: float(total) / self._counts[key] for key, total in self._sums.items()}
+        means = self._means()
+        if self._writer is None:
+            return
         row: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "updates": engine.state.iteration,
@@ -110,7 +121,6 @@ class TrainingLog:
             writer = csv.DictWriter(stream, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        assert self._writer is not None
         for key, value in (means | self._validated).items():
             self._writer.add_scalar(key, value, engine.state.epoch)
         shown = {key: value for key, value in (means | self._validated).items() if not key.endswith("/total")}

@@ -4,21 +4,11 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
-from torch import Tensor
 
+from ..engines.distributed import all_mean
 from ..engines.trainer import RegistrationEvents
 from ..losses.objectives import ScoreObjective, momentum_activation
-
-
-def all_mean(value: Tensor) -> Tensor:
-    """Mean over all processes, so that each steers by the same number."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-        value = value / dist.get_world_size()
-    return value
 
 
 class ScoreMomentum:

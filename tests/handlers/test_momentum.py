@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from common.engines.trainer import RegistrationEvents
-from common.handlers.momentum import ScoreMomentum, all_mean
+from common.handlers.momentum import ScoreMomentum
 from common.handlers.schedule import AlternatingSchedule
 from common.losses.objectives import ScoreObjective
 
