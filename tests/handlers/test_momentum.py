@@ -6,6 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from common.engines.distributed import all_mean
 from common.engines.trainer import RegistrationEvents
 from common.handlers.momentum import ScoreMomentum
 from common.handlers.schedule import AlternatingSchedule
