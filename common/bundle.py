@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -119,10 +120,21 @@ def _configuration_files(arguments: Sequence[str]) -> list[Path]:
     return []
 
 
+def _cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback, then what really went wrong: MONAI wraps every error in "Failed to evaluate …"."""
+    sys.__excepthook__(kind, error, trace)
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if cause is not error:
+        print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
+
+
 def check_arguments(arguments: Sequence[str] | None = None) -> None:
     """Refuse an override that no configuration file knows: MONAI itself accepts a misspelt one silently.
 
-    Does nothing where the process was not started by ``python -m monai.bundle run``.
+    Does nothing where the process was not started by ``python -m monai.bundle run``; otherwise an error that ends the
+    process is from here on said once more, after MONAI's traceback.
 
     Args:
         arguments: the command line; ``sys.argv`` by default.
@@ -134,6 +146,7 @@ def check_arguments(arguments: Sequence[str] | None = None) -> None:
     files = [path for path in _configuration_files(arguments) if path.suffix == ".json" and path.is_file()]
     if not files:
         return
+    sys.excepthook = _cause_last
     known = {key.lstrip("+").split("#")[0].split("::")[0] for path in files for key in json.loads(path.read_text())}
     for argument in arguments:
         if not argument.startswith("--"):
@@ -157,6 +170,8 @@ def start(seed: int, device: Any = "cpu") -> None:
     if not root_logger.handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     root_logger.setLevel(min(root_logger.level or logging.INFO, logging.INFO) if rank() == 0 else logging.WARNING)
+    for noisy in ("ignite", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     if world_size() > 1 and not dist.is_initialized():
         chosen = select_device(device)
         if chosen.type == "cuda":
