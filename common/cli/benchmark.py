@@ -174,7 +174,7 @@ def _lncc(size: int, repeats: int, device: torch.device) -> list[str]:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss = losses[name](image)
             loss.backward()
-            values[name], kept[name] = float(loss), sum(saved.values())
+            values[name], kept[name] = loss.item(), sum(saved.values())
 
         return run
 

@@ -130,8 +130,8 @@ def _mean(table: list[dict[str, str]], key: str) -> str:
 
 def _tests(rows: dict[str, list[dict[str, Any]]], subjects: list[str], measure: str) -> str:
     pairs = list(itertools.combinations(rows, 2))
-    if not all(measure in table[0] for table in rows.values()):
-        return ""
+    if any(all(math.isnan(row[measure]) for row in table) for table in rows.values()):
+        return ""  # not measured
     outcomes = [
         paired_comparison([row[measure] for row in rows[b]], [row[measure] for row in rows[a]], subjects)
         for a, b in pairs

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net of the classic torch VoxelMorph, and the pixel-wise estimators built on it."""
 
+import math
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -145,12 +148,15 @@ class PixelEstimator(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: 1 where it sees the fixed image, 2 for cat(fixed, warped).
         activation: "sigmoid" (values in (0, 1)) or "linear".
+        initial: the value at every pixel before training, in (0, 1) for a sigmoid; None leaves PyTorch's random
+            initialisation, which the papers do not mention and which starts a score near 0.5. From there Adam has been
+            seen to overshoot AdaCS's optimum (close to 1) into the sigmoid's flat end, where the score stays 1.
         encoder, decoder: as ``UNet``.
 
     Shape: (B, in_channels, *S) -> (B, 1, *S).
 
     Raises:
-        ValueError: for another activation.
+        ValueError: for another activation, or an initial value that it cannot take.
 
     Reference: Zhang et al., AdaCS, ECCV 2024, Sec. 4.1 (score); Zhang et al., MICCAI 2024 (variance).
     """
@@ -160,6 +166,7 @@ class PixelEstimator(nn.Module):
         spatial_dims: int,
         in_channels: int = 1,
         activation: str = "sigmoid",
+        initial: Optional[float] = None,
         encoder: tuple[int, ...] = ENCODER,
         decoder: tuple[int, ...] = DECODER,
     ) -> None:
@@ -169,6 +176,11 @@ class PixelEstimator(nn.Module):
         self.unet = UNet(spatial_dims, in_channels, tuple(encoder), tuple(decoder))
         self.head = convolution(spatial_dims, self.unet.out_channels, 1)
         self.sigmoid = activation == "sigmoid"
+        if initial is not None:
+            if self.sigmoid and not 0 < initial < 1:
+                raise ValueError(f"initial must lie between 0 and 1 for a sigmoid, got {initial}.")
+            nn.init.zeros_(self.head.weight)
+            nn.init.constant_(self.head.bias, math.log(initial / (1 - initial)) if self.sigmoid else initial)
 
     def forward(self, image: Tensor) -> Tensor:
         value = self.head(self.unet(image)).float()

@@ -148,3 +148,15 @@ def test_bad_arguments_are_refused():
         UNet(2, 2, encoder=(8, 8), decoder=(8, 8))
     with pytest.raises(ValueError, match="activation must be 'sigmoid' or 'linear', got 'relu'"):
         PixelEstimator(2, 1, "relu")
+
+
+@pytest.mark.parametrize(("activation", "initial"), [("sigmoid", 0.88), ("linear", -2.0)])
+def test_estimator_starts_at_its_initial_value(activation, initial):
+    estimator = PixelEstimator(2, 1, activation, initial=initial)
+    value = estimator(torch.rand(2, 1, 20, 12))
+    torch.testing.assert_close(value, torch.full_like(value, initial))
+
+
+def test_estimator_refuses_a_score_it_cannot_take():
+    with pytest.raises(ValueError, match=r"initial must lie between 0 and 1"):
+        PixelEstimator(2, 1, "sigmoid", initial=1.0)
