@@ -31,7 +31,7 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
     """Draw every loss term, the momentum and the validation of a run over its epochs, an axes a quantity.
 
     Columns ``epoch`` and any of ``update/term`` (``displacement/similarity``, ``score/ucs``, ``validation/dice`` …) are
-    drawn where they exist; a line is broken where a term was not trained. With a column ``active`` (the updates of the
+    drawn where they exist (a learning rate only where it changes); a line is broken where a term was not trained. With a column ``active`` (the updates of the
     epoch, joined by ``+``), epochs in which only some of the run's updates were trained are shaded.
 
     Args:
@@ -51,7 +51,7 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
     across = min(len(panels), 4 if len(panels) > 6 else 3)
     down = -(-len(panels) // across)
     figure = Figure(figsize=(3.1 * across, 2.3 * down + 0.6), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).flat
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
     epochs = columns["epoch"]
     for axis, (names, title) in zip(axes, panels, strict=False):
         for colour, name in zip(LINES, names, strict=False):
@@ -61,9 +61,9 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
         _style(axis, title, epochs)
         if len(names) > 1:
             axis.legend(fontsize=7, frameon=False)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    _shade(figure, list(figure.axes)[: len(panels)], epochs, active)
+    _shade(figure, axes[: len(panels)], epochs, active)
     figure.suptitle(_summary(columns), fontsize=9, color="0.3")
     save_figure(figure, path)
 
@@ -102,7 +102,11 @@ def _number(cell: str | None, path: Path, line: int, name: str) -> float:
 
 
 def _panels(columns: dict[str, np.ndarray], path: Path) -> list[tuple[tuple[str, ...], str]]:
-    drawable = [name for name, values in columns.items() if "/" in name and np.isfinite(values).any()]
+    drawable = [
+        name
+        for name, values in columns.items()
+        if "/" in name and np.isfinite(values).any() and not (name.endswith("/learning_rate") and np.ptp(values) == 0)
+    ]
     known = [(tuple(name for name in names if name in drawable), title) for names, title in PANELS]
     placed = {name for names, _ in known for name in names}
     # Terms of other methods get an axes each, in the file's order, under their own name.
@@ -162,7 +166,6 @@ def _summary(columns: dict[str, np.ndarray]) -> str:
     if np.isfinite(updates).any():
         parts.append(f"{int(np.nanmax(updates)):,} updates")
     if np.isfinite(seconds).any():
-        parts.append(
-            f"{np.nanmax(seconds) / 3600:.1f} h" if np.nanmax(seconds) >= 3600 else f"{np.nanmax(seconds):.0f} s"
-        )
+        total = np.nansum(seconds)
+        parts.append(f"{total / 3600:.1f} h of training" if total >= 3600 else f"{total:.0f} s of training")
     return ", ".join(parts)

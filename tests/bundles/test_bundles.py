@@ -164,7 +164,8 @@ def test_the_anchor_needs_no_training(acdc_dir: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "ablation",
-    [{"score_beta": 0.0}, {"score_momentum": "none"}, {"score_input": "fixed_warped"}, {"score_momentum": "official"},
+    [{"score_initial": None},
+        {"score_beta": 0.0}, {"score_momentum": "none"}, {"score_input": "fixed_warped"}, {"score_momentum": "official"},
      {"score_leak": "true"}, {"second_forward": "true"}, {"bidirectional": "true"}, {"similarity": "lncc"}],
     ids=lambda ablation: "-".join(map(str, *ablation.items())),
 )  # fmt: skip
@@ -183,5 +184,7 @@ def test_every_ablation_of_adacs_is_reached_by_configuration(
         assert float(row["score/momentum"]) == 1.0
     if ablation == {"score_input": "fixed_warped"}:
         assert trainer.estimator.unet.in_channels == 2
+    if ablation == {"score_initial": None}:
+        assert trainer.estimator.head.weight.abs().min() > 0
     if ablation == {"score_leak": "true"}:
         assert trainer.second_forward
