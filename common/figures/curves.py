@@ -31,8 +31,9 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
     """Draw every loss term, the momentum and the validation of a run over its epochs, an axes a quantity.
 
     Columns ``epoch`` and any of ``update/term`` (``displacement/similarity``, ``score/ucs``, ``validation/dice`` …) are
-    drawn where they exist (a learning rate only where it changes); a line is broken where a term was not trained. With a column ``active`` (the updates of the
-    epoch, joined by ``+``), epochs in which only some of the run's updates were trained are shaded.
+    drawn where they exist (a learning rate only where it changes); a line is broken where a term was not trained. With a
+    column ``active`` (the updates of the epoch, joined by ``+``), epochs in which only some of the run's updates were
+    trained are shaded.
 
     Args:
         history_csv: history file, a header line and a row an epoch; empty cells where there is no value.
