@@ -31,8 +31,8 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
     """Draw every loss term, the momentum and the validation of a run over its epochs, an axes a quantity.
 
     Columns ``epoch`` and any of ``update/term`` (``displacement/similarity``, ``score/ucs``, ``validation/dice`` …) are
-    drawn where they exist (a learning rate only where it changes); a line is broken where a term was not trained. With a
-    column ``active`` (the updates of the epoch, joined by ``+``), epochs in which only some of the run's updates were
+    drawn where they exist (a learning rate only where it changes); a line is broken where a term was not trained. With
+    a column ``active`` (the updates of the epoch, joined by ``+``), epochs in which only some updates of the run were
     trained are shaded.
 
     Args:
