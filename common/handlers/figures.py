@@ -77,7 +77,9 @@ class FigurePanels:
         )
         logger.info("Figure of the median case: %s", self.output_dir / "registration.png")
         if self.estimator is not None:
-            score_panel(self.output_dir / "scores.png", [self._case(engine, index) for index in chosen[1:]])
+            cases = [self._case(engine, index) for index in chosen[1:]]
+            shown = [case | {"title": case["title"].replace("  ", "\n")} for case in cases]
+            score_panel(self.output_dir / "scores.png", shown)
             logger.info("Score maps: %s", self.output_dir / "scores.png")
 
     @torch.no_grad()
