@@ -61,13 +61,23 @@ class PairDataset(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         """Return a pair, by its index, or with the crop shifted at random by (index, draw seed)."""
-        index, draw_seed = item if isinstance(item, tuple) else (item, None)
-        generator = None if draw_seed is None else torch.Generator().manual_seed(draw_seed)
-        pair = self.data[index]
-        cropped: dict[Any, Any] = pair | self.crop({key: pair[key] for key in self._crop_from}, generator)
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
+        """Return the pairs of a batch; torch's loader asks for them at once, and they are normalised at once."""
+        cropped = [self._cropped(item) for item in items]
         for key in IMAGES:
-            cropped[key] = min_max(cropped[key])
-        return {key: cropped[key] for key in self._keep}
+            for pair, image in zip(cropped, min_max(torch.stack([p[key] for p in cropped]), batched=True), strict=True):
+                pair[key] = image
+        return [{key: pair[key] for key in self._keep} for pair in cropped]
+
+    def _cropped(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        index, draw_seed = item if isinstance(item, tuple) else (item, None)
+        jittered = draw_seed is not None and self.crop.jitter
+        generator = torch.Generator().manual_seed(draw_seed or 0) if jittered else None
+        pair = self.data[index]
+        cropped: Any = self.crop({key: pair[key] for key in self._crop_from}, generator)
+        return pair | cropped
 
 
 class SeededSampler(DistributedSampler):
