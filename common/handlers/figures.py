@@ -60,8 +60,10 @@ class FigurePanels:
         if not ranked:
             logger.warning("No case is scorable: no figure is drawn.")
             return
-        chosen = [ranked[min(int(q * len(ranked)), len(ranked) - 1)][1] for q in (0.5, *self.quantiles)]
-        median = self._case(engine, chosen[0])
+        quantiles = (0.5, *self.quantiles) if self.estimator is not None else (0.5,)
+        chosen = [ranked[min(int(q * len(ranked)), len(ranked) - 1)][1] for q in quantiles]
+        cases = {index: self._case(engine, index) for index in dict.fromkeys(chosen)}
+        median = cases[chosen[0]]
         registration_panel(
             self.output_dir / "registration.png",
             moving=median["moving_image"],
@@ -77,8 +79,7 @@ class FigurePanels:
         )
         logger.info("Figure of the median case: %s", self.output_dir / "registration.png")
         if self.estimator is not None:
-            cases = [self._case(engine, index) for index in chosen[1:]]
-            shown = [case | {"title": case["title"].replace("  ", "\n")} for case in cases]
+            shown = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in chosen[1:]]
             score_panel(self.output_dir / "scores.png", shown)
             logger.info("Score maps: %s", self.output_dir / "scores.png")
 

@@ -36,9 +36,9 @@ class TrainingLog:
     """Logs epoch means of all terms as ``update/term``, and the validation's metrics as ``validation/measure``.
 
     Terms are summed on their device and fetched once an epoch, so that an accelerator never waits; of several
-    processes the first writes the means of all. ``history.csv``
-    also says which updates were active, their number so far, the learning rates and the seconds of training. After a
-    resume, rows of epochs that will be trained again are dropped. At the end the curves are drawn to ``curves.png``.
+    processes the first writes the means of all. ``history.csv`` also says which updates were active, their number so
+    far, the learning rates and the seconds of training. After a resume, rows of epochs that will be trained again are
+    dropped. At the end the curves are drawn to ``curves.png``.
 
     Args:
         output_dir: where ``history.csv``, ``tensorboard/`` and ``curves.png`` go.

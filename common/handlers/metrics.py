@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from ..io.results import results_table, write_results, write_subjects
+from ..io.results import results_table, undeformed, write_results, write_subjects
 from ..metrics.folding import foldings_percent, sd_log_jacobian
 from ..metrics.landmarks import end_point_error
 from ..metrics.overlap import dice_score
@@ -172,19 +172,17 @@ class CaseMetrics:
         return rows
 
     def _finish(self, engine: Engine) -> None:
-        summary_of = ["dice", "foldings_percent"] + [f"dice_{name}" for name in self.names[1:]]
-        for name in summary_of if self.output_dir is None else []:
-            scored = [row[name] for row in self.rows if not math.isnan(row[name])]
-            engine.state.metrics[name] = sum(scored) / len(scored) if scored else NAN
         if self.output_dir is None:
+            for name in ["dice", "foldings_percent"] + [f"dice_{name}" for name in self.names[1:]]:
+                scores = [row[name] for row in self.rows if not math.isnan(row[name])]
+                engine.state.metrics[name] = sum(scores) / len(scores) if scores else NAN
             return
         summary = write_results(self.rows, self.output_dir, self.settings)
         write_subjects(self._subject_rows(), self.output_dir)
         for name, values in summary.items():
             if isinstance(values, dict) and isinstance(values.get("mean"), float):
                 engine.state.metrics[name] = values["mean"]
-        before = {n: summary[f"{n}_before"] for n in ("dice", "hd", "hd95", "asd", "epe") if f"{n}_before" in summary}
-        table = results_table({"undeformed": before, "registered": summary},
+        table = results_table({"undeformed": undeformed(summary), "registered": summary},
                               ["dice", "hd", "hd95", "asd", "foldings_percent", "epe"])  # fmt: skip
         scored = sum(row["scorable"] for row in self.rows)
         logger.info(
