@@ -6,24 +6,14 @@ Lengths are in reference pixels of 1.5625 mm (a pixel of the default 160 x 144 i
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import logging
-import os
-import shutil
-import uuid
-from inspect import signature
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from ..atomic import atomic_path
-from .heart import GROUPS, Array, acquire, draw_patient, paint, polar, smooth_texture, true_displacement
-
-logger = logging.getLogger(__name__)
+from .heart import GROUPS, acquire, draw_patient, paint, polar, smooth_texture, true_displacement
+from .phantom_cache import ensure_phantom, write_reproducible_nifti
 
 GENERATOR_VERSION = 1  # raise it whenever the written voxels change, so that no old cache is taken for a new one
 REFERENCE_SHAPE, PIXEL_MM, SLICE_MM = (160, 144), 1.5625, 10.0
@@ -53,21 +43,14 @@ def _make_patient(folder: Path, number: int, shape: tuple[int, int], n_slices: i
             points = points + ddf / unit
         signal, label = paint(points, patient, level, 1.3 / unit, extent, texture, es)
         stem = f"patient{number:03d}_frame{frame:02d}"
-        _write_nifti(folder / f"{stem}.nii.gz", acquire(signal, coil, noise_factor, rng, unit), affine)
-        _write_nifti(folder / f"{stem}_gt.nii.gz", label, affine)
+        write_reproducible_nifti(folder / f"{stem}.nii.gz", acquire(signal, coil, noise_factor, rng, unit), affine)
+        write_reproducible_nifti(folder / f"{stem}_gt.nii.gz", label, affine)
     truth = folder / f"patient{number:03d}_frame01_to_frame{es_frame:02d}_ddf.nii.gz"
-    _write_nifti(truth, np.moveaxis(ddf, 0, -1), affine)
+    write_reproducible_nifti(truth, np.moveaxis(ddf, 0, -1), affine)
     height, weight = round(rng.normal(170, 9), 1), round(rng.normal(75, 12), 1)
     facts = {"ED": 1, "ES": es_frame, "Group": group, "Height": height, "NbFrame": 30, "Weight": weight}
     with atomic_path(folder / "Info.cfg") as path:
         path.write_text("".join(f"{key}: {value}\n" for key, value in facts.items()), encoding="utf-8")
-
-
-def _write_nifti(path: Path, array: NDArray, affine: Array) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:  # a fixed time in the gzip header makes the file reproducible byte by byte
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
 
 
 def _first_patients(n_train: int) -> list[int]:
@@ -133,34 +116,19 @@ def make_acdc_phantom(
 
 
 def ensure_acdc_phantom(cache_dir: str | Path | None = None) -> Path:
-    """Return the default phantom, made once into the user's cache.
-
-    The folder is whole or absent: it is made beside its place and renamed, and where several processes make it at the
-    same time the first one wins and all return the same folder.
+    """Return the default phantom, made once into the user's cache; see ``ensure_phantom``.
 
     Args:
-        cache_dir: holds ``registration-bundles``; default: the environment's REGISTRATION_BUNDLES_CACHE, else
-            XDG_CACHE_HOME, else ``~/.cache``.
+        cache_dir: where the cache lies; default: the environment's.
 
     Returns:
-        The folder with ``training`` and ``testing``; its name carries a digest of parameters and generator version.
+        The folder with ``training`` and ``testing``.
     """
-    environment = os.environ.get("REGISTRATION_BUNDLES_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    parent = Path(cache_dir or environment or Path.home() / ".cache").expanduser() / "registration-bundles"
-    defaults = {name: str(value.default) for name, value in signature(make_acdc_phantom).parameters.items()}
-    recipe = f"{sorted(defaults.items())} {GENERATOR_VERSION}"
-    target = parent / f"acdc_phantom_{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    logger.warning("SYNTHETIC DATA: the ACDC phantom in %s stands in for patients; its results say nothing of real "
-                   "hearts. Set dataset_dir to the folder of the ACDC release for those.", target)  # fmt: skip
-    if target.is_dir():
-        return target
-    temporary = parent / f".{target.name}.{uuid.uuid4().hex}"
-    try:
-        make_acdc_phantom(temporary)
-        os.replace(temporary, target)
-    except OSError:
-        if not target.is_dir():  # else another process was first, and its folder holds the same bytes
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return ensure_phantom(
+        "acdc_phantom",
+        make_acdc_phantom,
+        GENERATOR_VERSION,
+        cache_dir,
+        text="stands in for patients of ACDC; its results say nothing of real hearts. Set dataset_dir to the folder of "
+        "the ACDC release for those.",
+    )

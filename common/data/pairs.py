@@ -17,7 +17,7 @@ from ..transforms.intensity import min_max
 
 IMAGES = ("moving_image", "fixed_image")
 LABELS = ("moving_label", "fixed_label")
-DETAILS = ("subject", "slice", "spacing", "group", "true_ddf")
+DETAILS = ("subject", "case", "slice", "spacing", "group", "true_ddf")
 
 
 class PairDataset(Dataset):
@@ -31,7 +31,7 @@ class PairDataset(Dataset):
         jitter: largest random shift of the crop in voxels along each axis, for items that are asked for with a draw
             seed (see ``SeededSampler``).
         with_labels: False (training): items hold the two images. True (evaluation): also the labels, ``crop_start``
-            ``(d,)``, and of ``subject``, ``slice``, ``spacing``, ``group``, ``true_ddf`` those that the pairs have.
+            ``(d,)``, and what there is of ``subject``, ``case``, ``slice``, ``spacing``, ``group``, ``true_ddf``.
 
     Raises:
         ValueError: for no pairs, or pairs without a key that they need.

@@ -18,14 +18,15 @@ from ..spatial.warp import warp
 class RegistrationEvaluator(Evaluator):
     """Runs a registration over a loader.
 
-    ``state.output`` holds ``ddf`` (B, d, *S) in voxels, ``warped_image`` (B, 1, *S) and ``seconds`` for the batch;
-    ``state.batch`` the loader's items, its tensors on the device.
+    ``state.output`` holds ``ddf`` (B, d, *S) in voxels, ``warped_image`` (B, 1, *S), ``seconds`` for the batch, and
+    ``reverse_ddf`` with ``both_ways``; ``state.batch`` the loader's items, its tensors on the device.
 
     Args:
         device: where to register.
         val_data_loader: batches with ``moving_image`` and ``fixed_image``, (B, 1, *S) in [0, 1].
         network: ``(image) -> ddf`` on cat(moving, fixed): a displacement network, or a method that optimises pairs.
         amp: run the network in bfloat16 autocast.
+        both_ways: also register fixed onto moving, for the inverse consistency (not counted in ``seconds``).
         val_handlers: MONAI or Ignite handlers.
     """
 
@@ -35,13 +36,14 @@ class RegistrationEvaluator(Evaluator):
         val_data_loader: Iterable,
         network: Callable[[Tensor], Tensor],
         amp: bool = False,
+        both_ways: bool = False,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
             device=torch.device(device), val_data_loader=val_data_loader, mode=ForwardMode.EVAL, decollate=False
         )
         self.network = network.to(self.state.device) if isinstance(network, nn.Module) else network
-        self.autocast = bool(amp)
+        self.autocast, self.both_ways = bool(amp), bool(both_ways)
         if val_handlers:
             self._register_handlers(val_handlers)
 
@@ -53,8 +55,12 @@ class RegistrationEvaluator(Evaluator):
         if isinstance(self.network, nn.Module):
             self.network.eval()
         started = time.perf_counter()
-        with torch.no_grad(), torch.autocast(moving.device.type, torch.bfloat16, enabled=self.autocast):
-            ddf = self.network(torch.cat([moving, fixed], dim=1)).float()
+        ddf = self._registered(moving, fixed)
         if moving.device.type == "cuda":
             torch.cuda.synchronize(moving.device)
-        return {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
+        output = {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
+        return output | {"reverse_ddf": self._registered(fixed, moving)} if self.both_ways else output
+
+    def _registered(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(moving.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.network(torch.cat([moving, fixed], dim=1)).float()

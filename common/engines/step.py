@@ -63,6 +63,8 @@ class RegistrationStep:
         estimator_input: "fixed" (AdaCS) or "fixed_warped" (cat(fixed, warped), detached).
         active: names of the updates that run in this iteration.
         differentiable: names of the networks ("displacement", "estimator") that some active update differentiates.
+        bidirectional: ``moving`` and ``fixed`` hold every pair twice: cat(A, B) and cat(B, A).
+        batched_directions: register both halves in one forward; False takes one after the other.
     """
 
     def __init__(
@@ -75,8 +77,12 @@ class RegistrationStep:
         estimator_input: str,
         active: frozenset[str],
         differentiable: frozenset[str],
+        bidirectional: bool = False,
+        batched_directions: bool = True,
     ) -> None:
         self.moving, self.fixed, self.active = moving, fixed, active
+        self.bidirectional = bidirectional
+        self._forwards = 2 if bidirectional and not batched_directions else 1
         self._displacement, self._similarity, self._estimator = displacement, similarity, estimator
         self._estimator_input = estimator_input
         self._differentiable = differentiable
@@ -94,8 +100,25 @@ class RegistrationStep:
         """The displacement network's named tuple."""
         if self._estimate is None:
             with self._gradients("displacement"):
-                self._estimate = self._displacement(torch.cat([self.moving, self.fixed], dim=1))
+                image = torch.cat([self.moving, self.fixed], dim=1)
+                parts = [self._displacement(part) for part in image.chunk(self._forwards)]
+                joined = [torch.cat(halves) for halves in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+                self._estimate = type(parts[0])(*joined)
         return self._estimate
+
+    @property
+    def both_ways(self) -> tuple[Tensor, Tensor]:
+        """Displacements A -> B and B -> A of every pair, (B, d, *S) each.
+
+        Raises:
+            ValueError: where the step registers one way only.
+        """
+        if not self.bidirectional:
+            raise ValueError(
+                "bidirectional must be true: this objective compares the maps A -> B and B -> A of a pair."
+            )
+        forward, backward = self.estimate.ddf.chunk(2)  # type: ignore[attr-defined]
+        return forward, backward
 
     @property
     def velocity(self) -> Tensor:

@@ -78,6 +78,8 @@ class RegistrationTrainer(Trainer):
         estimator: score or variance network.
         estimator_input: "fixed" or "fixed_warped".
         bidirectional: also register fixed onto moving, in the same batch; both directions count one half.
+        batched_directions: with ``bidirectional``, register both directions in one forward; False runs two of half the
+            batch, one after the other (batch statistics are then those of one direction).
         second_forward: recompute the displacement after it was updated (AdaCS's Algorithm 1, line 17); by default one
             forward serves all updates of an iteration.
         amp: bfloat16 autocast of the networks; fields, warps and losses stay float32, no gradient scaling.
@@ -102,6 +104,7 @@ class RegistrationTrainer(Trainer):
         estimator: nn.Module | None = None,
         estimator_input: str = "fixed",
         bidirectional: bool = False,
+        batched_directions: bool = True,
         second_forward: bool = False,
         amp: bool = False,
         compile: bool = False,
@@ -119,7 +122,8 @@ class RegistrationTrainer(Trainer):
         self.network, self.estimator, self.updates = network, estimator, list(updates)
         self.similarity = similarity.to(device)
         self.estimator_input = estimator_input
-        self.bidirectional, self.second_forward = bidirectional, second_forward
+        self.bidirectional, self.batched_directions = bidirectional, batched_directions
+        self.second_forward = second_forward
         self.finite_check_interval = 1 if device.type == "cpu" else finite_check_interval
         self.active = frozenset(update.name for update in self.updates)
         self._displacement = _prepared(TrainingView(network, amp), device, compile)
@@ -146,6 +150,9 @@ class RegistrationTrainer(Trainer):
         return moving, fixed
 
     def _iteration(self, engine: Any, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        for view in (self._displacement, self._estimator):
+            if view is not None:
+                view.train()  # a validation may have left it in eval mode
         moving, fixed = self._images(batch)
         running = [update for update in self.updates if update.name in self.active]
         step = RegistrationStep(
@@ -157,6 +164,8 @@ class RegistrationTrainer(Trainer):
             self.estimator_input,
             self.active,
             frozenset(name for update in running for name in update.differentiates),
+            self.bidirectional,
+            self.batched_directions,
         )
         self.state.step = step
         output: dict[str, dict[str, Tensor]] = {}

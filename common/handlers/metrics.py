@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..io.results import results_table, undeformed, write_results, write_subjects
 from ..metrics.folding import foldings_percent, sd_log_jacobian
+from ..metrics.inverse_consistency import inverse_consistency_error
 from ..metrics.landmarks import end_point_error
 from ..metrics.overlap import dice_score
 from ..metrics.surface import surface_distances
@@ -38,8 +39,9 @@ class CaseMetrics:
     A label's mask is warped (bi)linearly and counts where it reaches 0.5. A case is scorable for a label that both
     originals hold; one that is not keeps its row, with empty cells, and is counted. Columns without a label's name are
     of the first label. ``*_before`` are the same measures of the unregistered pair; ``*_official`` those of the
-    published Yale code (any warped value above 0 counts, surface distance from fixed to warped only). Distances are in
-    voxels, those in ``*_mm`` only where the spacing is known. ``state.metrics`` receives the means.
+    published Yale code (any warped value above 0 counts, surface distance from fixed to warped only). The error of
+    inverse consistency is measured where the evaluator registers ``both_ways``. Distances are in voxels, those in
+    ``*_mm`` only where the spacing is known. ``state.metrics`` receives the means.
 
     Args:
         labels: label value by name, the scored one first.
@@ -89,6 +91,8 @@ class CaseMetrics:
             columns |= self._surfaces(
                 moving[:, :1], warped[:, :1], soft[:, :1] > TOUCHED, fixed[:, :1], batch["spacing"]
             )
+        if "reverse_ddf" in engine.state.output:
+            columns["inverse_consistency_error"] = inverse_consistency_error(ddf, engine.state.output["reverse_ddf"])
         if "true_ddf" in batch:
             heart = batch["fixed_label"][:, 0] > 0
             columns["epe"] = end_point_error(ddf, batch["true_ddf"], heart)
@@ -104,7 +108,7 @@ class CaseMetrics:
         self, row: dict[str, Any], batch: Mapping[str, Any], index: int, present: list[bool]
     ) -> dict[str, Any]:
         subject = batch["subject"][index]
-        case: dict[str, Any] = {"case": subject}
+        case: dict[str, Any] = {"case": batch["case"][index] if "case" in batch else subject}
         if "slice" in batch:
             number = int(batch["slice"][index])
             case = {"case": f"{subject}_slice{number:02d}", "slice": number}
@@ -182,8 +186,9 @@ class CaseMetrics:
         for name, values in summary.items():
             if isinstance(values, dict) and isinstance(values.get("mean"), float):
                 engine.state.metrics[name] = values["mean"]
-        table = results_table({"undeformed": undeformed(summary), "registered": summary},
-                              ["dice", "hd", "hd95", "asd", "foldings_percent", "epe"])  # fmt: skip
+        measures = ["dice", "hd", "hd95", "asd", "foldings_percent", "inverse_consistency_error", "epe"]
+        measures = [name for name in measures if name in summary]
+        table = results_table({"undeformed": undeformed(summary), "registered": summary}, measures)
         scored = sum(row["scorable"] for row in self.rows)
         logger.info(
             "%d cases of %d subjects; label '%s' in both images: %d scored, %d not scorable.\n%s\nWritten to %s.",

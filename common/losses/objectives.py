@@ -36,6 +36,10 @@ class Step(Protocol):
         """Similarity's residual map, (B, 1, *S)."""
 
     @property
+    def both_ways(self) -> tuple[Tensor, Tensor]:
+        """Displacements A -> B and B -> A of every pair, (B, d, *S) each."""
+
+    @property
     def estimated(self) -> Tensor:
         """Output of the pixel-wise estimator (score or log variance), (B, 1, *S)."""
 
@@ -131,6 +135,36 @@ class DisplacementObjective(nn.Module):
         similarity = residual.mean()
         smoothness = self.smoothness(step)
         return {"total": similarity + self.scale * smoothness, "similarity": similarity, "smoothness": smoothness}
+
+
+class InverseConsistencyObjective(nn.Module):
+    """ρ(I_A ∘ Φ_AB, I_B) + ρ(I_B ∘ Φ_BA, I_A) + λ · penalty(Φ_AB, Φ_BA): what ICON and GradICON minimise.
+
+    Args:
+        weight: λ.
+        penalty: (ddf_ab, ddf_ba) -> scalar, see ``inverse_consistency``.
+
+    Returns (when called): "total", "similarity" (sum of both directions' means), "inverse_consistency" (before λ).
+
+    Reference: Tian et al., GradICON, CVPR 2023, Sec. 5.1 (loss after Eq. 6).
+    """
+
+    def __init__(self, weight: float, penalty: nn.Module) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"weight must be at least 0, got {weight}.")
+        self.weight = float(weight)
+        self.penalty = penalty
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        forward, backward = step.both_ways
+        similarity = 2 * step.residual.mean()  # the batch holds both directions
+        penalty = self.penalty(forward, backward)
+        return {
+            "total": similarity + self.weight * penalty,
+            "similarity": similarity,
+            "inverse_consistency": penalty,
+        }
 
 
 class ScoreObjective(nn.Module):

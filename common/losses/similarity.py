@@ -9,26 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adaptive import AdaptiveMultiScaleNCC, MultiScaleNCC
+from .gaussian import GaussianLNCC, paired, positive
 from .lncc import local_squared_ncc
-
-
-def _paired(warped: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-    """Check two images of one shape (B, C, *S) and return them in float32 (float64 where one of them has it)."""
-    if warped.shape != fixed.shape:
-        raise ValueError(
-            f"warped and fixed: expected one shape (B, C, *S), got {tuple(warped.shape)} and {tuple(fixed.shape)}; "
-            "warp the moving image onto the grid of the fixed one first"
-        )
-    if warped.ndim < 3:
-        raise ValueError(f"warped: expected (B, C, *S), got {tuple(warped.shape)}; add batch and channel axes")
-    dtype = torch.float64 if torch.float64 in (warped.dtype, fixed.dtype) else torch.float32
-    return warped.to(dtype), fixed.to(dtype)
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"{name}: expected a number above 0, got {value!r}")
-    return float(value)
 
 
 class SquaredError(nn.Module):
@@ -36,7 +19,7 @@ class SquaredError(nn.Module):
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
-        warped, fixed = _paired(warped, fixed)
+        warped, fixed = paired(warped, fixed)
         return (warped - fixed).square().mean(dim=1, keepdim=True)
 
 
@@ -45,7 +28,7 @@ class AbsoluteError(nn.Module):
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
-        warped, fixed = _paired(warped, fixed)
+        warped, fixed = paired(warped, fixed)
         return (warped - fixed).abs().mean(dim=1, keepdim=True)
 
 
@@ -65,8 +48,8 @@ class Tukey(nn.Module):
     def __init__(self, c: float = 4.6851, scale_floor: float = 0.01) -> None:
         """Args: c, cut-off in scales; scale_floor, least scale in intensity units (0.01 is 1 % of [0, 1])."""
         super().__init__()
-        self.c = _positive("c", c)
-        self.scale_floor = _positive("scale_floor", scale_floor)
+        self.c = positive("c", c)
+        self.scale_floor = positive("scale_floor", scale_floor)
 
     def scale(self, residual: Tensor) -> Tensor:
         """Robust standard deviation of each residual image (B, C, *S), detached: (B, 1, …, 1)."""
@@ -77,7 +60,7 @@ class Tukey(nn.Module):
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
-        warped, fixed = _paired(warped, fixed)
+        warped, fixed = paired(warped, fixed)
         residual = warped - fixed
         cutoff = (self.c * self.scale(residual)).square()
         ratio = (residual.square() / cutoff).clamp(max=1)
@@ -97,11 +80,11 @@ class LNCC(nn.Module):
         if window < 3 or window % 2 == 0:
             raise ValueError(f"window: expected an odd number of voxels, at least 3, got {window}; take e.g. 9")
         self.window = int(window)
-        self.variance_floor = _positive("variance_floor", variance_floor)
+        self.variance_floor = positive("variance_floor", variance_floor)
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
-        warped, fixed = _paired(warped, fixed)
+        warped, fixed = paired(warped, fixed)
         return -local_squared_ncc(warped, fixed, self.window, self.variance_floor).mean(dim=1, keepdim=True)
 
 
@@ -114,7 +97,7 @@ class NCC(nn.Module):
     def __init__(self, eps: float = 1e-8) -> None:
         """Args: eps, added to the variance, in squared intensity."""
         super().__init__()
-        self.eps = _positive("eps", eps)
+        self.eps = positive("eps", eps)
 
     def _standardised(self, image: Tensor) -> Tensor:
         axes = tuple(range(2, image.ndim))
@@ -123,7 +106,7 @@ class NCC(nn.Module):
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
-        warped, fixed = _paired(warped, fixed)
+        warped, fixed = paired(warped, fixed)
         return (1 - self._standardised(warped) * self._standardised(fixed)).mean(dim=1, keepdim=True)
 
 
@@ -143,7 +126,7 @@ class MI(nn.Module):
         if bins < 2:
             raise ValueError(f"bins: expected at least 2, got {bins}; take e.g. 23")
         self.bins = int(bins)
-        self.eps = _positive("eps", eps)
+        self.eps = positive("eps", eps)
 
     def _windows(self, image: Tensor) -> Tensor:
         """Parzen weights (B, C|S|, bins) of every intensity; they sum to 1 over the bins."""
@@ -153,7 +136,7 @@ class MI(nn.Module):
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Args: warped, fixed (B, C, *S) in [0, 1]. Returns: map (B, 1, *S). Raises: ValueError, shapes differ."""
-        warped, fixed = _paired(warped, fixed)
+        warped, fixed = paired(warped, fixed)
         # Autocast would take the matrix products, and with them the probabilities, to half precision.
         with torch.autocast(warped.device.type, enabled=False):
             of_warped, of_fixed = self._windows(warped), self._windows(fixed)
@@ -171,6 +154,9 @@ SIMILARITIES: dict[str, type[nn.Module]] = {
     "lncc": LNCC,
     "ncc": NCC,
     "mi": MI,
+    "lncc_gaussian": GaussianLNCC,
+    "ncc_adaptive": AdaptiveMultiScaleNCC,
+    "ncc_multiscale": MultiScaleNCC,
 }
 
 
@@ -178,7 +164,7 @@ def build_similarity(name: str, **options: Any) -> nn.Module:
     """Build a similarity of `SIMILARITIES` by name.
 
     Args:
-        name: one of mse, mae, tukey, lncc, ncc, mi.
+        name: a key of `SIMILARITIES`.
         options: the arguments of its class (`window` of lncc, `bins` of mi …).
 
     Raises:

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from .icon import build_icon
 from .voxelmorph import VoxelMorph
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"voxelmorph": VoxelMorph}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"voxelmorph": VoxelMorph, "icon": build_icon}
 
 
 def build(name: str, spatial_dims: int, **parameters: Any) -> nn.Module:

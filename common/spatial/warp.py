@@ -65,3 +65,35 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding: str = "zer
         floating.to(ddf.dtype), sampling_grid(ddf), mode=mode, padding_mode=padding, align_corners=True
     )
     return warped.to(image.dtype)
+
+
+def sample(field: Tensor, points: Tensor, padding: str = "border") -> Tensor:
+    """Values of a field at any points, (bi/tri)linear between the voxels (align_corners=True).
+
+    Args:
+        field: (B, C, *S), two or three axes.
+        points: where to read it, in voxels of its grid, (B, d, *P) of floating type, channel i along array axis i.
+        padding: what lies outside: "border" (the border's value; the default), "zeros" or "reflection".
+
+    Returns:
+        (B, C, *P), of the type of ``points``.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    dims = field.dim() - 2
+    if dims < 2 or dims > 3 or points.dim() < 3 or points.shape[0] != field.shape[0] or points.shape[1] != dims:
+        raise ValueError(
+            f"sample: points must have shape (B, d, *P) for a field (B, C, *S) of d = 2 or 3 axes; got field"
+            f" {field.shape} and points {points.shape}. Put the coordinates on axis 1 and expand both to one batch."
+        )
+    coordinates: list[Tensor] = []
+    for axis in range(dims):
+        coordinates.append(points[:, axis].flatten(1) * (2.0 / float(max(field.shape[axis + 2] - 1, 1))) - 1.0)
+    coordinates.reverse()
+    # grid_sample wants as many axes of points as the field has: all of them lie along the last one.
+    grid = torch.stack(coordinates, dim=-1).unsqueeze(1)
+    if dims == 3:
+        grid = grid.unsqueeze(1)
+    values = F.grid_sample(field.to(points.dtype), grid, mode="bilinear", padding_mode=padding, align_corners=True)
+    return values.reshape(list(field.shape[:2]) + list(points.shape[2:]))

@@ -108,6 +108,22 @@ def crop_window(
     return start, slices, padding
 
 
+def centre_on_grid(image: torch.Tensor, size: Sequence[int], label: bool = False) -> torch.Tensor:
+    """Lay an image with its geometric centre on that of a grid, to half a voxel; nothing is interpolated.
+
+    Args:
+        image: ``(C, *S)``.
+        size: the grid, one number an axis; what does not fit is cut off.
+        label: pad with 0 instead of the image's smallest value.
+
+    Returns:
+        ``(C, *size)``.
+    """
+    middle = [(n - 1) / 2 for n in image.shape[1:]]
+    _, slices, padding = crop_window(image.shape[1:], middle, size)
+    return _cut(image, slices, padding, label)
+
+
 class CropToCentred(MapTransform):
     """Crop entries of a dictionary to one window around the point stored in it.
 

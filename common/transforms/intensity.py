@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -28,3 +29,22 @@ def min_max(image: torch.Tensor, eps: float = 1e-8, batched: bool = False) -> to
     axes = tuple(range(1, image.ndim))
     low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     return (image - low) / (high - low).clamp_min(eps)
+
+
+def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.0) -> torch.Tensor:
+    """Clip an image to two of its own percentiles, so that a few extreme voxels do not set its range.
+
+    Args:
+        image: ``(C, *S)``, floating point; all channels share the percentiles.
+        lower, upper: in per cent, 0 <= lower < upper <= 100.
+
+    Returns:
+        The clipped image, same shape; one whose percentiles coincide (nearly all background) is returned as it is.
+
+    Raises:
+        ValueError: for percentiles out of order.
+    """
+    if not 0 <= lower < upper <= 100:
+        raise ValueError(f"lower, upper: expected 0 <= lower < upper <= 100 per cent, got {lower} and {upper}.")
+    low, high = (float(value) for value in np.percentile(image.cpu().numpy(), [lower, upper]))
+    return image.clamp(low, high) if low < high else image

@@ -5,7 +5,7 @@ import torch
 from monai.networks.blocks import Warp
 from scipy.ndimage import map_coordinates
 
-from common.spatial.warp import identity_grid, sampling_grid, warp
+from common.spatial.warp import identity_grid, sample, sampling_grid, warp
 
 SHAPES = [(9, 14), (7, 10, 12)]
 PADDINGS = ["zeros", "border", "reflection"]
@@ -128,3 +128,63 @@ def test_scripted_equals_eager(shape):
 def test_shapes_that_do_not_fit_are_refused(image, ddf):
     with pytest.raises(ValueError, match="warp: ddf must have shape.*resize_field"):
         warp(torch.zeros(image), torch.zeros(ddf))
+
+
+def random_points(shape, layout, batch=2, seed=3):
+    """Points inside the grid and up to three voxels beyond it, (B, d, *layout)."""
+    unit = torch.rand(batch, len(shape), *layout, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    size = torch.tensor(shape, dtype=torch.float64).view(1, -1, *[1] * len(layout))
+    return unit * (size + 5) - 3
+
+
+@pytest.mark.parametrize(("padding", "scipy_mode"), [("border", "nearest"), ("zeros", "grid-constant")])
+@pytest.mark.parametrize("layout", [(40,), (5, 7), (3, 4, 2), (2, 3, 2, 4)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sample_agrees_with_scipy_at_any_points(shape, layout, padding, scipy_mode):
+    field, _ = random_pair(shape, dtype=torch.float64)
+    points = random_points(shape, layout)
+    values = sample(field, points, padding)
+    assert values.shape == (2, 3, *layout)
+    for batch in range(2):
+        for channel in range(3):
+            expected = map_coordinates(field[batch, channel].numpy(), points[batch].numpy(), order=1, mode=scipy_mode)
+            np.testing.assert_allclose(values[batch, channel].numpy(), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sample_at_displaced_voxels_is_the_warp(shape, padding):
+    image, ddf = random_pair(shape)
+    points = identity_grid(list(shape), torch.device("cpu")) + ddf
+    torch.testing.assert_close(sample(image, points, padding), warp(image, ddf, padding=padding), atol=2e-5, rtol=0)
+
+
+def test_sample_computes_in_the_type_of_the_points():
+    field, _ = random_pair((6, 7))
+    points = random_points((6, 7), (9,))
+    values = sample(field.bfloat16(), points.float())
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, sample(field.bfloat16().float(), points.float()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)])
+def test_sample_has_the_gradient_of_field_and_points(shape):
+    field, _ = random_pair(shape, dtype=torch.float64)
+    inputs = (field.requires_grad_(), random_points(shape, (3, 4)).requires_grad_())
+    assert torch.autograd.gradcheck(sample, inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sample_scripted_equals_eager(shape):
+    field, _ = random_pair(shape)
+    points = random_points(shape, (3, 5)).float()
+    assert torch.equal(torch.jit.script(sample)(field, points), sample(field, points))
+
+
+@pytest.mark.parametrize(
+    ("field", "points"),
+    [((1, 1, 8, 9), (1, 3, 4)), ((1, 1, 8, 9), (2, 2, 4)), ((1, 1, 8, 9), (1, 2)), ((1, 1, 8), (1, 1, 4))],
+)
+def test_sample_refuses_points_that_do_not_fit(field, points):
+    with pytest.raises(ValueError, match="sample: points must have shape.*axis 1"):
+        sample(torch.zeros(field), torch.zeros(points))

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from common.transforms.crop import CropToCentred, auto_centre, centroid, crop_window
+from common.transforms.crop import CropToCentred, auto_centre, centre_on_grid, centroid, crop_window
 
 
 def _disc(shape: tuple[int, ...], centre: tuple[float, ...], radius: float) -> torch.Tensor:
@@ -70,6 +70,46 @@ def test_crop_window_of_unequal_lengths_is_an_error() -> None:
 def test_crop_window_at_nan_is_an_error() -> None:
     with pytest.raises(ValueError, match="finite voxel coordinates"):
         crop_window([10], [float("nan")], [4])
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "expected"),
+    [
+        ([1, 2, 3], 5, [0, 1, 2, 3, 0]),
+        ([1, 2, 3], 6, [0, 1, 2, 3, 0, 0]),  # half a voxel towards the first one
+        ([1, 2, 3, 4], 6, [0, 1, 2, 3, 4, 0]),
+        ([1, 2, 3, 4, 5], 3, [2, 3, 4]),
+        ([1, 2, 3, 4, 5, 6], 3, [3, 4, 5]),  # likewise
+        ([1, 2, 3, 4], 4, [1, 2, 3, 4]),
+    ],
+)
+def test_centre_on_grid_along_one_axis(values: list[int], size: int, expected: list[int]) -> None:
+    assert centre_on_grid(torch.tensor([values]), [size], label=True).tolist() == [expected]
+
+
+@pytest.mark.parametrize(("shape", "size"), [((9, 14), (12, 11)), ((8, 15, 7), (10, 9, 7)), ((11, 6, 9), (6, 11, 12))])
+def test_centre_on_grid_keeps_the_centre_to_half_a_voxel(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in shape), indexing="ij"))
+    out = centre_on_grid(grid + 100, size, label=True)
+    assert out.shape == (len(shape), *size)
+    target = torch.stack(torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in size), indexing="ij"))
+    inside = out[0] != 0
+    assert inside.sum() == torch.tensor([min(n, s) for n, s in zip(shape, size, strict=True)]).prod()
+    # wherever it came from, a voxel lies where it lay about the centre
+    assert (out - 100 - target)[:, inside].abs().max() <= 0.5
+
+
+def test_centre_on_grid_pads_images_with_their_smallest_value_and_labels_with_zero() -> None:
+    image = torch.full((2, 3, 4), 7.0)
+    image[1, 0, 0] = 3
+    out = centre_on_grid(image, (5, 4))
+    assert torch.equal(out[:, 1:4], image) and (out[:, [0, 4]] == 3).all()
+    assert (centre_on_grid(image, (5, 4), label=True)[:, [0, 4]] == 0).all()
+
+
+def test_centre_on_a_grid_of_other_axes_is_an_error() -> None:
+    with pytest.raises(ValueError, match="of one length"):
+        centre_on_grid(torch.zeros(1, 4, 5), (4, 5, 6))
 
 
 @pytest.mark.parametrize("shape", [(30, 21), (22, 30, 19)])

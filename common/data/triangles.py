@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triangles & Circles: generated pairs of random triangles and circles, filled or as outlines; in 3D tetrahedra, balls.
+
+Lengths are fractions of the image's shortest side, from the first voxel's centre to the last one's. The radius is that
+of the ball around the shape, uniform in [0.2, 0.4]; the orientation is uniform; the centre is uniform within 0.15 of
+the image's centre along each axis, or within less, where the ball would come nearer than 0.05 to the image's border.
+With the signed distance D, negative inside, and the edge's scale e = 1/80, but never less than half a voxel::
+
+    filled   = 1 / (1 + exp(D / e)) = (1 - tanh(D / 2e)) / 2        0.5 on the boundary
+    outlines = 4 filled (1 - filled) = 1 - tanh(D / 2e)^2           1 on the boundary, 3.5 e wide at half its height
+
+Departures from the published data: the centre is drawn around that of the image, not uniformly in [0.4, 0.7] of its
+sides, where shapes can leave the image; all images are in [0, 1], not the filled ones in [-1, 1]; D of a triangle is
+the distance to its nearest side, not the one along the ray from its centre; the list of pairs is fixed, while there
+6,000 images are paired anew in each epoch. As there, both images of a pair are drawn independently, so that a triangle
+meets a circle as often as another triangle.
+
+Reference: Greer et al., ICON, ICCV 2021 (the data set); Tian et al., GradICON, CVPR 2023, Sec. 6.1 (as outlines).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COUNTS = {"train": 1000, "validation": 100, "test": 100}
+STYLES = ("outlines", "filled")
+SHAPES = ("triangle", "circle")
+
+RADIUS, SHIFT, MARGIN, EDGE = (0.2, 0.4), 0.15, 0.05, 1 / 80  # of the shortest side
+MIN_EDGE, MIN_SIZE = 0.5, 16  # voxels
+
+
+class Shape(NamedTuple):
+    """A ball or the regular simplex inside it, in a space of d = 2 or 3 dimensions.
+
+    ``centre`` float64 ``(d,)``, voxels; ``radius`` in voxels; ``directions`` float64 ``(d + 1, d)``: unit vectors, the
+    simplex's vertices are ``centre + radius * directions``; None for a ball.
+    """
+
+    centre: Tensor
+    radius: float
+    directions: Tensor | None
+
+
+def draw_shape(kind: str, spatial_size: Sequence[int], rng: np.random.Generator) -> Shape:
+    """Draw radius, centre and orientation at random, see the module's ranges.
+
+    Args:
+        kind: 'triangle' (3D: tetrahedron) or 'circle' (3D: ball).
+        spatial_size: voxels of the image, one number an axis.
+        rng: advanced by the draws.
+
+    Raises:
+        ValueError: for an unknown kind, with the nearest known one.
+    """
+    _check_name("kind", kind, SHAPES)
+    last = np.array(spatial_size) - 1.0
+    unit, d = last.min(), len(last)
+    radius = unit * rng.uniform(*RADIUS)
+    reach = np.minimum(unit * SHIFT, last / 2 - radius - unit * MARGIN)
+    centre = last / 2 + reach * rng.uniform(-1, 1, d)
+    directions = None
+    if kind == "triangle":
+        # The polar factor of centred normal numbers has orthonormal columns that sum to 0, and is uniform among those
+        # matrices: its rows are the vertices of a regular simplex in a uniform orientation.
+        numbers = rng.standard_normal((d + 1, d))
+        left, _, right = np.linalg.svd(numbers - numbers.mean(0), full_matrices=False)
+        directions = torch.from_numpy(left @ right * np.sqrt((d + 1) / d))
+    return Shape(torch.from_numpy(centre), float(radius), directions)
+
+
+def signed_distance(shape: Shape, spatial_size: Sequence[int]) -> Tensor:
+    """Signed distance D to a shape's boundary, negative inside.
+
+    Ball: B(x) = |x - c| - r. Simplex, with n_i the outward normals of its faces, which are opposite the directions to
+    the vertices: D(x) = max(max_i n_i (x - c) - r / d, B(x)). That is the Euclidean distance inside and beside the
+    faces; beyond edges and corners it is a lower bound, which B, without effect inside, keeps from reaching far out.
+
+    Args:
+        shape: as ``draw_shape`` returns.
+        spatial_size: voxels of the image.
+
+    Returns:
+        float64 ``(*S)``, voxels.
+    """
+    axes = [torch.arange(n, dtype=torch.float64) - c for n, c in zip(spatial_size, shape.centre, strict=True)]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    ball = offsets.square().sum(0).sqrt() - shape.radius
+    if shape.directions is None:
+        return ball
+    faces = torch.tensordot(-shape.directions, offsets, dims=1) - shape.radius / len(axes)
+    return torch.maximum(faces.amax(0), ball)
+
+
+def load_pairs(
+    split: str = "train",
+    count: int | Mapping[str, int] | None = None,
+    spatial_size: Sequence[int] = (128, 128),
+    style: str = "outlines",
+    seed: int = 0,
+    shapes: Iterable[str] = SHAPES,
+) -> list[dict[str, Any]]:
+    """Generate the pairs of a split; a pair depends on the other arguments, its split and its index, not on ``count``.
+
+    The shapes drawn are the same for both styles. A pair takes 10 bytes a voxel.
+
+    Args:
+        split: 'train', 'validation' or 'test', disjoint random streams, or 'all': these three, one after the other.
+        count: pairs of each split, or a dict of them by split; default, also for splits that the dict leaves out:
+            ``COUNTS``.
+        spatial_size: voxels, 2 or 3 numbers of at least 16.
+        style: 'outlines' or 'filled'.
+        seed: of everything random, >= 0.
+        shapes: of 'triangle' and 'circle', those to draw from for moving and fixed, in any order.
+
+    Returns:
+        A dict a pair. ``moving_image``, ``fixed_image``: float32 ``(1, *S)`` in [0, 1]; ``moving_label``,
+        ``fixed_label``: uint8 ``(1, *S)``, 1 inside the shape in both styles; ``centre``: float32 ``(d,)``, the
+        image's, voxels; ``subject``: 'train_00017'; ``spacing``: float32 ``(d,)``, NaN, as there is no physical unit.
+
+    Raises:
+        ValueError: for an unknown split, style or shape, with the nearest known one, and numbers out of range.
+    """
+    _check_name("split", split, (*COUNTS, "all"))
+    _check_name("style", style, STYLES)
+    chosen = set(shapes)
+    for name in sorted(chosen):
+        _check_name("shapes", name, SHAPES)
+    counts = _counts(count)
+    if len(spatial_size) not in (2, 3) or min(spatial_size) < MIN_SIZE:
+        raise ValueError(
+            f"spatial_size: expected 2 or 3 numbers of at least {MIN_SIZE} voxels, got {tuple(spatial_size)}; smaller "
+            "shapes would be no more than a few voxels."
+        )
+    if not chosen or seed < 0:
+        raise ValueError(f"expected at least one name in shapes and seed of 0 or more, got {chosen or ()} and {seed}.")
+    kinds = [name for name in SHAPES if name in chosen]
+    return [
+        _pair(name, index, spatial_size, style, np.random.default_rng((seed, stream, index)), kinds)
+        for stream, name in enumerate(COUNTS)
+        if split in (name, "all")
+        for index in range(counts[name])
+    ]
+
+
+def _pair(
+    split: str, index: int, spatial_size: Sequence[int], style: str, rng: np.random.Generator, kinds: Sequence[str]
+) -> dict[str, Any]:
+    last = torch.tensor([n - 1.0 for n in spatial_size])
+    edge = max(EDGE * float(last.min()), MIN_EDGE)
+    pair: dict[str, Any] = {}
+    for role in ("moving", "fixed"):
+        shape = draw_shape(kinds[int(rng.integers(len(kinds)))], spatial_size, rng)
+        distance = signed_distance(shape, spatial_size)[None]
+        filled = torch.sigmoid(-distance.float() / edge)
+        pair[f"{role}_image"] = filled if style == "filled" else 4 * filled * (1 - filled)
+        pair[f"{role}_label"] = (distance <= 0).byte()
+    return pair | {
+        "centre": last / 2,
+        "subject": f"{split}_{index:05d}",
+        "spacing": torch.full((len(last),), torch.nan),
+    }
+
+
+def _counts(count: int | Mapping[str, int] | None) -> dict[str, int]:
+    if count is None:
+        return COUNTS
+    given = dict(count) if isinstance(count, Mapping) else dict.fromkeys(COUNTS, count)
+    for name, number in given.items():
+        _check_name("count", name, tuple(COUNTS))
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"count: expected whole numbers of at least 1, got {number!r} for {name!r}.")
+    return COUNTS | given
+
+
+def _check_name(argument: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{argument}: expected one of {tuple(known)}, got {name!r}.{hint}")

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ICON's U-Net, and the operators that compose displacement networks into a coarse-to-fine chain."""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..spatial.fields import compose
+from ..spatial.integrate import resize_field
+from ..spatial.units import unit_to_voxel
+from ..spatial.warp import warp
+from .unet import convolution
+from .voxelmorph import Estimate
+
+DOWN = (2, 16, 32, 64, 256, 512)
+UP = (16, 32, 64, 128, 256)
+
+
+def halve(image: Tensor) -> Tensor:
+    """Average pool by 2, sizes rounded up; an axis of one voxel stays.
+
+    Shape: (B, C, *S) -> (B, C, *ceil(S/2)).
+    """
+    kernel = [min(2, size) for size in image.shape[2:]]
+    if image.dim() == 4:
+        return F.avg_pool2d(image, kernel, [2, 2], ceil_mode=True)
+    return F.avg_pool3d(image, kernel, [2, 2, 2], ceil_mode=True)
+
+
+def _match_channels(x: Tensor, channels: int) -> Tensor:
+    """Keep the first channels, or append channels of zeros."""
+    missing = channels - x.shape[1]
+    if missing <= 0:
+        return x[:, :channels]
+    return torch.cat([x, x.new_zeros([x.shape[0], missing] + list(x.shape[2:]))], dim=1)
+
+
+class DownBlock(nn.Module):
+    """Leaky ReLU and a 3^d convolution of stride 2, beside the average pool of the input.
+
+    Shape: (B, in_channels, *S) -> (B, out_channels, *ceil(S/2)).
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.conv = layer(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(x, 0.01)
+        if min(y.shape[2:]) > 1:
+            y = self.conv(y)
+        elif y.dim() == 4:  # The zeros as data: where padding is all that a tap of the kernel sees, oneDNN leaves its
+            y = F.conv2d(F.pad(y, [1] * 4), self.conv.weight, self.conv.bias, stride=2)  # bfloat16 gradient unset.
+        else:
+            y = F.conv3d(F.pad(y, [1] * 6), self.conv.weight, self.conv.bias, stride=2)
+        return y + _match_channels(halve(x), self.out_channels)
+
+
+class UpBlock(nn.Module):
+    """Leaky ReLU and a 4^d transposed convolution of stride 2, beside the interpolated input; batch norm; the skip.
+
+    Shape: (B, in_channels, *S), (B, C, *T) with T <= 2S -> (B, out_channels + C, *T).
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+        self.conv = layer(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels) if spatial_dims == 2 else nn.BatchNorm3d(out_channels)
+        self.out_channels = out_channels
+        self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        beside = F.interpolate(
+            _match_channels(x, self.out_channels), scale_factor=2.0, mode=self.mode, align_corners=False
+        )
+        x = self.norm(self.conv(F.leaky_relu(x, 0.01)) + beside)
+        for axis in range(2, x.dim()):
+            x = x.narrow(axis, 0, skip.shape[axis])
+        return torch.cat([x, skip], dim=1)
+
+
+class TallUNet2(nn.Module):
+    """One step: a U-Net whose output, divided by 10, is a displacement in units of the image's extent.
+
+    The last convolution starts at 0, so that an untrained step is the identity. Published widths: 4,756,902 parameters
+    in 2D, 17,670,229 in 3D. Any size is taken: odd ones are rounded up on the way down and cut on the way up.
+
+    Args:
+        spatial_dims: 2 or 3.
+        down: channels from the input (2 images) to the bottom.
+        up: channels that each level adds on the way up, full resolution first; one fewer than ``down``.
+
+    Shape: cat(moving, fixed), (B, 2, *S) -> displacement in voxels, (B, d, *S).
+
+    Raises:
+        ValueError: for widths that do not fit together, another number of channels or axes.
+
+    Reference: Greer et al., ICON, ICCV 2021; Tian et al., GradICON, CVPR 2023, A.2.1 (tallUNet2 of the ICON code).
+    """
+
+    def __init__(self, spatial_dims: int, down: tuple[int, ...] = DOWN, up: tuple[int, ...] = UP) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        if len(down) != len(up) + 1 or len(up) < 1 or down[0] != 2:
+            raise ValueError(
+                f"down, up: expected 2 input channels and one more width down than up, got {tuple(down)} and"
+                f" {tuple(up)}; the published ones are {DOWN} and {UP}."
+            )
+        self.spatial_dims = spatial_dims
+        self.down = nn.ModuleList([DownBlock(spatial_dims, i, o) for i, o in zip(down[:-1], down[1:])])
+        inputs = [skip + below for skip, below in zip(down[1:], [*up[1:], 0])]
+        # Listed from the bottom up, as they run.
+        self.up = nn.ModuleList([UpBlock(spatial_dims, i, o) for i, o in zip(inputs[::-1], up[::-1])])
+        self.last = convolution(spatial_dims, down[0] + up[0], spatial_dims)
+        nn.init.zeros_(self.last.weight)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[1] != 2 or image.dim() != self.spatial_dims + 2:
+            raise ValueError(
+                f"image: expected cat(moving, fixed), (B, 2, *S) with {self.spatial_dims} spatial axes, got"
+                f" {list(image.shape)}."
+            )
+        x = image
+        skips: list[Tensor] = []
+        for block in self.down:
+            skips.append(x)
+            x = block(x)
+        for block in self.up:
+            x = block(x, skips.pop())
+        return unit_to_voxel(self.last(x).float() / 10.0)
+
+
+class Downsample(nn.Module):
+    """Runs a step on images of half the size and brings its displacement back.
+
+    Images are average-pooled; displacements are resampled corner to corner, as all fields here are.
+
+    Args:
+        step: displacement network, cat(moving, fixed) -> ddf.
+
+    Shape: (B, 2, *S) -> (B, d, *S) in voxels.
+
+    Reference: Tian et al., GradICON, CVPR 2023, Sec. 5.1 (downsampling).
+    """
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, image: Tensor) -> Tensor:
+        return resize_field(self.step(halve(image)), image.shape[2:])
+
+
+class TwoStep(nn.Module):
+    """Composes two steps: the second one sees the moving image warped by the first.
+
+    With u = first(moving, fixed) and v = second(moving ∘ (id + u), fixed) the map is (id + u) ∘ (id + v).
+
+    Args:
+        first, second: displacement networks, cat(moving, fixed) -> ddf.
+
+    Shape: (B, 2, *S) -> (B, d, *S) in voxels.
+
+    Reference: Tian et al., GradICON, CVPR 2023, Eq. 6.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, image: Tensor) -> Tensor:
+        before = self.first(image)
+        warped = warp(image[:, :1], before, padding="border")
+        after = self.second(torch.cat([warped, image[:, 1:]], dim=1))
+        return compose(before, after)
+
+
+class Composition(nn.Module):
+    """A chain of steps as a displacement network.
+
+    Args:
+        step: of one or more steps, cat(moving, fixed) -> ddf.
+    """
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
+        """Displacement that pulls moving onto fixed.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1]; or moving alone, (B, 1, *S), when ``fixed`` is given.
+            fixed: (B, 1, *S), optional.
+            condition: must be None: this network takes none.
+
+        Returns:
+            ddf (B, d, *S) in voxels.
+
+        Raises:
+            ValueError: for another number of channels or axes, or a condition.
+        """
+        if condition is not None:
+            raise ValueError("condition: a composition of steps takes none; choose a conditional architecture.")
+        if fixed is not None:
+            image = torch.cat([image, fixed], dim=1)
+        return self.step(image)
+
+    def estimate(self, image: Tensor) -> Estimate:
+        """As ``forward``; nothing is integrated, so a smoothness would act on the displacement itself."""
+        ddf = self.step(image)
+        return Estimate(ddf, ddf)
+
+
+def build_icon(
+    spatial_dims: int,
+    factors: tuple[int, ...] = (4, 2, 1, 1),
+    down: tuple[int, ...] = DOWN,
+    up: tuple[int, ...] = UP,
+) -> Composition:
+    """Compose one ``TallUNet2`` a factor, coarse to fine.
+
+    Args:
+        spatial_dims: 2 or 3.
+        factors: by which each step's images are down-sampled, in order: powers of two that never grow. (4, 2, 1, 1) is
+            GradICON's published lung and knee network, (8, 4, 2, 1) doubles the resolution at each of four steps
+            (triangles), (1,) is a single step.
+        down, up: widths of every step, see ``TallUNet2``.
+
+    Raises:
+        ValueError: for factors that are not as described.
+
+    Reference: Tian et al., GradICON, CVPR 2023, Sec. 5.1, A.1.1, A.2.1.
+    """
+    if not factors or any(f < 1 or f & (f - 1) for f in factors) or list(factors) != sorted(factors, reverse=True):
+        raise ValueError(
+            f"factors: expected powers of two from coarse to fine such as [4, 2, 1, 1], got {list(factors)}."
+        )
+    network: nn.Module = TallUNet2(spatial_dims, tuple(down), tuple(up))
+    for coarser, factor in zip(factors[:-1], factors[1:]):
+        network = TwoStep(_downsampled(network, coarser // factor), TallUNet2(spatial_dims, tuple(down), tuple(up)))
+    return Composition(_downsampled(network, factors[-1]))
+
+
+def _downsampled(network: nn.Module, factor: int) -> nn.Module:
+    while factor > 1:
+        network, factor = Downsample(network), factor // 2
+    return network
