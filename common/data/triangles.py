@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..io.images import Image, save_image
 
 COUNTS = {"train": 1000, "validation": 100, "test": 100}
 STYLES = ("outlines", "filled")
@@ -147,6 +150,24 @@ def load_pairs(
         if split in (name, "all")
         for index in range(counts[name])
     ]
+
+
+def example_files(folder: str | Path, spatial_size: Sequence[int], style: str = "outlines") -> tuple[Path, Path]:
+    """Write the first test pair as NIfTI, ``moving.nii.gz`` and ``fixed.nii.gz``, voxels of 1 mm.
+
+    Args:
+        folder: to write in; created.
+        spatial_size, style: see ``load_pairs``.
+
+    Returns:
+        Files of moving and fixed.
+    """
+    pair = load_pairs("test", 1, spatial_size, style)[0]
+    moving, fixed = (Path(folder) / f"{role}.nii.gz" for role in ("moving", "fixed"))
+    for file, key in ((moving, "moving_image"), (fixed, "fixed_image")):
+        image = Image(pair[key][0], np.eye(4), (1.0,) * len(spatial_size))
+        save_image(file, image.array, image)
+    return moving, fixed
 
 
 def _pair(

@@ -75,7 +75,7 @@ class InstanceOptimisation(nn.Module):
         self.field = field or PairwiseRegistration(similarity, levels=(1,), steps=(self.iterations,))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Register a batch of pairs, each by itself. Works under ``torch.no_grad`` and computes in float32.
+        """Register a batch of pairs, each by itself. Works under ``torch.no_grad``; optimises in float32.
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
@@ -86,14 +86,14 @@ class InstanceOptimisation(nn.Module):
         Raises:
             FloatingPointError: if the loss of a pair is not finite.
         """
+        if not self.iterations:
+            return self.network(image)
         with torch.autocast(image.device.type, enabled=False):
             image = image.float()
-            if self.iterations and self.target == "weights":
+            if self.target == "weights":
                 return torch.cat([self._fitted(pair[None]) for pair in image])
             with torch.no_grad():
                 ddf = self.network(image)
-            if not self.iterations:
-                return ddf
             warped = warp(image[:, :1], ddf)
             return compose(ddf, self.field(torch.cat([warped, image[:, 1:]], dim=1)))
 

@@ -13,13 +13,59 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from common.data.acdc import frame_files
+from common.data import acdc, hippocampus, triangles
+from common.data.hippocampus_phantom import make_hippocampus_phantom
 from common.handlers.log import read_history
 from common.io.results import read_metrics
 
 BUNDLES_DIR = Path(__file__).resolve().parents[2] / "bundles"
 BUNDLES = sorted(path.parents[1] for path in BUNDLES_DIR.rglob("configs/metadata.json"))
-SMALL = {"spatial_size": [64, 48], "epochs": 3, "batch_size": 4, "val_interval": 2, "crop_jitter": 4, "device": "cpu"}
+NAMES = ["adacs_acdc", "baseline_acdc", "baseline_hippocampus", "gradicon_hippocampus", "gradicon_triangles"]
+EPOCHS = {"epochs": 3, "val_interval": 2, "device": "cpu"}
+SMALL: dict[str, dict[str, Any]] = {
+    "acdc": EPOCHS | {"spatial_size": [64, 48], "batch_size": 4, "crop_jitter": 4},
+    "hippocampus": EPOCHS | {"spatial_size": [24, 32, 21], "batch_size": 2, "partners": 1},
+    "triangles": EPOCHS | {
+        "spatial_size": [32, 25], "batch_size": 4, "count": {"train": 4, "validation": 3, "test": 1}
+    },
+}  # fmt: skip
+CASES = {"acdc": 3, "hippocampus": 2, "triangles": 3}
+MEASURES = {
+    "acdc": {"hd", "hd95", "asd", "hd_mm", "epe", "dice_before", "dice_lv", "dice_rv"},
+    "hippocampus": {"hd", "hd95", "asd", "hd95_mm", "dice_before", "dice_posterior", "inverse_consistency_error"},
+    "triangles": {"hd", "hd95", "asd", "dice_before", "inverse_consistency_error"},
+}
+
+
+def data_of(bundle: Path) -> str:
+    """Name of a bundle's data set."""
+    return bundle.name.partition("_")[2]
+
+
+def small(bundle: Path) -> dict[str, Any]:
+    """Overrides that make a bundle's training a matter of seconds."""
+    return SMALL[data_of(bundle)]
+
+
+@pytest.fixture(scope="session")
+def data_dirs(acdc_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """``dataset_dir`` of every data set."""
+    hippocampi = make_hippocampus_phantom(tmp_path_factory.mktemp("hippocampus"), n_train=3, n_validation=2)
+    return {"acdc": str(acdc_dir), "hippocampus": str(hippocampi), "triangles": "phantom"}
+
+
+def image_pair(bundle: Path, data_dirs: dict[str, str], folder: Path) -> tuple[Path, Path]:
+    """Files of a moving and a fixed image of a bundle's data set."""
+    data = data_of(bundle)
+    if data == "acdc":
+        return acdc.frame_files(data_dirs[data], "patient001")
+    if data == "hippocampus":
+        return hippocampus.image_files(data_dirs[data], *hippocampus.find_subjects(data_dirs[data])[:2])
+    pair = triangles.load_pairs("test", 1, (40, 33))[0]
+    files = folder / "moving.nii.gz", folder / "fixed.nii.gz"
+    for file, key in zip(files, ("moving_image", "fixed_image"), strict=True):
+        nibabel.save(nibabel.Nifti1Image(pair[key][0].numpy(), np.diag([1.5, 1.0, 1.0, 1.0])), file)
+    return files
 
 
 def run(bundle: Path, run_id: str, *overlays: str, **overrides: Any) -> ConfigWorkflow:
@@ -37,17 +83,20 @@ def run(bundle: Path, run_id: str, *overlays: str, **overrides: Any) -> ConfigWo
 
 
 @pytest.fixture(scope="session")
-def trained(acdc_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def trained(data_dirs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Output folder of a short training of every bundle."""
     folders = {}
     for bundle in BUNDLES:
         folders[bundle.name] = tmp_path_factory.mktemp(bundle.name)
-        run(bundle, "training", "train.json", dataset_dir=str(acdc_dir), output_dir=str(folders[bundle.name]), **SMALL)
+        run(
+            bundle, "training", "train.json", dataset_dir=data_dirs[data_of(bundle)],
+            output_dir=str(folders[bundle.name]), **small(bundle),
+        )  # fmt: skip
     return folders
 
 
 def test_the_bundles_are_found() -> None:
-    assert [bundle.name for bundle in BUNDLES] == ["adacs_acdc", "baseline_acdc"]
+    assert [bundle.name for bundle in BUNDLES] == NAMES
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -65,7 +114,7 @@ def test_every_property_is_there(bundle: Path, config: str, kind: str) -> None:
 def test_training_reaches_its_last_phase_and_writes_its_results(bundle: Path, trained: dict[str, Path]) -> None:
     folder = trained[bundle.name]
     history = read_history(folder / "history.csv")
-    assert len(history) == SMALL["epochs"]
+    assert len(history) == EPOCHS["epochs"]
     if bundle.name.startswith("adacs"):
         assert [row["active"] for row in history] == ["displacement", "score", "displacement+score"]
         assert float(history[-1]["score/momentum"]) > 0
@@ -73,19 +122,20 @@ def test_training_reaches_its_last_phase_and_writes_its_results(bundle: Path, tr
     assert names <= {path.name for path in folder.iterdir()}
     rows = read_metrics(folder / "metrics.csv")
     summary = json.loads((folder / "summary.json").read_text())
-    assert len(rows) == 3
-    assert summary["dice"]["n"] + summary["dice"]["not_scorable"] == 3
-    assert {"hd", "hd95", "asd", "hd_mm", "epe", "dice_before", "dice_lv", "dice_rv"} <= set(rows[0])
-    # A velocity that three epochs have barely moved changes little and folds nothing.
+    count = CASES[data_of(bundle)]
+    assert len(rows) == count
+    assert summary["dice"]["n"] + summary["dice"]["not_scorable"] == count
+    assert MEASURES[data_of(bundle)] <= set(rows[0])
+    # A field that three epochs have barely moved changes little and folds nothing.
     assert summary["foldings_percent"]["mean"] == 0.0
     assert abs(summary["dice"]["mean"] - summary["dice_before"]["mean"]) < 0.05
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    bundle: Path, trained: dict[str, Path], acdc_dir: Path, tmp_path: Path
+    bundle: Path, trained: dict[str, Path], data_dirs: dict[str, str], tmp_path: Path
 ) -> None:
-    common = SMALL | {"dataset_dir": str(acdc_dir), "output_dir": str(tmp_path)}
+    common = small(bundle) | {"dataset_dir": data_dirs[data_of(bundle)], "output_dir": str(tmp_path)}
     warmup = {"warmup_epochs": 1} if bundle.name.startswith("adacs") else {}
     run(bundle, "training", "train.json", **(common | {"epochs": 2} | warmup))
     run(bundle, "training", "train.json", **(common | {"resume": "true"} | warmup))
@@ -99,7 +149,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_evaluation_repeats_what_training_measured(
-    bundle: Path, trained: dict[str, Path], acdc_dir: Path, tmp_path: Path
+    bundle: Path, trained: dict[str, Path], data_dirs: dict[str, str], tmp_path: Path
 ) -> None:
     folder = trained[bundle.name]
     weights = {"ckpt_path": str(folder / "model.pt")}
@@ -107,7 +157,7 @@ def test_evaluation_repeats_what_training_measured(
         weights["score_path"] = str(folder / "score.pt")
     run(
         bundle, "evaluating", "train.json", "evaluate.json",
-        dataset_dir=str(acdc_dir), output_dir=str(tmp_path), **weights, **SMALL,
+        dataset_dir=data_dirs[data_of(bundle)], output_dir=str(tmp_path), **weights, **small(bundle),
     )  # fmt: skip
     first, second = (read_metrics(path / "metrics.csv") for path in (folder, tmp_path))
     for a, b in zip(first, second, strict=True):
@@ -116,24 +166,26 @@ def test_evaluation_repeats_what_training_measured(
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_inference_registers_two_files(
-    bundle: Path, trained: dict[str, Path], acdc_dir: Path, tmp_path: Path
+    bundle: Path, trained: dict[str, Path], data_dirs: dict[str, str], tmp_path: Path
 ) -> None:
-    moving, fixed = frame_files(acdc_dir, "patient001")
+    moving, fixed = image_pair(bundle, data_dirs, tmp_path)
+    size = small(bundle)["spatial_size"]
     run(
         bundle, "inferring", "inference.json", moving=str(moving), fixed=str(fixed), device="cpu",
-        output_dir=str(tmp_path), ckpt_path=str(trained[bundle.name] / "model.pt"), spatial_size=[64, 48],
+        output_dir=str(tmp_path), ckpt_path=str(trained[bundle.name] / "model.pt"), spatial_size=size,
     )  # fmt: skip
     warped, reference = nibabel.load(tmp_path / "warped.nii.gz"), nibabel.load(fixed)
     assert warped.shape == reference.shape
     np.testing.assert_allclose(warped.affine, reference.affine, atol=1e-5)
-    assert nibabel.load(tmp_path / "ddf.nii.gz").shape == (*reference.shape, 1, 3)
+    field = (*reference.shape, 1, 3) if reference.ndim == 3 else (*reference.shape, 1, 1, 2)
+    assert nibabel.load(tmp_path / "ddf.nii.gz").shape == field
     assert {"jacobian.nii.gz", "registration.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("objective", ["mse", "mae", "tukey", "ncc", "lncc", "mi", "adaframe", "adareg"])
 def test_every_objective_of_the_baseline_trains(objective: str, acdc_dir: Path, tmp_path: Path) -> None:
     bundle = BUNDLES_DIR / "baseline_acdc"
-    overrides = SMALL | {"epochs": 1, "learning_rate": 1e-3, "batch_size": 2}
+    overrides = SMALL["acdc"] | {"epochs": 1, "learning_rate": 1e-3, "batch_size": 2}
     run(bundle, "training", "train.json", dataset_dir=str(acdc_dir), output_dir=str(tmp_path), objective=objective,
         **overrides)  # fmt: skip
     row = read_history(tmp_path / "history.csv")[0]
@@ -144,7 +196,7 @@ def test_every_objective_of_the_baseline_trains(objective: str, acdc_dir: Path, 
 def test_an_unknown_objective_names_the_nearest(acdc_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception) as caught:
         run(BUNDLES_DIR / "baseline_acdc", "training", "train.json", dataset_dir=str(acdc_dir),
-            output_dir=str(tmp_path), objective="lnc", **SMALL)  # fmt: skip
+            output_dir=str(tmp_path), objective="lnc", **SMALL["acdc"])  # fmt: skip
     causes = [caught.value]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -154,7 +206,7 @@ def test_an_unknown_objective_names_the_nearest(acdc_dir: Path, tmp_path: Path) 
 def test_the_anchor_needs_no_training(acdc_dir: Path, tmp_path: Path) -> None:
     run(
         BUNDLES_DIR / "baseline_acdc", "evaluating", "train.json", "evaluate.json", dataset_dir=str(acdc_dir),
-        output_dir=str(tmp_path), objective="pairwise", **SMALL,
+        output_dir=str(tmp_path), objective="pairwise", **SMALL["acdc"],
     )  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["dice"]["mean"] > summary["dice_before"]["mean"] + 0.05
@@ -174,7 +226,7 @@ def test_every_ablation_of_adacs_is_reached_by_configuration(
 ) -> None:
     workflow = run(
         BUNDLES_DIR / "adacs_acdc", "training", "train.json", dataset_dir=str(acdc_dir), output_dir=str(tmp_path),
-        **SMALL, **ablation,
+        **SMALL["acdc"], **ablation,
     )  # fmt: skip
     trainer = workflow.parser.get_parsed_content("train#trainer")
     row = read_history(tmp_path / "history.csv")[-1]
