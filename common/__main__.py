@@ -8,9 +8,10 @@ import fire
 from .cli.benchmark import benchmark
 from .cli.compare import compare
 from .cli.pack import pack
+from .cli.study import study
 from .cli.verify import verify
 
-COMMANDS = {"benchmark": benchmark, "compare": compare, "pack": pack, "verify": verify}
+COMMANDS = {"benchmark": benchmark, "compare": compare, "pack": pack, "study": study, "verify": verify}
 
 if __name__ == "__main__":
     fire.Fire(COMMANDS, name="common")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and memory as ratios from one run: against the bare loop, AdaCS to baseline, LNCC against MONAI."""
+"""Speed and memory as ratios from one run: against plain loops, the baseline or MONAI."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,37 +20,71 @@ from ..losses.similarity import build_similarity
 from ..networks.registry import build
 from ..networks.unet import PixelEstimator
 from ..spatial.warp import warp
+from . import benchmark_gradicon as gradicon
+
+SUITES = ("adacs", "gradicon", "all")
 
 
 def benchmark(
     device: str = "cpu",
+    suite: str = "all",
     size: int = 128,
     batch_size: int = 8,
     repeats: int = 5,
     steps: int = 10,
     lncc_size: int = 96,
     compiled: bool = True,
+    volume: Sequence[int] = (80, 96, 96),
+    cube: int = 64,
+    steps_3d: int = 1,
 ) -> str:
-    """Print a Markdown table of times and ratios; run as ``python -m common benchmark``.
+    """Print Markdown tables of times, memory and ratios; run as ``python -m common benchmark``.
 
     Variants of a comparison take turns, so that a machine's changing load meets all of them; medians of per-step
-    times are compared. Data loading is included for ours (the loader of the bundles) and absent in the bare loop.
+    times are compared. Suite "adacs" includes data loading for ours (the loader of the bundles), which is absent in
+    the bare loop; suite "gradicon" has batches that are ready in all variants.
 
     Args:
         device: "cpu" or "cuda".
+        suite: "adacs" (training steps, AdaCS, LNCC), "gradicon" (penalty, both directions, VoxelMorph 3D) or "all".
         size: side of the square images.
-        batch_size: pairs a step.
+        batch_size: pairs a step in 2D; in 3D it is 1.
         repeats: rounds; in each, every variant runs ``steps`` steps.
-        steps: steps a round.
+        steps: steps a round in 2D.
         lncc_size: side of the volumes on which LNCC is compared.
         compiled: also time torch.compile, whose first step takes long.
+        volume: grid of the 3D GradICON step.
+        cube: side of the volumes of the 3D VoxelMorph step, a multiple of 16.
+        steps_3d: steps a round in 3D.
 
     Returns:
-        The table.
+        The tables.
+
+    Raises:
+        ValueError: for an unknown suite.
     """
+    if suite not in SUITES:
+        raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}.")
     where = torch.device(device)
+    lines: list[str] = []
+    if suite in ("adacs", "all"):
+        lines += [*_adacs(where, size, batch_size, repeats, steps, compiled), "", *_lncc(lncc_size, repeats, where)]
+    if suite == "all":
+        lines.append("")
+    if suite in ("gradicon", "all"):
+        for shape, count, taken in (([size, size], batch_size, steps), (volume, 1, steps_3d)):
+            lines += [*_gradicon(where, shape, count, repeats, taken), ""]
+        lines += _voxelmorph(where, cube, repeats, steps_3d)
+    return "\n".join(lines)
+
+
+def _title(what: str, device: torch.device) -> str:
+    return f"{what}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _adacs(where: torch.device, size: int, batch_size: int, repeats: int, steps: int, compiled: bool) -> list[str]:
     pairs = _pairs(size, batch_size * steps)
-    variants: dict[str, Callable[[], None]] = {
+    variants: dict[str, Callable[[], object]] = {
         "bare loop": _bare(pairs, where, batch_size, steps),
         "baseline": _ours(pairs, where, batch_size),
         "AdaCS": _ours(pairs, where, batch_size, adacs=True),
@@ -60,8 +95,7 @@ def benchmark(
         variants["baseline, compile"] = _ours(pairs, where, batch_size, compile=True)
     seconds = {name: value / steps for name, value in _medians(variants, repeats, where).items()}
     lines = [
-        f"VoxelMorph 2D, {size}², batch {batch_size}, {where}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}",
+        _title(f"VoxelMorph 2D, {size}², batch {batch_size}", where),
         "",
         "| variant | ms a step | against | ratio |",
         "| --- | --- | --- | --- |",
@@ -70,7 +104,77 @@ def benchmark(
         reference = {"bare loop": "", "baseline": "bare loop"}.get(name, "baseline")
         ratio = f"{seconds[name] / seconds[reference]:.2f}" if reference else ""
         lines.append(f"| {name} | {1e3 * seconds[name]:.1f} | {reference} | {ratio} |")
-    return "\n".join([*lines, "", *_lncc(lncc_size, repeats, where)])
+    return lines
+
+
+def _gradicon(where: torch.device, shape: Sequence[int], batch_size: int, repeats: int, steps: int) -> list[str]:
+    runs = gradicon.gradicon_runs(shape, batch_size, where)
+    seconds, table = _compared(runs, gradicon.PLAIN, repeats, steps, where)
+    grid = "×".join(str(size) for size in shape)
+    title = f"GradICON {len(shape)}D, {grid}, batch {batch_size}, {len(gradicon.FACTORS[len(shape)])} networks, MSE"
+    lines = [_title(title, where), "", *table, ""]
+    for name, preset in ((gradicon.ONE, "paper_v1"), (gradicon.RELEASED, "released")):
+        share = 1 - seconds[gradicon.ALONE] / seconds[name]
+        lines.append(f"Share of the penalty in a step, {preset}: {100 * share:.1f} %")
+    return lines
+
+
+def _voxelmorph(where: torch.device, size: int, repeats: int, steps: int) -> list[str]:
+    runs = gradicon.voxelmorph_runs(size, 1, where)
+    return [
+        _title(f"VoxelMorph 3D, {size}³, batch 1, forward, backward and Adam", where),
+        "",
+        *_compared(runs, gradicon.MONAI, repeats, steps, where)[1],
+    ]
+
+
+def _compared(
+    runs: dict[str, gradicon.Run], reference: str, repeats: int, steps: int, device: torch.device
+) -> tuple[dict[str, float], list[str]]:
+    """Seconds a step by name, and the table of times, memory and first losses against the reference."""
+    memory, losses = {}, {}
+    for name, run in runs.items():  # before the others' steps: all begin with the weights they were given
+        losses[name], memory[name] = _memory(functools.partial(run, 1), device)
+    turns = {name: functools.partial(run, steps) for name, run in runs.items()}
+    seconds = {name: value / steps for name, value in _medians(turns, repeats, device).items()}
+    kind = "peak of a step" if device.type == "cuda" else "kept for backward"
+    lines = [f"| variant | ms a step | ratio | MiB, {kind} | ratio | first loss |", "| --- " * 6 + "|"]
+    for name in runs:
+        ratios = [measured[name] / measured[reference] for measured in (seconds, memory)]
+        lines.append(
+            f"| {name} | {1e3 * seconds[name]:.1f} | {ratios[0]:.2f} | {memory[name] / 2**20:.1f} | {ratios[1]:.2f} "
+            f"| {losses[name]:.6f} |"
+        )
+    return seconds, lines
+
+
+def _memory(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
+    """Loss of a first step, and a step's bytes: the peak above what lay there before, or what autograd keeps.
+
+    The CPU counts no peak: there it is the storages, each once and weights among them, that the forward pass leaves
+    for the backward pass.
+    """
+    if device.type != "cuda":
+        return kept_for_backward(run)
+    loss = run().item()  # the optimiser's state and the libraries' workspaces come with it
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return loss, torch.cuda.max_memory_allocated(device) - before
+
+
+def kept_for_backward(run: Callable[[], Tensor]) -> tuple[float, float]:
+    """The loss that ``run`` returns, and the bytes of the storages (weights among them) that autograd kept for it."""
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = run()
+    return loss.item(), sum(saved.values())
 
 
 def _pairs(size: int, count: int) -> list[dict[str, Any]]:
@@ -138,7 +242,7 @@ def _ours(
     return run
 
 
-def _medians(variants: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
+def _medians(variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(repeats + 1):
         for name, run in variants.items():
@@ -159,26 +263,17 @@ def _lncc(size: int, repeats: int, device: torch.device) -> list[str]:
         "MONAI": lambda image: theirs(image, fixed),
         "ours": lambda image: ours(image, fixed).mean(),
     }
-    values: dict[str, float] = {}
-    kept: dict[str, int] = {}
 
-    def runner(name: str) -> Callable[[], None]:
-        def run() -> None:
-            image = warped.clone().requires_grad_()
-            saved: dict[int, int] = {}
+    def forward_and_backward(name: str) -> Tensor:
+        loss = losses[name](warped.clone().requires_grad_())
+        loss.backward()
+        return loss.detach()
 
-            def pack(tensor: Tensor) -> Tensor:
-                saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = losses[name](image)
-            loss.backward()
-            values[name], kept[name] = loss.item(), sum(saved.values())
-
-        return run
-
-    seconds = _medians({name: runner(name) for name in losses}, repeats, device)
+    turns = {name: functools.partial(forward_and_backward, name) for name in losses}
+    values, kept = {}, {}
+    for name, turn in turns.items():
+        values[name], kept[name] = kept_for_backward(turn)
+    seconds = _medians(turns, repeats, device)
     lines = [f"LNCC, window 9, {size}³, forward and backward", "", "| | ms | MiB kept for backward | value |"]
     lines.append("| --- | --- | --- | --- |")
     lines += [f"| {n} | {1e3 * seconds[n]:.1f} | {kept[n] / 2**20:.1f} | {values[n]:.7f} |" for n in losses]

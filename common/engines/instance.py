@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..spatial.fields import compose
 from ..spatial.warp import warp
 from .pairwise import PairwiseRegistration
-from .step import EstimatorView, RegistrationStep, TrainingView
+from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView
 
 logger = logging.getLogger(__name__)
 TARGETS = ("weights", "field")
@@ -68,6 +68,8 @@ class InstanceOptimisation(nn.Module):
             raise ValueError(f"instance_iterations: expected a whole number from 0, got {iterations!r}; 50 is usual.")
         if not learning_rate > 0:
             raise ValueError(f"instance_learning_rate: expected a number above 0, got {learning_rate!r}; e.g. 2e-5.")
+        if estimator_input not in ESTIMATOR_INPUTS:
+            raise ValueError(f"estimator_input: expected one of {ESTIMATOR_INPUTS}, got {estimator_input!r}.")
         self.network, self.objective, self.similarity = network, objective, similarity
         self.iterations, self.target, self.learning_rate = int(iterations), target, float(learning_rate)
         self.bidirectional, self.estimator_input = bool(bidirectional), estimator_input
@@ -84,7 +86,8 @@ class InstanceOptimisation(nn.Module):
             ddf (B, d, *S) in voxels, without gradient.
 
         Raises:
-            FloatingPointError: if the loss of a pair is not finite.
+            FloatingPointError: if the loss or the displacement of a pair is not finite ("weights").
+            RuntimeError: if the loss or the velocity of a pair is not finite ("field").
         """
         if not self.iterations:
             return self.network(image)
@@ -92,8 +95,8 @@ class InstanceOptimisation(nn.Module):
             image = image.float()
             if self.target == "weights":
                 return torch.cat([self._fitted(pair[None]) for pair in image])
-            with torch.no_grad():
-                ddf = self.network(image)
+            with _restored(self.network), torch.no_grad():
+                ddf = self.network.eval()(image)
             warped = warp(image[:, :1], ddf)
             return compose(ddf, self.field(torch.cat([warped, image[:, 1:]], dim=1)))
 
@@ -116,7 +119,13 @@ class InstanceOptimisation(nn.Module):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
-                return self.network(image)
+                ddf = self.network(image)
+            if not ddf.isfinite().all():  # broken by the last step, after which there is no loss
+                raise FloatingPointError(
+                    f"instance optimisation: the displacement is not finite after {self.iterations} iterations; lower "
+                    "instance_learning_rate."
+                )
+            return ddf
 
     def _step(self, moving: Tensor, fixed: Tensor, view: nn.Module) -> RegistrationStep:
         names = frozenset(["displacement", "score"] if self.estimator is not None else ["displacement"])
@@ -128,16 +137,18 @@ class InstanceOptimisation(nn.Module):
 
 @contextmanager
 def _restored(network: nn.Module) -> Iterator[None]:
-    """Leave weights, buffers, modes and requires_grad as they were, whatever happens."""
+    """Leave weights, buffers, modes, requires_grad and gradients as they were, whatever happens."""
     state = copy.deepcopy(network.state_dict())
     modes = [(module, module.training) for module in network.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
+    for parameter, _, _ in kept:
+        parameter.grad = None
     try:
         yield
     finally:
         network.load_state_dict(state)
         for module, mode in modes:
             module.training = mode
-        for parameter, needed in wanted:
+        for parameter, needed, gradient in kept:
             parameter.requires_grad_(needed)
-            parameter.grad = None
+            parameter.grad = gradient

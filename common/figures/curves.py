@@ -47,7 +47,7 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    columns, active = _read_history(Path(history_csv))
+    columns, active = read_columns(Path(history_csv))
     panels = _panels(columns, Path(history_csv))
     across = min(len(panels), 4 if len(panels) > 6 else 3)
     down = -(-len(panels) // across)
@@ -56,10 +56,10 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
     epochs = columns["epoch"]
     for axis, (names, title) in zip(axes, panels, strict=False):
         for colour, name in zip(LINES, names, strict=False):
-            x, y = _line(epochs, columns[name])
+            x, y = finite_line(epochs, columns[name])
             marker = "o" if np.isfinite(y).sum() <= 30 else None
             axis.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=2.5, label=name.split("/", 1)[-1])
-        _style(axis, title, epochs)
+        style_axis(axis, title, epochs)
         if len(names) > 1:
             axis.legend(fontsize=7, frameon=False)
     for axis in axes[len(panels) :]:
@@ -69,7 +69,20 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def _read_history(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_columns(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read a history file's numbers.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        ``epoch``, ``updates``, ``seconds`` and every ``update/term`` as float64 ``(epochs,)``, NaN in empty cells; and
+        the updates that were active in each epoch, joined by ``+``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has no rows, no ``epoch``, or a cell that is not a number.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"history_csv: expected a file; {path} does not exist. It is written while training.")
     with open(path, newline="", encoding="utf-8") as stream:
@@ -122,7 +135,8 @@ def _panels(columns: dict[str, np.ndarray], path: Path) -> list[tuple[tuple[str,
     return panels
 
 
-def _line(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def finite_line(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points to draw: those with a value, and NaN between them where the line is to break."""
     # Validation every few epochs is one line; a term that paused for a phase is two.
     x, y = epochs[np.isfinite(values)], values[np.isfinite(values)]
     if len(x) < 3:
@@ -131,7 +145,8 @@ def _line(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.insert(x, gaps, np.nan), np.insert(y, gaps, np.nan)
 
 
-def _style(axis: Any, title: str, epochs: np.ndarray) -> None:
+def style_axis(axis: Any, title: str, epochs: np.ndarray) -> None:
+    """Title, grid and ticks of an axes over these epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_title(title, fontsize=9)

@@ -213,11 +213,15 @@ class Composition(nn.Module):
             raise ValueError("condition: a composition of steps takes none; choose a conditional architecture.")
         if fixed is not None:
             image = torch.cat([image, fixed], dim=1)
+        if image.shape[1] != 2:  # Said here: the first step to notice would name the size of its coarser image.
+            raise ValueError(
+                f"image: expected moving and fixed on the channel axis, (B, 2, *S), got {list(image.shape)}."
+            )
         return self.step(image)
 
     def estimate(self, image: Tensor) -> Estimate:
         """As ``forward``; nothing is integrated, so a smoothness would act on the displacement itself."""
-        ddf = self.step(image)
+        ddf = self.forward(image)
         return Estimate(ddf, ddf)
 
 

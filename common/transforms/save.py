@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from monai.transforms import Transform
 from torch import Tensor
 
@@ -22,7 +24,8 @@ logger = logging.getLogger(__name__)
 class SaveRegistrationd(Transform):
     """Write what ``RegistrationResultd`` computed, on the grid of fixed; each file is replaced as a whole.
 
-    ``ddf.nii.gz``: displacement in mm, LPS, as ITK and ANTs read it; ``warped.nii.gz``: the moving image warped;
+    ``ddf.nii.gz``: displacement in mm, LPS, as ITK and ANTs read it, from fixed to the moving file where that lies
+    (it holds the translation of ``LoadPaird(align="centres")``); ``warped.nii.gz``: the moving image warped;
     ``jacobian.nii.gz``: Jacobian determinant, 2D in-plane for slices (the header's description says so);
     ``warped_label.nii.gz``, where there is a label, in the integer type of its file; ``registration.png``: the middle
     slice, moving and fixed scaled to [0, 1].
@@ -43,7 +46,7 @@ class SaveRegistrationd(Transform):
         fixed: Image = data["fixed_grid"]
         dims = data["ddf"].shape[0]
         # The field first: it is the file that a grid can make impossible, and then nothing is written.
-        save_ddf(self.output_dir / "ddf.nii.gz", data["ddf"], fixed, stack=dims < fixed.array.dim())
+        save_ddf(self.output_dir / "ddf.nii.gz", _whole_transform(data["ddf"], fixed, data["translation_mm"]), fixed)
         save_image(self.output_dir / "warped.nii.gz", data["pred"].as_subclass(Tensor)[0], fixed)
         determinant = data["jacobian_determinant"].numpy()
         kind = "2D in-plane" if dims == 2 else f"{dims}D"
@@ -59,6 +62,14 @@ class SaveRegistrationd(Transform):
         _draw(self.output_dir / "registration.png", data, dims)
         logger.info("Wrote the field, the warped image and the %s Jacobian to %s.", kind, self.output_dir)
         return dict(data)
+
+
+def _whole_transform(ddf: Tensor, fixed: Image, translation_mm: np.ndarray) -> Tensor:
+    """Displacement and translation together, in voxels of fixed, (axes of fixed, *S[, Z]) float64."""
+    axes = fixed.array.dim()
+    across = ddf.new_zeros(axes - len(ddf), *ddf.shape[1:])  # nothing is displaced across slices, ...
+    translation = torch.from_numpy(np.linalg.inv(fixed.affine[:3, :3]) @ translation_mm)[:axes]  # ... but translated
+    return torch.cat([ddf, across]).double() + translation.reshape([-1] + [1] * axes)
 
 
 def _draw(path: Path, data: Mapping[str, Any], dims: int) -> None:

@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
-from common.cli.benchmark import benchmark
+import pytest
+import torch
+
+from common.cli import benchmark_gradicon
+from common.cli.benchmark import benchmark, kept_for_backward
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 def test_every_variant_and_ratio_is_reported() -> None:
-    table = benchmark(size=16, batch_size=2, repeats=1, steps=2, lncc_size=16, compiled=False)
+    table = benchmark(suite="adacs", size=16, batch_size=2, repeats=1, steps=2, lncc_size=16, compiled=False)
     for name in ("bare loop", "baseline", "AdaCS", "AdaCS, second forward", "baseline, amp"):
         assert re.search(rf"^\| {name} \| \d+\.\d \|", table, flags=re.MULTILINE), name
     monai, ours = (
@@ -19,3 +27,79 @@ def test_every_variant_and_ratio_is_reported() -> None:
     assert abs(monai - ours) < 1e-5
     kept = float(re.search(r"^\| ratio ours / MONAI \| \d+\.\d+ \| (\d\.\d+) \|", table, flags=re.MULTILINE)[1])
     assert kept < 1
+
+
+@pytest.fixture(scope="module")
+def sections() -> dict[str, dict[str, list[float]]]:
+    """Numbers of every row of suite "gradicon" by table (its title's first words) and variant."""
+    text = benchmark(suite="gradicon", size=32, batch_size=2, repeats=1, steps=1, volume=(16, 20, 24), cube=16)
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in text.splitlines():
+        if line.startswith(("GradICON", "VoxelMorph")):
+            rows = found.setdefault(" ".join(line.replace(",", "").split()[:3]), {})
+        elif re.match(r"\| \w.* \d", line):
+            name, *numbers = [cell.strip() for cell in line.strip("|").split("|")]
+            rows[name] = [float(number) for number in numbers]
+        elif share := re.match(r"Share of the penalty in a step, (\w+): (-?[\d.]+) %$", line):
+            rows[share[1]] = [float(share[2])]
+    return found
+
+
+@pytest.mark.parametrize("table", ["GradICON 2D 32×32", "GradICON 3D 16×20×24"])
+def test_gradicon_steps_are_compared_with_plain_loops_of_the_same_loss(
+    sections: dict[str, dict[str, list[float]]], table: str
+) -> None:
+    rows = sections[table]
+    names = [benchmark_gradicon.PLAIN, benchmark_gradicon.PLAIN_LAST, benchmark_gradicon.TWO, benchmark_gradicon.ONE]
+    assert list(rows) == [*names, benchmark_gradicon.RELEASED, benchmark_gradicon.ALONE, "paper_v1", "released"]
+    losses = [rows[name][-1] for name in names]
+    # One forward takes the batch statistics of both directions together, so its loss is another.
+    assert losses[:3] == pytest.approx([losses[0]] * 3, rel=1e-4)
+    assert rows[benchmark_gradicon.ALONE][-1] < losses[3]
+    # At these sizes most of what is kept are weights.
+    kept = [rows[name][2] for name in (*names, benchmark_gradicon.ALONE)]
+    assert 0 < kept[4] <= kept[3] <= kept[0]
+    assert rows["paper_v1"][0] < 100 and rows["released"][0] < 100
+
+
+def test_voxelmorph_stands_beside_monais_with_as_many_parameters(
+    sections: dict[str, dict[str, list[float]]],
+) -> None:
+    rows = sections["VoxelMorph 3D 16³"]
+    assert list(rows) == [benchmark_gradicon.MONAI, benchmark_gradicon.MONAI_LAST, benchmark_gradicon.OURS]
+    assert rows[benchmark_gradicon.MONAI][1] == 1
+    assert rows[benchmark_gradicon.OURS][2] > 0
+
+
+def test_kept_for_backward_counts_every_storage_once() -> None:
+    image = torch.rand(3, 5, requires_grad=True)
+
+    def run() -> torch.Tensor:
+        doubled = 2 * image  # keeps nothing
+        return (doubled * doubled.view(15).view(3, 5)).sum().detach()  # twice the same storage
+
+    loss, kept = kept_for_backward(run)
+    assert kept == 15 * 4
+    assert loss == pytest.approx(float((2 * image.detach()).square().sum()), rel=1e-6)
+
+
+def test_plain_loops_and_trainer_take_the_same_steps() -> None:
+    torch.manual_seed(0)
+    runs = benchmark_gradicon.gradicon_runs((18, 16), 2, torch.device("cpu"))
+    plain, ours = (float(runs[name](3)) for name in (benchmark_gradicon.PLAIN, benchmark_gradicon.TWO))
+    assert ours == pytest.approx(plain, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["gradicon_triangles", "gradicon_hippocampus"])
+def test_networks_are_those_of_the_bundles(name: str) -> None:
+    config = json.loads((BUNDLES / name / "configs" / "train.json").read_text())
+    icon = config["architectures"]["icon"]
+    assert {key: tuple(icon[key]) for key in ("down", "up")} == benchmark_gradicon.WIDTHS
+    assert tuple(icon["factors"]) == benchmark_gradicon.FACTORS[len(config["spatial_size"])]
+    chosen = [(row["preset"], row["weight"]) for row in config["objectives"].values() if row["similarity"] != "lncc"]
+    assert set(benchmark_gradicon.WEIGHTS.items()) <= set(chosen)
+
+
+def test_unknown_suite_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="suite: expected one of adacs, gradicon, all, got 'gradicom'"):
+        benchmark(suite="gradicom")

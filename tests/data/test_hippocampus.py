@@ -28,8 +28,9 @@ def _subject(folder: Path, number: int, shape: tuple[int, int, int] = (9, 12, 10
     """An image of noise, and labels: a box symmetric about the middle, its halves 1 and 2."""
     image = np.random.default_rng(number).normal(50, 10, shape).astype(np.float32)
     label = np.zeros(shape, np.uint8)
-    label[2:-2, 3 : shape[1] // 2, 3:-3] = 2
-    label[2:-2, shape[1] // 2 : -3, 3:-3] = 1
+    x, y, z = (slice((n - 1) // 2 - 1, n // 2 + 2) for n in shape)
+    label[x, y, z] = 2
+    label[x, shape[1] // 2 : y.stop, z] = 1
     _save(folder, number, image, label, spacing)
 
 

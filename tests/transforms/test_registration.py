@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose
 
+from common.data import hippocampus
 from common.data.pairs import PairDataset
+from common.io.fields import load_ddf
 from common.io.images import load_image
-from common.transforms.registration import CropPaird, LoadPaird, RegistrationResultd, input_files
+from common.transforms.loading import LoadPaird
+from common.transforms.registration import CropPaird, RegistrationResultd
+from common.transforms.save import SaveRegistrationd
 
 AFFINE = np.diag([-1.5, -1.25, 8.0, 1.0])
 
@@ -35,69 +41,6 @@ def files(tmp_path):
     }
 
 
-def test_input_files_are_both_images_or_the_example():
-    def example(folder):
-        return f"{folder}/ed.nii.gz", f"{folder}/es.nii.gz"
-
-    assert input_files("a", "b", None, "phantom", example) == {"image": "a", "fixed": "b"}
-    assert input_files("a", "b", "c", "phantom", example)["moving_label"] == "c"
-    assert input_files(None, None, None, "x", example) == {"image": "x/ed.nii.gz", "fixed": "x/es.nii.gz"}
-    for given in (("a", None, None), (None, "b", None), (None, None, "c")):
-        with pytest.raises(ValueError, match="pass --moving FILE --fixed FILE"):
-            input_files(*given, "phantom", example)
-
-
-def test_loading_keeps_intensities_of_one_grid(files):
-    item = LoadPaird()(files)
-    for key, path in (("moving_image", files["image"]), ("fixed_image", files["fixed"])):
-        torch.testing.assert_close(item[key][0], load_image(path).array, rtol=0, atol=0)
-    assert "moving_label" not in item
-
-
-def test_moving_stored_with_flipped_axes_is_brought_onto_the_fixed_grid(files, tmp_path, caplog):
-    moving = nib.load(files["image"])
-    label = (moving.get_fdata() > 500).astype(np.uint16) * 300
-    flipped = AFFINE @ np.array([[-1, 0, 0, 36], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    item = LoadPaird()(files | {"moving_label": write(tmp_path / "label.nii.gz", label, dtype=np.uint16)})
-    with caplog.at_level(logging.INFO):
-        again = LoadPaird()(
-            {
-                "image": write(tmp_path / "flipped.nii.gz", moving.get_fdata()[::-1], flipped),
-                "fixed": files["fixed"],
-                "moving_label": write(tmp_path / "flipped_label.nii.gz", label[::-1], flipped, np.uint16),
-            }
-        )
-    assert "The grids differ, resampling moving" in caplog.text
-    torch.testing.assert_close(again["moving_image"], item["moving_image"], rtol=0, atol=1e-2)
-    assert torch.equal(again["moving_label"], item["moving_label"]) and item["label_dtype"] == np.uint16
-
-
-def test_loading_refuses_bad_files(files, tmp_path):
-    shape = (37, 30, 5)
-    values = blobs(shape).numpy()
-    holed = values.copy()
-    holed[3, 3, 3] = np.nan
-    cases = {
-        "nan.nii.gz": (holed, "finite values; .*nan.nii.gz holds 1 NaN"),
-        "flat.nii.gz": (np.full(shape, 7.0), "flat.nii.gz is constant"),
-        "cine.nii.gz": (np.stack([values] * 3, -1), r"cine.nii.gz has shape \(37, 30, 5, 3\)"),
-        "slice.nii.gz": (values[..., 2], r"slice.nii.gz of shape \(37, 30\) and .*fixed.nii.gz of shape \(37, 30, 5\)"),
-    }
-    for name, (array, message) in cases.items():
-        with pytest.raises(ValueError, match=message):
-            LoadPaird()(files | {"image": write(tmp_path / name, array)})
-    away = AFFINE.copy()
-    away[0, 3] = 500
-    with pytest.raises(ValueError, match="away.nii.gz and .*fixed.nii.gz do not overlap"):
-        LoadPaird()(files | {"image": write(tmp_path / "away.nii.gz", values, away)})
-    with pytest.raises(ValueError, match="moving_label: expected the grid of the moving image .*moving.nii.gz"):
-        LoadPaird()(files | {"moving_label": write(tmp_path / "label.nii.gz", values[1:] > 500, dtype=np.uint8)})
-    with pytest.raises(FileNotFoundError, match="absent.nii.gz does not exist"):
-        LoadPaird()(files | {"image": str(tmp_path / "absent.nii.gz")})
-    with pytest.raises(KeyError, match=r"\['fixed'\] is missing"):
-        LoadPaird()({"image": files["image"]})
-
-
 @pytest.mark.parametrize("size", [(16, 12), (48, 20), (64, 64)])
 def test_network_sees_what_training_saw(files, size):
     item = CropPaird(size, [20.0, 13.0])(LoadPaird()(files))
@@ -120,6 +63,7 @@ def test_automatic_centre_lies_where_the_images_differ(tmp_path):
     moving[104:112, 40:48] = fixed.max()
     item = {"image": "a", "moving_image": moving[None], "fixed_image": fixed[None]}
     item["fixed_grid"] = load_image(write(tmp_path / "fixed.nii.gz", fixed))
+    item["moving_grid"] = item["fixed_grid"]._replace(array=moving)
     start = CropPaird((20, 20))(item)["crop_start"]
     torch.testing.assert_close(start.float() + 9.5, torch.tensor([107.5, 43.5]), rtol=0, atol=1)
 
@@ -132,9 +76,9 @@ def test_crop_says_where_the_result_belongs(files):
     np.testing.assert_allclose(item["image"].meta["original_affine"], AFFINE)
 
 
-@pytest.mark.parametrize("centre", [[37.0, 5.0], [-1.0, 5.0], [5.0], [5.0, 5.0, 5.0], "middle", [float("nan"), 2.0], 3])
+@pytest.mark.parametrize("centre", [[37.0, 5.0], [-1.0, 5.0], [5.0], [5.0, 5.0, 5.0], "centre", [float("nan"), 2.0], 3])
 def test_crop_refuses_a_centre_outside_the_image(files, centre):
-    with pytest.raises(ValueError, match=r"crop_center: expected 'auto' or 2 voxel coordinates inside the image of"):
+    with pytest.raises(ValueError, match="crop_center: expected 'auto', 'middle' or 2 voxel coordinates inside the im"):
         CropPaird((16, 16), centre)(LoadPaird()(files))
 
 
@@ -180,3 +124,172 @@ def test_results_refuse_a_diverged_network(files):
     item = CropPaird((16, 16))(LoadPaird()(files))
     with pytest.raises(FloatingPointError, match="pred: expected finite displacements"):
         RegistrationResultd()(item | {"pred": torch.full((2, 16, 16, 5), torch.nan)})
+
+
+GRID = (16, 20, 12)
+
+
+def smooth_field(shape, dims, seed=7, amplitude=1.5):
+    coarse = torch.randn(1, dims, *[4] * len(shape), generator=torch.Generator().manual_seed(seed))
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    return amplitude * torch.nn.functional.interpolate(coarse, size=shape, mode=mode, align_corners=True)[0]
+
+
+def subjects(root, shapes, origins=(1, 1)):
+    """Two volumes in the layout of the hippocampus data set, with a few voxels far brighter than the rest."""
+    for number, (shape, origin) in enumerate(zip(shapes, origins, strict=True), 1):
+        values = blobs(shape, number).numpy()
+        values[1, 2, 3:5] = 9000
+        affine = np.eye(4)
+        affine[:3, 3] = origin
+        for part, array in (("imagesTr", values), ("labelsTr", values > 500)):
+            (root / part).mkdir(exist_ok=True)
+            write(root / part / f"hippocampus_{number:03d}.nii.gz", array, affine)
+    return root
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((12, 14, 10), (14, 18, 8)),
+        ((13, 15, 9), (14, 18, 12)),  # odd on even
+        ((12, 16, 8), (15, 17, 11)),  # even on odd
+        ((16, 20, 12), (11, 13, 7)),
+        ((21, 15, 9), (12, 25, 17)),  # each larger than the grid where the other is not
+        ((22, 24, 14), (19, 27, 15)),  # larger throughout
+    ],
+)
+def test_network_sees_two_volumes_as_in_training(tmp_path, shapes):
+    """What load_pairs and PairDataset make of the same files, in both directions."""
+    root = subjects(tmp_path, shapes, origins=(1, (-80.0, 3.5, 20.0)))
+    dataset = PairDataset(hippocampus.load_pairs(root, "train", GRID), GRID, with_labels=True)
+    files = {name: str(root / "imagesTr" / f"{name}.nii.gz") for name in ("hippocampus_001", "hippocampus_002")}
+    prepare = Compose([LoadPaird("centres"), CropPaird(GRID, "middle", [1, 99])])
+    for index in range(2):
+        pair = dataset[index]
+        moving, fixed = pair["case"].split("_to_")
+        seen = prepare({"image": files[moving], "fixed": files[fixed]})["image"].as_subclass(torch.Tensor)
+        torch.testing.assert_close(seen, torch.cat([pair["moving_image"], pair["fixed_image"]]), rtol=0, atol=1e-6)
+
+
+def test_clipping_is_for_the_network_alone(tmp_path):
+    root = subjects(tmp_path, ((12, 14, 10), (12, 14, 10)))
+    moving, fixed = (root / "imagesTr" / f"hippocampus_00{n}.nii.gz" for n in (1, 2))
+    item = CropPaird(GRID, "middle", [1, 99])(LoadPaird("centres")({"image": moving, "fixed": fixed}))
+    result = RegistrationResultd()(item | {"pred": torch.zeros(3, *GRID)})
+    stored = load_image(moving).array
+    assert stored.max() == 9000
+    torch.testing.assert_close(result["pred"][0].as_subclass(torch.Tensor), stored, rtol=1e-5, atol=1e-2)
+    for percentiles in ("1, 99", [1], [1, 50, 99]):
+        with pytest.raises(ValueError, match=r"percentiles: expected two numbers like \[1, 99\], or None"):
+            CropPaird(GRID, "middle", percentiles)
+    with pytest.raises(ValueError, match="expected 0 <= lower < upper <= 100 per cent, got 99 and 1"):
+        CropPaird(GRID, "middle", [99, 1])(item)
+
+
+def test_larger_volumes_are_said_and_registered_around_the_centre(tmp_path, caplog):
+    root = subjects(tmp_path, ((12, 14, 10), (56, 18, 10)))
+    moving, fixed = (root / "imagesTr" / f"hippocampus_00{n}.nii.gz" for n in (1, 2))
+    item = CropPaird(GRID, "middle")(LoadPaird("centres")({"image": moving, "fixed": fixed}))
+    assert "Larger than spatial_size [16, 20, 12]: fixed. The network sees" in caplog.text
+    assert "voxels [20, 0, 0] to [35, 17, 9] of fixed; outside, the displacement falls off to 0" in caplog.text
+    ddf = RegistrationResultd()(item | {"pred": torch.full((3, *GRID), 1.5)})["ddf"]
+    torch.testing.assert_close(ddf[:, 20:36], torch.full((3, 16, 18, 10), 1.5))
+    assert ddf[:, [0, -1]].abs().max() == 0 and ddf[:, [19, 36]].abs().max() < 1.5
+    caplog.clear()
+    CropPaird(GRID, "middle")(LoadPaird("centres")({"image": fixed, "fixed": moving}))
+    assert "Larger than spatial_size [16, 20, 12]: moving." in caplog.text
+    caplog.clear()
+    CropPaird((56, 20, 12), "middle")(LoadPaird("centres")({"image": moving, "fixed": fixed}))
+    assert "Larger" not in caplog.text
+
+
+def test_images_in_2d_are_refused_by_a_3d_configuration(tmp_path):
+    files = [write(tmp_path / f"{n}.nii.gz", blobs((37, 30), n)) for n in (1, 2)]
+    message = (
+        r"for 3D volumes \(spatial_size \[40, 56, 40\]\), got 2D images, .*1.nii.gz of shape \(37, 30\); pass whole"
+    )
+    with pytest.raises(ValueError, match=message):
+        CropPaird((40, 56, 40), "middle")(LoadPaird("centres")({"image": files[0], "fixed": files[1]}))
+    with pytest.raises(ValueError, match="spatial_size: expected positive whole numbers"):
+        CropPaird((40, 0, 40))
+
+
+def test_what_moving_holds_beside_fixed_is_pulled_in(tmp_path):
+    """Image and label come from moving's own grid, not from what the field of view of fixed covers of it."""
+    away = np.eye(4)
+    away[:3, 3] = 70
+    label = (torch.arange(16 * 18 * 14).reshape(16, 18, 14) % 7).numpy()
+    files = {
+        "image": write(tmp_path / "moving.nii.gz", blobs((16, 18, 14), 1), away),
+        "moving_label": write(tmp_path / "label.nii.gz", label, away, np.uint8),
+        "fixed": write(tmp_path / "fixed.nii.gz", blobs((8, 10, 10), 2), np.eye(4)),
+    }
+    item = CropPaird(GRID, "middle")(LoadPaird("centres")(files))
+    pred = torch.zeros(3, *GRID)
+    pred[0] = 4.0
+    result = RegistrationResultd()(item | {"pred": pred})
+    expected = load_image(files["image"]).array[8:16, 4:14, 2:12]
+    torch.testing.assert_close(result["pred"][0].as_subclass(torch.Tensor), expected, rtol=1e-5, atol=1e-2)
+    assert torch.equal(result["warped_label"][0], torch.from_numpy(label[8:16, 4:14, 2:12]).int())
+
+
+TURN = np.linalg.qr(np.array([[1.0, 0.4, -0.2], [-0.5, 1.0, 0.3], [0.1, -0.2, 1.0]]))[0]
+
+
+def placed(directions, spacing, origin):
+    affine = np.eye(4)
+    affine[:3, :3] = directions * np.array(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("size", "moving", "fixed"),
+    [
+        (GRID, ((15, 21, 12), np.eye(4)), ((14, 18, 9), placed(np.eye(3), (1, 1, 1), (50, 2, -9)))),
+        (
+            GRID,
+            ((22, 19, 16), placed(TURN, (0.9, 1.2, 1.4), (13, -52, 31))),
+            ((14, 18, 20), placed(TURN[::-1], (1.5, 1.2, 1), (4, 5, 6))),
+        ),
+        ((16, 20), ((25, 22, 7), placed(np.eye(3), (1.4, 1.3, 8), (90, 0, 33))), ((24, 23, 5), AFFINE)),
+        ((16, 20), ((25, 22), AFFINE), ((21, 23), placed(np.eye(3), (-1.2, 1.3, 8), (9, -70, 0)))),
+    ],
+    ids=["volumes", "oblique volumes of other voxels", "stacks", "slices"],
+)
+def test_itk_takes_the_moving_file_to_the_warped_one(tmp_path, size, moving, fixed):
+    """ITK knows nothing but the files: the written field holds translation and displacement."""
+    names = {"image": tmp_path / "moving.nii.gz", "fixed": tmp_path / "fixed.nii.gz"}
+    for seed, (path, (shape, affine)) in enumerate(zip(names.values(), (moving, fixed), strict=True)):
+        write(path, blobs(shape, seed), affine)
+    item = CropPaird(size, "middle")(LoadPaird("centres")(names))
+    pred = smooth_field((*size, *fixed[0][len(size) :]), len(size))
+    SaveRegistrationd(tmp_path)(RegistrationResultd()(item | {"pred": pred}))
+    ours = nib.load(tmp_path / "warped.nii.gz").get_fdata()
+    theirs = itk_warp(names["image"], names["fixed"], tmp_path / "ddf.nii.gz")
+    # Beside moving the two pad differently: compare where the written field points well into it.
+    ddf, affine = load_ddf(tmp_path / "ddf.nii.gz")
+    axes = len(ddf)
+    points = ddf.numpy() + np.stack(np.meshgrid(*map(np.arange, fixed[0]), indexing="ij"))
+    relative = (np.linalg.inv(moving[1]) @ affine)[[*range(axes), 3]][:, [*range(axes), 3]]
+    points = np.einsum("ij,j...->i...", relative[:axes, :axes], points)
+    points += relative[:axes, -1].reshape([-1] + [1] * axes)
+    inside = np.all([(p > 1e-3) & (p < n - 1.001) for p, n in zip(points, moving[0], strict=True)], axis=0)
+    assert inside.mean() > 0.3
+    np.testing.assert_allclose(ours[inside], theirs[inside], rtol=0, atol=0.1)  # of intensities up to 950
+    assert np.abs(ddf.numpy()).max() > 5  # without the translation it would be elsewhere
+
+
+def itk_warp(moving_path, fixed_path, field_path):
+    moving, fixed, field = (itk.imread(str(path), *kind) for path, kind in (
+        (moving_path, (itk.F,)), (fixed_path, (itk.F,)), (field_path, ())))  # fmt: skip
+    dims = moving.GetImageDimension()
+    # The view does not own its memory: keep the array alive.
+    vectors = np.ascontiguousarray(itk.array_from_image(field), dtype=np.float64)
+    double = itk.image_view_from_array(vectors, ttype=itk.Image[itk.Vector[itk.D, dims], dims])
+    double.CopyInformation(field)
+    transform = itk.DisplacementFieldTransform[itk.D, dims].New()
+    transform.SetDisplacementField(double)
+    warped = itk.resample_image_filter(moving, transform=transform, reference_image=fixed, use_reference_image=True)
+    return itk.array_from_image(warped).T

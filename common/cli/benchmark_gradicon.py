@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training steps that ``benchmark`` times for GradICON, and for VoxelMorph beside MONAI's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets import VoxelMorph as MonaiVoxelMorph
+from monai.networks.nets import VoxelMorphUNet as MonaiVoxelMorphUNet
+from torch import Tensor, nn
+
+from ..engines.step import CHANNELS_LAST
+from ..engines.trainer import RegistrationTrainer, Update
+from ..losses.inverse_consistency import InverseConsistencyPenalty
+from ..losses.objectives import InverseConsistencyObjective
+from ..losses.similarity import build_similarity
+from ..networks.icon import TallUNet2
+from ..networks.registry import build
+from ..spatial.fields import compose
+from ..spatial.warp import warp
+
+Run = Callable[[int], Tensor]  # takes this many optimiser steps and returns the loss of the last
+Objective = Callable[[Any], dict[str, Tensor]]
+
+# As gradicon_triangles (2D) and gradicon_hippocampus (3D) have them.
+WIDTHS = {"down": (2, 16, 32, 64, 64, 64), "up": (16, 32, 32, 64, 64)}
+FACTORS = {2: (8, 4, 2, 1), 3: (4, 2, 1)}
+WEIGHTS = {"paper_v1": 0.2, "released": 1.5}
+
+PLAIN, PLAIN_LAST = "plain loop, two forwards", "plain loop, two forwards, channels last"
+TWO, ONE = "trainer, two forwards", "trainer, one forward"
+RELEASED, ALONE = "trainer, one forward, released", "trainer, one forward, similarity alone"
+
+MONAI, MONAI_LAST, OURS = "MONAI", "MONAI, channels last", "ours"
+
+
+def gradicon_runs(shape: Sequence[int], batch_size: int, device: torch.device) -> dict[str, Run]:
+    """Steps of one network on one batch, by name: both directions, MSE, ``paper_v1`` where nothing else is said.
+
+    All start from the same weights; the last convolutions are random instead of 0, so that fields are not the
+    identity. Hence ``PLAIN``, ``PLAIN_LAST`` and ``TWO`` have the same first loss; the others differ from it in their
+    batch statistics or their terms. MSE is the cheapest similarity: with another the penalty's share is smaller.
+
+    Args:
+        shape: grid size, two or three axes.
+        batch_size: pairs a step.
+        device: where to run.
+
+    Returns:
+        The runs by name: the plain loops first, then those of the trainer.
+    """
+    moving, fixed = _images(shape, batch_size, device)
+    network = build("icon", len(shape), factors=FACTORS[len(shape)], **WIDTHS)
+    for module in network.modules():
+        if isinstance(module, TallUNet2):
+            nn.init.normal_(module.last.weight, std=0.01)  # type: ignore[arg-type]
+    layouts = {PLAIN: torch.contiguous_format, PLAIN_LAST: CHANNELS_LAST[moving.dim()]}
+    objectives: dict[str, Objective] = {
+        TWO: _penalised("paper_v1"),
+        ONE: _penalised("paper_v1"),
+        RELEASED: _penalised("released"),
+        ALONE: _similarity_alone,
+    }
+    runs = {name: _plain_run(copy.deepcopy(network), moving, fixed, layout) for name, layout in layouts.items()}
+    for name, objective in objectives.items():
+        runs[name] = _trainer_run(copy.deepcopy(network), moving, fixed, objective, name != TWO)
+    return runs
+
+
+def voxelmorph_runs(size: int, batch_size: int, device: torch.device) -> dict[str, Run]:
+    """Steps of VoxelMorph in 3D, ours (channels last, as the trainer has it) and MONAI's, by name.
+
+    Same channels and number of parameters, 7 squarings at half resolution, warp, MSE and Adam in all. MONAI's scales
+    fields by 2 where it halves the resolution, which costs the same but makes its values no reference.
+
+    Args:
+        size: side of the cube, a multiple of 16.
+        batch_size: pairs a step.
+        device: where to run.
+
+    Returns:
+        The runs by name.
+    """
+    moving, fixed = _images([size] * 3, batch_size, device)
+    ours = build("voxelmorph", 3).to(device)
+    unet = MonaiVoxelMorphUNet(3, 2, 32, channels=(16, *[32] * 7), final_conv_channels=(16, 16))
+    theirs = MonaiVoxelMorph(unet, integration_steps=7, half_res=True).to(device)
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (ours, theirs)]
+    if counts[0] != counts[1]:
+        raise RuntimeError(f"VoxelMorph: expected as many parameters in MONAI's as in ours, got {counts[::-1]}.")
+
+    def run_of(network: nn.Module, warped: Callable[[nn.Module], Tensor], layout: torch.memory_format) -> Run:
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+        return _loop(network, lambda: (warped(network) - fixed).square().mean())
+
+    last = torch.channels_last_3d
+    image = torch.cat([moving, fixed], dim=1).contiguous(memory_format=last)
+    return {
+        MONAI: run_of(copy.deepcopy(theirs), lambda net: net(moving, fixed)[0], torch.contiguous_format),
+        MONAI_LAST: run_of(theirs, lambda net: net(moving, fixed)[0], last),
+        OURS: run_of(ours, lambda net: warp(moving, net(image)), last),
+    }
+
+
+def _images(shape: Sequence[int], batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    moving, fixed = torch.rand(2, batch_size, 1, *shape, generator=generator).to(device)
+    return moving, fixed
+
+
+def _loop(network: nn.Module, loss_of: Callable[[], Tensor]) -> Run:
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+
+    def run(steps: int) -> Tensor:
+        for _ in range(steps):
+            loss = loss_of()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return run
+
+
+def _plain_run(network: nn.Module, moving: Tensor, fixed: Tensor, layout: torch.memory_format) -> Run:
+    """What one would write first: a forward each way, a composition each way, differences, squares."""
+    network.to(moving.device).to(memory_format=layout)  # type: ignore[call-overload]
+
+    def one_way(ddf: Tensor, back: Tensor) -> Tensor:
+        composed = compose(ddf, back)
+        total = composed.new_zeros(())
+        for component in range(composed.shape[1]):
+            unit = composed[:, component] / (composed.shape[2 + component] - 1)
+            for axis in range(1, unit.dim()):
+                slope = unit.diff(dim=axis) * (unit.shape[axis] - 1)
+                total = total + slope.square().mean() / composed.shape[1]
+        return total
+
+    def loss_of() -> Tensor:
+        ab = network(torch.cat([moving, fixed], dim=1).contiguous(memory_format=layout))
+        ba = network(torch.cat([fixed, moving], dim=1).contiguous(memory_format=layout))
+        similarity = (warp(moving, ab) - fixed).square().mean() + (warp(fixed, ba) - moving).square().mean()
+        return similarity + WEIGHTS["paper_v1"] * (one_way(ab, ba) + one_way(ba, ab))
+
+    return _loop(network, loss_of)
+
+
+def _penalised(preset: str) -> InverseConsistencyObjective:
+    return InverseConsistencyObjective(WEIGHTS[preset], InverseConsistencyPenalty("gradicon", preset))
+
+
+def _similarity_alone(step: Any) -> dict[str, Tensor]:
+    return {"total": 2 * step.residual.mean()}
+
+
+def _trainer_run(
+    network: nn.Module,
+    moving: Tensor,
+    fixed: Tensor,
+    objective: Objective,
+    batched_directions: bool,
+) -> Run:
+    trainer = RegistrationTrainer(
+        moving.device,
+        1,
+        [{"moving_image": moving, "fixed_image": fixed}],
+        network,
+        [Update("displacement", objective, torch.optim.Adam(network.parameters(), 1e-4))],
+        build_similarity("mse"),
+        bidirectional=True,
+        batched_directions=batched_directions,
+    )
+
+    def run(steps: int) -> Tensor:
+        trainer.state.epoch = trainer.state.iteration = 0
+        trainer.state.max_epochs = steps  # of one batch each
+        trainer.run()
+        return trainer.state.output["displacement"]["total"]  # type: ignore[index, call-overload]
+
+    return run
