@@ -123,7 +123,7 @@ class LoadPaird(Transform):
             return np.zeros(3)
         translation_mm = _between_centres(moving, fixed)
         logger.info(
-            "Centres aligned: moving is translated by %s mm (RAS); the written field takes this back into account.",
+            "Centres aligned: moving is translated by %s mm (RAS); the field will be for the file where it lies.",
             np.round(-translation_mm, 2).tolist(),
         )
         return translation_mm

@@ -111,7 +111,8 @@ class CropPaird(Transform):
     def _centre(self, data: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
         given = self.crop_center
         if isinstance(given, str) and given == "auto":
-            centre = auto_centre(*(to_stack(data[key], len(shape)) for key in ("moving_image", "fixed_image")))
+            moving, fixed = (to_stack(data[key], len(shape)) for key in ("moving_image", "fixed_image"))
+            centre = auto_centre(moving, fixed)
             logger.info("Crop centre found automatically: %s voxels.", [round(float(c), 1) for c in centre])
             return centre
         if isinstance(given, str) and given == "middle":

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..figures.panels import registration_panel
 from ..io.fields import save_ddf
 from ..io.images import Image, save_image, write_nifti
-from .intensity import min_max
+from .intensity import clip_percentiles
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class SaveRegistrationd(Transform):
     (it holds the translation of ``LoadPaird(align="centres")``); ``warped.nii.gz``: the moving image warped;
     ``jacobian.nii.gz``: Jacobian determinant, 2D in-plane for slices (the header's description says so);
     ``warped_label.nii.gz``, where there is a label, in the integer type of its file; ``registration.png``: the middle
-    slice, moving and fixed scaled to [0, 1].
+    slice, moving and fixed from their 1st to 99th percentile.
 
     Args:
         output_dir: folder to write in; created.
@@ -83,15 +83,21 @@ def _draw(path: Path, data: Mapping[str, Any], dims: int) -> None:
         arrays = {key: array[..., slices // 2] for key, array in arrays.items()}
         title = f"slice {slices // 2 + 1} of {slices}"
     # Two scanners' intensities have nothing to do with each other; the warped image keeps the moving image's scale.
-    low, high = arrays["moving_image"].min(), arrays["moving_image"].max()
+    moving, fixed = data["moving_grid"].array, data["fixed_grid"].array
     registration_panel(
         path,
-        min_max(arrays["moving_image"])[0],
-        min_max(arrays["fixed_image"])[0],
-        ((arrays["pred"] - low) / (high - low).clamp_min(1e-8))[0],
+        _shown(arrays["moving_image"], moving),
+        _shown(arrays["fixed_image"], fixed),
+        _shown(arrays["pred"], moving),
         arrays["ddf"][:2],
         moving_label=arrays["moving_label"][0] if "moving_label" in arrays else None,
         warped_label=arrays["warped_label"][0] if "warped_label" in arrays else None,
         jacobian_determinant=arrays["jacobian"][0],
         title=title,
     )
+
+
+def _shown(image: Tensor, source: Tensor) -> Tensor:
+    # A few voxels far brighter than all tissue would leave the rest black.
+    low, high = torch.aminmax(clip_percentiles(source))
+    return ((image - low) / (high - low)).clamp(0, 1)[0]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,17 @@ from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_ed
 from scipy.spatial import Delaunay
 
 from common.data.pairs import PairDataset
-from common.data.triangles import COUNTS, SHAPES, STYLES, Shape, draw_shape, load_pairs, signed_distance
+from common.data.triangles import (
+    COUNTS,
+    SHAPES,
+    STYLES,
+    Shape,
+    draw_shape,
+    example_files,
+    load_pairs,
+    signed_distance,
+)
+from common.io.images import load_image
 
 SIZES = [(64, 48), (40, 28, 32)]
 IMAGES, LABELS = ("moving_image", "fixed_image"), ("moving_label", "fixed_label")
@@ -242,6 +253,23 @@ def test_pair_dataset_takes_the_pairs(size: tuple[int, ...], style: str) -> None
         for key in IMAGES:  # already nearly in [0, 1]
             assert torch.allclose(item[key], pair[key], atol=0.1)
             assert (item[key].min(), item[key].max()) == (0.0, 1.0)
+
+
+@every_size
+@pytest.mark.parametrize("style", STYLES)
+def test_example_files_hold_the_first_test_pair(size: tuple[int, ...], style: str, tmp_path: Path) -> None:
+    files = example_files(tmp_path / "new" / "folder", size, style)
+    assert files == (tmp_path / "new" / "folder" / "moving.nii.gz", tmp_path / "new" / "folder" / "fixed.nii.gz")
+    (pair,) = load_pairs("test", 1, size, style)
+    for file, key in zip(files, IMAGES, strict=True):
+        image = load_image(file)
+        assert torch.equal(image.array, pair[key][0]) and image.spacing == (1.0,) * len(size)
+        np.testing.assert_array_equal(image.affine, np.eye(4))
+
+
+def test_example_files_are_outlines_by_default_and_the_same_again(tmp_path: Path) -> None:
+    first, second = example_files(tmp_path / "one", (24, 32)), example_files(tmp_path / "two", (24, 32), "outlines")
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,34 @@ def test_every_pair_is_seen_once_and_running_again_gives_the_same():
     evaluator.run()
     assert [row["case"] for row in metrics.rows] == [f"subject{n}" for n in range(5)]
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in metrics.rows] == first
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_both_ways_registers_the_swapped_images_too(size):
+    torch.manual_seed(0)
+    network = VoxelMorph(len(size), encoder=(4,), decoder=(4, 4))
+    nn.init.normal_(network.flow.weight, std=0.3)
+    shift = (1, -2, 1)[: len(size)]
+    evaluator = RegistrationEvaluator("cpu", loader_of(size, shift), network, both_ways=True)
+    evaluator.run()
+    output, batch = evaluator.state.output, evaluator.state.batch
+    moving, fixed = batch["moving_image"], batch["fixed_image"]
+    with torch.no_grad():
+        torch.testing.assert_close(output["ddf"], network(moving, fixed), atol=0, rtol=0)
+        torch.testing.assert_close(output["reverse_ddf"], network(fixed, moving), atol=0, rtol=0)
+    torch.testing.assert_close(output["warped_image"], warp(moving, output["ddf"]))
+    assert (output["ddf"] - output["reverse_ddf"]).abs().max() > 0.1
+    assert not output["reverse_ddf"].requires_grad and output["reverse_ddf"].dtype == torch.float32
+
+
+def test_inverse_consistency_goes_from_the_pair_to_the_files(tmp_path):
+    """A network that moves by (1, 0) both ways comes back 2 voxels from where it started."""
+    metrics = CaseMetrics({"myocardium": 2}, output_dir=tmp_path)
+    evaluator = RegistrationEvaluator(
+        "cpu", loader_of((16, 20), (1, 0)), Shift([1.0, 0.0]), both_ways=True, val_handlers=[metrics]
+    )
+    evaluator.run()
+    assert evaluator.state.metrics["inverse_consistency_error"] == pytest.approx(2.0, abs=1e-5)
+    with open(tmp_path / "metrics.csv", newline="") as stream:
+        errors = [float(row["inverse_consistency_error"]) for row in csv.DictReader(stream)]
+    assert errors == pytest.approx([2.0] * 3, abs=1e-5)

@@ -26,8 +26,9 @@ def slice_of(moving, fixed, subject="patient001", number=0, spacing=(NAN, NAN), 
     return pair | {"spacing": torch.tensor(spacing)} | more
 
 
-def run(metrics, batches, ddf=0.0, shape=(10, 12), first_axis=0.0):
-    """Run an engine whose registration returns this displacement along the last (and first) axis for every batch."""
+def run(metrics, batches, ddf=0.0, shape=(10, 12), first_axis=0.0, reverse=None):
+    """Run an engine whose registration returns this displacement along the last (and first) axis for every batch, and
+    with ``reverse`` one the other way."""
 
     def collate(pairs):
         tensors = {key for key, value in pairs[0].items() if isinstance(value, torch.Tensor)}
@@ -37,7 +38,12 @@ def run(metrics, batches, ddf=0.0, shape=(10, 12), first_axis=0.0):
         engine.state.batch = batch
         field = torch.zeros(len(batch["subject"]), len(shape), *shape)
         field[:, 0], field[:, -1] = first_axis, ddf
-        return {"ddf": field, "seconds": 0.5}
+        output = {"ddf": field, "seconds": 0.5}
+        if reverse is None:
+            return output
+        back = torch.zeros_like(field)
+        back[:, -1] = reverse
+        return output | {"reverse_ddf": back}
 
     engine = Engine(register)
     metrics.attach(engine)
@@ -182,6 +188,37 @@ def test_volumes_are_cases_without_a_slice():
     assert row["case"] == "s" and "slice" not in row
     assert row["dice"] == pytest.approx(1.0) and row["dice_before"] == pytest.approx(1 / 3)
     assert row["hd_before"] == pytest.approx(2.0) and row["hd_mm_before"] == pytest.approx(6.0)
+
+
+def test_inverse_consistency_is_measured_where_both_directions_are_there(tmp_path, caplog):
+    metrics = CaseMetrics(LABELS, output_dir=tmp_path)
+    batches = [[slice_of(MOVING, FIXED, number=n) for n in range(2)], [slice_of(MOVING, FIXED, number=2)]]
+    with caplog.at_level("INFO"):
+        engine = run(metrics, batches, ddf=2.0, first_axis=0.3, reverse=-1.6)
+    # (0.3, 2) forth and (0, -1.6) back
+    assert [row["inverse_consistency_error"] for row in metrics.rows] == pytest.approx([0.5] * 3, abs=1e-5)
+    assert engine.state.metrics["inverse_consistency_error"] == pytest.approx(0.5, abs=1e-5)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["inverse_consistency_error"]["n"] == 3
+    with open(tmp_path / "metrics.csv", newline="") as stream:
+        assert float(next(csv.DictReader(stream))["inverse_consistency_error"]) == pytest.approx(0.5, abs=1e-5)
+    assert "0.5" in caplog.text
+
+
+def test_inverse_consistency_is_no_column_where_one_direction_is_registered():
+    metrics = CaseMetrics(LABELS, surface=False)
+    run(metrics, [[slice_of(MOVING, FIXED)]])
+    assert "inverse_consistency_error" not in metrics.rows[0]
+
+
+def test_pairs_of_two_subjects_are_named_by_their_case():
+    pairs = [slice_of(MOVING, FIXED, subject="b", case=f"a{n}_to_b") for n in range(3)]
+    for pair in pairs:
+        del pair["slice"]
+    metrics = CaseMetrics(LABELS)
+    run(metrics, [pairs[:2], pairs[2:]], ddf=2.0)
+    assert [row["case"] for row in metrics.rows] == ["a0_to_b", "a1_to_b", "a2_to_b"]
+    assert {row["subject"] for row in metrics.rows} == {"b"} and list(metrics.rows[0])[0] == "case"
 
 
 def test_second_run_starts_afresh():

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from common.engines.step import RegistrationStep
+from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.objectives import (
     SMOOTHNESS,
     WEIGHTS,
     AdaFrameWeight,
     AdaptiveSmoothness,
     DisplacementObjective,
+    InverseConsistencyObjective,
     PlainSmoothness,
     ScoreObjective,
     ScoreWeight,
@@ -21,7 +23,8 @@ from common.losses.objectives import (
 from common.losses.similarity import SquaredError
 from common.losses.weighting import AdaRegSmoothness, adaframe_weight
 from common.networks.unet import PixelEstimator
-from common.networks.voxelmorph import VoxelMorph
+from common.networks.voxelmorph import Estimate, VoxelMorph
+from common.spatial.warp import warp
 
 SHAPES = [(8, 12), (4, 8, 6)]
 TINY = {"encoder": (4,), "decoder": (4, 4)}
@@ -220,6 +223,60 @@ def test_every_combination_gives_finite_scalars_that_add_up(shape, weight, smoot
     terms = objective(fake_step(shape))
     assert all(value.dim() == 0 and value.isfinite() for value in terms.values())
     torch.testing.assert_close(terms["total"], terms["similarity"] + 0.02 * terms["smoothness"])
+
+
+def constant_maps(shape, forth, back):
+    """A step of two pairs, whose displacements are one constant forth and another back."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(2, 1, *shape, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def displacement(image):
+        fields = [torch.full((2, len(shape), *shape), value, dtype=torch.float64) for value in (forth, back)]
+        return Estimate(torch.cat(fields), torch.cat(fields))
+
+    names = frozenset(["displacement"])
+    step = RegistrationStep(
+        torch.cat([a, b]), torch.cat([b, a]), displacement, SquaredError(), None, "fixed", names, names, True
+    )
+    return step, a, b
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_inverse_consistency_objective_has_its_closed_form(shape):
+    """Constant maps u and v: (id + u) ∘ (id + v) - id = u + v, whose gradient is 0."""
+    step, a, b = constant_maps(shape, 1.0, -0.4)
+    field = torch.ones(2, len(shape), *shape, dtype=torch.float64)
+    # means of A -> B and of B -> A, by themselves
+    similarity = (warp(a, field) - b).square().mean() + (warp(b, -0.4 * field) - a).square().mean()
+    # two orders of composition, mean over axes of (0.6 / (n - 1))^2
+    penalty = 2 * sum((0.6 / (n - 1)) ** 2 for n in shape) / len(shape)
+    terms = InverseConsistencyObjective(1024.0, InverseConsistencyPenalty("icon"))(step)
+    assert set(terms) == {"total", "similarity", "inverse_consistency"}
+    torch.testing.assert_close(terms["similarity"], similarity)
+    assert float(terms["inverse_consistency"]) == pytest.approx(penalty, rel=1e-9)
+    assert float(terms["total"]) == pytest.approx(float(similarity) + 1024 * penalty, rel=1e-9)
+    gradicon = InverseConsistencyObjective(0.2, InverseConsistencyPenalty())(step)
+    assert float(gradicon["inverse_consistency"]) == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(gradicon["total"], similarity)
+
+
+def test_inverse_consistency_penalty_sees_the_map_forth_first():
+    step, _, _ = constant_maps((8, 12), 1.0, -0.4)
+    terms = InverseConsistencyObjective(2.0, lambda forth, back: (3 * forth + back).mean())(step)
+    assert float(terms["inverse_consistency"]) == pytest.approx(2.6)
+    assert float(terms["total"] - terms["similarity"]) == pytest.approx(5.2)
+
+
+def test_inverse_consistency_of_one_direction_is_an_error():
+    network, _ = tiny_networks()
+    with pytest.raises(ValueError, match="bidirectional must be true"):
+        InverseConsistencyObjective(0.2, InverseConsistencyPenalty())(real_step(network, None, {"displacement"}))
+
+
+@pytest.mark.parametrize("weight", [-0.2, float("nan")])
+def test_negative_weight_of_inverse_consistency_is_refused(weight):
+    with pytest.raises(ValueError, match="weight must be at least 0"):
+        InverseConsistencyObjective(weight, InverseConsistencyPenalty())
 
 
 def test_tables_name_the_forms():

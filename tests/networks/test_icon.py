@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from common.networks.icon import Composition, DownBlock, Downsample, TallUNet2, TwoStep, UpBlock, build_icon, halve
+from common.networks.voxelmorph import VoxelMorph
+from common.spatial.fields import compose
+from common.spatial.warp import identity_grid, warp
+
+DEEP = {"down": (2, 4, 4, 6, 6, 8), "up": (4, 4, 6, 6, 8)}  # as deep as published
+FLAT = {"down": (2, 4, 6), "up": (4, 4)}
+# Down to one voxel along one axis or all of them, or odd on the way.
+SIZES = [(32, 48), (17, 9), (5, 33), (1, 40), (13, 21, 9), (16, 6, 24)]
+SHAPES = [(17, 10), (13, 20, 9)]
+each_size = pytest.mark.parametrize("size", SIZES)
+each_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def pair(size, batch=2, seed=0):
+    return torch.rand(batch, 2, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def awakened(network, seed=0, strength=0.3):
+    """As after training: displacements and batch statistics that are not those of the start."""
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, TallUNet2):
+            nn.init.normal_(module.last.weight, std=strength)
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+def along_axes(values, dims):
+    return torch.tensor(values[:dims]).view(1, -1, *[1] * dims)
+
+
+class Shift(nn.Module):
+    """A step that knows one displacement, in voxels, and keeps what it saw."""
+
+    def __init__(self, *shift):
+        super().__init__()
+        self.shift, self.seen = shift, []
+
+    def forward(self, image):
+        self.seen.append(image)
+        dims = image.dim() - 2
+        return along_axes(self.shift, dims).expand(len(image), dims, *image.shape[2:])
+
+
+class Stretch(nn.Module):
+    """u(x) = a x along each axis."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, image):
+        return self.factor * identity_grid(list(image.shape[2:]), image.device).expand(len(image), -1, *image.shape[2:])
+
+
+# --- one U-Net
+
+
+@pytest.mark.parametrize(("dims", "count"), [(2, 4_756_902), (3, 17_670_229)])
+def test_has_the_published_number_of_parameters(dims, count):
+    with torch.device("meta"):
+        network = TallUNet2(dims)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+def test_four_networks_have_the_published_number_of_parameters():
+    with torch.device("meta"):
+        network = build_icon(3)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 70_680_916
+    assert sum(isinstance(module, TallUNet2) for module in network.modules()) == 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+@each_size
+def test_untrained_is_the_identity_to_the_bit(size, training):
+    torch.manual_seed(0)
+    ddf = TallUNet2(len(size), **DEEP).train(training)(pair(size))
+    assert ddf.shape == (2, len(size), *size) and not ddf.any()
+
+
+@each_size
+def test_any_size_is_kept_and_every_voxel_has_its_own_displacement(size):
+    network = awakened(TallUNet2(len(size), **DEEP))
+    with torch.no_grad():
+        ddf = network(pair(size))
+    assert ddf.shape == (2, len(size), *size) and ddf.dtype == torch.float32 and ddf.isfinite().all()
+    for axis, channel in enumerate(ddf.unbind(1)):  # an axis of one voxel has an extent of 1
+        assert channel.abs().mean() > 1e-3, axis
+        assert channel.flatten(1).unique().numel() > 0.9 * channel.numel()
+
+
+@each_shape
+def test_output_is_a_tenth_of_the_extent(shape):
+    network = TallUNet2(len(shape), **FLAT)
+    nn.init.constant_(network.last.bias, 0.5)
+    with torch.no_grad():
+        ddf = network(pair(shape))
+    expected = along_axes([0.05 * (n - 1) for n in shape], len(shape)).expand_as(ddf)
+    torch.testing.assert_close(ddf, expected, atol=1e-6, rtol=0)
+
+
+def test_halving_averages_what_there_is():
+    rows, columns = torch.arange(5.0), 10 * torch.arange(3.0)
+    halves = torch.tensor([[0.5], [2.5], [4.0]]) + torch.tensor([5.0, 20.0])
+    torch.testing.assert_close(halve((rows[:, None] + columns)[None, None])[0, 0], halves)
+    assert torch.equal(halve(rows.view(1, 1, 1, 5))[0, 0, 0], torch.tensor([0.5, 2.5, 4.0]))  # one row stays
+    volume = torch.arange(4.0 * 6 * 2).view(1, 1, 4, 6, 2)
+    blocks = volume.view(2, 2, 3, 2, 1, 2).mean((1, 3, 5))
+    torch.testing.assert_close(halve(volume)[0, 0], blocks)
+
+
+@each_shape
+@pytest.mark.parametrize("channels", [3, 7])
+def test_down_block_without_its_convolution_is_the_pool(shape, channels):
+    block = DownBlock(len(shape), 5, channels)
+    nn.init.zeros_(block.conv.weight)
+    nn.init.zeros_(block.conv.bias)
+    image = torch.randn(2, 5, *shape)
+    value, kept = block(image), min(5, channels)
+    assert value.shape == (2, channels, *(math.ceil(n / 2) for n in shape))
+    assert torch.equal(value[:, :kept], halve(image)[:, :kept]) and not value[:, kept:].any()
+
+
+@each_shape
+def test_up_block_without_its_convolution_is_interpolation_beside_the_skip(shape):
+    dims = len(shape)
+    block = UpBlock(dims, 5, 3).eval()
+    nn.init.zeros_(block.conv.weight)
+    nn.init.zeros_(block.conv.bias)
+    grid = identity_grid(list(shape), torch.device("cpu"))
+    low = torch.cat([grid, torch.ones(5 - dims, *shape)])[None]
+    skip = torch.randn(1, 4, *(2 * n - 1 for n in shape))
+    value = block(low, skip)
+    assert value.shape == (1, 3 + 4, *skip.shape[2:]) and torch.equal(value[:, 3:], skip)
+    # Voxel y of the large grid lies at y / 2 - 1 / 4 of the small one, whose border goes on.
+    where = (identity_grid(list(skip.shape[2:]), torch.device("cpu")) / 2 - 0.25).clamp(min=0)
+    expected = where[: min(dims, 3)] / math.sqrt(1 + block.norm.eps)
+    torch.testing.assert_close(value[0, : len(expected)], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(17, 9), (5, 33), (13, 21, 9)])
+def test_scripted_equals_eager(size):
+    network, image = awakened(TallUNet2(len(size), **DEEP)), pair(size)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (1, 3, 16, 16), (1, 2, 16, 16, 16), (2, 16, 16)])
+def test_other_channels_or_axes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"image: expected cat\(moving, fixed\), \(B, 2, \*S\) with 2 spatial axes"):
+        TallUNet2(2, **FLAT)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dims", [1, 4])
+def test_other_numbers_of_dimensions_are_refused(dims):
+    with pytest.raises(ValueError, match=f"spatial_dims must be 2 or 3, got {dims}"):
+        TallUNet2(dims, **FLAT)
+
+
+@pytest.mark.parametrize(("down", "up"), [((2, 4, 6), (4,)), ((2, 4), (4, 4)), ((1, 4, 6), (4, 4)), ((2,), ())])
+def test_widths_that_do_not_fit_are_refused(down, up):
+    with pytest.raises(ValueError, match="down, up: expected 2 input channels and one more width down than up"):
+        TallUNet2(2, down, up)
+
+
+def poison(*like):
+    """Leave NaN in freed memory, for the next tensors of these sizes to find."""
+    kept = [torch.full_like(x, math.nan, dtype=t) for x in like for t in (torch.bfloat16, torch.float32) * 8]
+    del kept
+
+
+@pytest.mark.parametrize("memory_format", ["plain", "channels_last"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (1, 1, 1), (2, 1, 1), (1, 5, 1)])
+def test_bfloat16_gradients_at_the_bottom_are_those_of_float64(size, memory_format):
+    torch.manual_seed(0)
+    down, image = DownBlock(len(size), 16, 32), torch.randn(3, 16, *size)
+    if memory_format == "channels_last":
+        layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+        down, image = down.to(memory_format=layout), image.contiguous(memory_format=layout)
+    exact = copy.deepcopy(down).double()
+    poison(down.conv.weight, down.conv.bias, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = down(image)
+    slope = torch.randn(value.shape)
+    poison(down.conv.weight, down.conv.bias, image, value)
+    value.backward(slope.to(value.dtype))
+    exact(image.double()).backward(slope.double())
+    for name, parameter in down.named_parameters():
+        expected = exact.get_parameter(name).grad
+        tolerance = 0.02 * float(expected.abs().max())
+        torch.testing.assert_close(
+            parameter.grad.double(), expected, atol=tolerance, rtol=0, msg=lambda m, n=name: n + m
+        )
+
+
+@pytest.mark.parametrize("size", [(9, 1), (3, 2, 5)])
+def test_bfloat16_training_from_tiny_images_has_finite_gradients(size):
+    """(9, 1): the bottom is one voxel from the second level on."""
+    network = awakened(TallUNet2(len(size), **DEEP)).train()
+    poison(*network.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        ddf = network(pair(size))
+    assert ddf.dtype == torch.float32
+    poison(*network.parameters())
+    ddf.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+# --- operators
+
+
+@each_shape
+def test_two_translations_add_up(shape):
+    ddf = TwoStep(Shift(1.5, -2.0, 0.25), Shift(0.25, 3.0, -1.0))(pair(shape))
+    expected = along_axes([1.75, 1.0, -0.75], len(shape)).expand_as(ddf)
+    torch.testing.assert_close(ddf, expected, atol=1e-6, rtol=0)
+
+
+@each_shape
+def test_first_map_is_applied_last_to_points(shape):
+    """u(x) = a x, v(x) = s: (id + u) ∘ (id + v) - id = s + a (x + s), where x + s lies inside."""
+    a, s = 0.1, along_axes([2.0, 1.5, 1.0], len(shape))
+    ddf = TwoStep(Stretch(a), Shift(2.0, 1.5, 1.0))(pair(shape))
+    expected = s + a * (identity_grid(list(shape), torch.device("cpu")) + s)
+    inside = (..., *(slice(0, n - 2) for n in shape))
+    torch.testing.assert_close(ddf[inside], expected.expand_as(ddf)[inside], atol=1e-5, rtol=0)
+    swapped = TwoStep(Shift(2.0, 1.5, 1.0), Stretch(a))(pair(shape))
+    torch.testing.assert_close((ddf - swapped)[inside], (a * s).expand_as(ddf)[inside], atol=1e-5, rtol=0)
+
+
+@each_shape
+def test_second_step_sees_the_warped_image_and_the_fixed_one(shape):
+    second = Shift(0.0, 0.0, 0.0)
+    ramp = identity_grid(list(shape), torch.device("cpu"))[1]
+    fixed = torch.rand(shape)
+    TwoStep(Shift(0.0, 2.0, 0.0), second)(torch.stack([ramp, fixed])[None])
+    (seen,) = second.seen
+    torch.testing.assert_close(
+        seen[0, 0], (ramp + 2).clamp(max=shape[1] - 1.0), atol=1e-5, rtol=0
+    )  # the border's value
+    assert torch.equal(seen[0, 1], fixed)
+
+
+@each_shape
+def test_two_networks_are_composed(shape):
+    first, second = (awakened(TallUNet2(len(shape), **FLAT), seed) for seed in (1, 2))
+    image = pair(shape)
+    with torch.no_grad():
+        before = first(image)
+        after = second(torch.cat([warp(image[:, :1], before, padding="border"), image[:, 1:]], dim=1))
+        assert before.abs().max() > 0.1 and after.abs().max() > 0.1
+        torch.testing.assert_close(TwoStep(first, second)(image), compose(before, after), atol=1e-5, rtol=0)
+
+
+@each_shape
+def test_downsampling_scales_a_displacement_between_the_grids(shape):
+    step, shift = Shift(1.0, -2.0, 0.5), [1.0, -2.0, 0.5]
+    image = pair(shape)
+    ddf = Downsample(step)(image)
+    small = [math.ceil(n / 2) for n in shape]
+    scaled = [s * (new - 1) / (old - 1) for s, new, old in zip(shift, shape, small, strict=False)]
+    torch.testing.assert_close(ddf, along_axes(scaled, len(shape)).expand_as(ddf), atol=1e-5, rtol=0)
+    assert torch.equal(step.seen[0], halve(image)) and list(step.seen[0].shape[2:]) == small
+
+
+@each_shape
+def test_another_network_can_be_a_step(shape):
+    torch.manual_seed(0)
+    steps = [VoxelMorph(len(shape), encoder=(4,), decoder=(4, 4)) for _ in range(2)]
+    for step in steps:
+        nn.init.normal_(step.flow.weight, std=0.3)
+    network, image = Composition(TwoStep(Downsample(steps[0]), steps[1])), pair(shape)
+    ddf = network(image)
+    ddf.square().sum().backward()
+    assert ddf.shape == (2, len(shape), *shape)
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=0)
+
+
+# --- the chain
+
+
+@pytest.mark.parametrize("factors", [(4, 2, 1, 1), (8, 4, 2, 1), (4, 4, 2), (8, 1), (2,), (1,)])
+@pytest.mark.parametrize("size", [(32, 48), (13, 21, 9)])
+def test_each_step_sees_its_factor_of_the_image_in_order(factors, size):
+    network = build_icon(len(size), factors, **FLAT)
+    seen = []
+    for module in network.modules():
+        if isinstance(module, TallUNet2):
+            module.register_forward_hook(lambda m, inputs, out: seen.append((m, tuple(inputs[0].shape[2:]))))
+    with torch.no_grad():
+        assert network(pair(size)).shape == (2, len(size), *size)
+    assert [shape for _, shape in seen] == [tuple(math.ceil(n / factor) for n in size) for factor in factors]
+    assert len({id(step) for step, _ in seen}) == len(factors)  # weights are not shared
+
+
+def test_published_chain_is_nested_as_the_papers_operators():
+    chain = build_icon(2, (4, 2, 1, 1), **FLAT).step
+    assert [type(chain), type(chain.first), type(chain.first.first)] == [TwoStep, TwoStep, Downsample]
+    inner = chain.first.first.step
+    assert [type(inner), type(inner.first), type(inner.first.step)] == [TwoStep, Downsample, TallUNet2]
+    assert {type(step) for step in (chain.second, chain.first.second, inner.second)} == {TallUNet2}
+
+
+@pytest.mark.parametrize("factors", [(4, 2, 1, 1), (8, 4, 2, 1), (2,)])
+@each_shape
+def test_translations_in_units_of_the_extent_add_up_whatever_the_factors(shape, factors):
+    network = build_icon(len(shape), factors, **FLAT)
+    for module in network.modules():
+        if isinstance(module, TallUNet2):
+            nn.init.constant_(module.last.bias, 0.2)
+    with torch.no_grad():
+        ddf = network(pair(shape))
+    expected = along_axes([len(factors) * 0.02 * (n - 1) for n in shape], len(shape)).expand_as(ddf)
+    torch.testing.assert_close(ddf, expected, atol=1e-5, rtol=0)
+
+
+def test_condition_is_refused():
+    with pytest.raises(ValueError, match="condition: a composition of steps takes none"):
+        build_icon(2, (2, 1), **FLAT)(pair((16, 16)), condition=torch.ones(1))
+
+
+@pytest.mark.parametrize("method", ["forward", "estimate"])
+def test_number_of_channels_is_refused_with_the_shape_that_was_given(method):
+    network = build_icon(2, (4, 2), **FLAT)
+    with pytest.raises(ValueError, match=r"image: expected moving and fixed .*got \[1, 3, 32, 32\]"):
+        getattr(network, method)(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("factors", [[1, 2], [3], [], [4, 0], [-2], [8, 6, 1]])
+def test_factors_other_than_falling_powers_of_two_are_refused(factors):
+    with pytest.raises(ValueError, match="factors: expected powers of two from coarse to fine such as"):
+        build_icon(2, factors, **FLAT)
