@@ -15,6 +15,7 @@ from torch import nn
 
 from common.cli.bundles import REPOSITORY, rename_package
 from common.cli.pack import BLOCKER, PACKED_PACKAGE, clean_torchscript, pack, smoke_run, write_zip
+from common.cli.verify import build_network
 from common.networks.registry import build
 
 IMPORT_ALL = """
@@ -158,14 +159,14 @@ def test_a_packed_bundle_that_cannot_run_fails_its_smoke_run(bundle, edit, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adacs_acdc", "baseline_acdc"])
+@pytest.mark.parametrize("name", ["adacs_acdc", "baseline_acdc", "gradicon_hippocampus", "gradicon_triangles"])
 def test_a_bundle_with_weights_packs_reproducibly_and_runs_elsewhere(name, tmp_path, monkeypatch, capsys):
     folder = tmp_path / name
     for part in ("configs", "docs"):
         shutil.copytree(REPOSITORY / "bundles" / name / part, folder / part)
     shutil.copy(REPOSITORY / "bundles" / name / "LICENSE", folder)
     (folder / "models").mkdir()
-    network = build("voxelmorph", 2).eval()
+    network = build_network(folder)  # random weights, as there are none yet
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     pack(str(folder), str(tmp_path / "first"))
@@ -178,7 +179,8 @@ def test_a_bundle_with_weights_packs_reproducibly_and_runs_elsewhere(name, tmp_p
     extra = {"metadata.json": "", "inference.json": ""}
     exported = torch.jit.load(io.BytesIO(files[f"{name}/models/model.ts"]), _extra_files=extra)
     assert {key: extra[key] for key in extra} == {key: files[f"{name}/configs/{key}"] for key in extra}
-    image = torch.rand(1, 2, 33, 47, generator=torch.Generator().manual_seed(0))
+    dims = len(json.loads(extra["metadata.json"])["network_data_format"]["inputs"]["image"]["spatial_shape"])
+    image = torch.rand(1, 2, *(33, 47, 21)[:dims], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(exported(image), network(image), atol=1e-5, rtol=0)
 

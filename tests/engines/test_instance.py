@@ -185,6 +185,7 @@ def test_weights_are_adams_steps_on_the_objective(size):
         adam.step()
     with torch.no_grad():
         expected = twin(image)
+        assert (expected - network(image)).abs().max() > 1e-2
     torch.testing.assert_close(optimised(network)(image), expected, atol=1e-4, rtol=0)
 
 
@@ -205,7 +206,7 @@ def test_weights_lower_the_loss_and_the_dissimilarity_without_folding(size, bidi
     objective = InverseConsistencyObjective(0.2, InverseConsistencyPenalty()) if bidirectional else None
     objective = Recorded(objective or DisplacementObjective(0.01))
     network, image = icon_of(size), pairs_of(size, 1)
-    fit = optimised(network, objective=objective, iterations=25, bidirectional=bidirectional)
+    fit = optimised(network, objective=objective, iterations=25, learning_rate=1e-2, bidirectional=bidirectional)
     ddf = fit(image)
     assert len(objective.totals) == 25 and objective.totals[-1] < 0.7 * objective.totals[0]
     with torch.no_grad():
@@ -230,11 +231,11 @@ def test_field_is_composed_with_the_networks(size):
     with torch.no_grad():
         ddf = network(images)
         assert ddf.abs().max() > 0.1
-        torch.testing.assert_close(optimised(network, "field", field=still)(images), ddf, atol=1e-6, rtol=0)
+        torch.testing.assert_close(optimised(network, "field", field=still)(images), ddf, atol=1e-5, rtol=0)
     register = PairwiseRegistration(SquaredError(), levels=(2, 1), steps=(4, 4))
     warped = torch.cat([warp(images[:, :1], ddf), images[:, 1:]], dim=1)
     result = optimised(network, "field", field=register)(images)
-    torch.testing.assert_close(result, compose(ddf, register(warped)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(result, compose(ddf, register(warped)), atol=1e-5, rtol=0)
 
 
 @each_target

@@ -110,6 +110,61 @@ def test_missing_estimator_is_said():
         _ = step.estimated
 
 
+def both_directions(size, batched):
+    """Two pairs, A and B, each one in both directions; no batch norm in the network."""
+    torch.manual_seed(0)
+    network = VoxelMorph(len(size), **TINY)
+    nn.init.normal_(network.flow.weight, std=0.3)
+    a, b = torch.rand(2, 1, *size), torch.rand(2, 1, *size)
+    displacement, names = Counted(network.estimate), frozenset(["displacement"])
+    step = RegistrationStep(
+        torch.cat([a, b]), torch.cat([b, a]), displacement, SquaredError(), None, "fixed", names, names, True, batched
+    )
+    return step, displacement, network
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_both_ways_are_the_maps_of_the_pair_and_of_the_swapped_one(size, batched):
+    step, displacement, network = both_directions(size, batched)
+    forward, backward = step.both_ways
+    a, b = step.moving.chunk(2)
+    with torch.no_grad():
+        torch.testing.assert_close(forward, network(a, b), atol=1e-6, rtol=0)
+        torch.testing.assert_close(backward, network(b, a), atol=1e-6, rtol=0)
+    assert (forward - backward).abs().max() > 0.1
+    assert [len(image) for image in displacement.seen] == ([4] if batched else [2, 2])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_directions_one_after_the_other_give_the_same_fields_and_gradients(size):
+    results = []
+    for batched in (True, False):
+        step, _, network = both_directions(size, batched)
+        (step.residual.mean() + step.velocity.square().mean()).backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        assert all(gradient.any() for gradient in gradients)
+        results.append([step.estimate.ddf, step.velocity, step.warped, step.residual, *gradients])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_batched_directions_decide_on_nothing_where_there_is_one():
+    step, displacement, _ = make((12, 16))
+    alone = RegistrationStep(
+        step.moving, step.fixed, displacement, SquaredError(), None, "fixed", step.active, step.active,
+        batched_directions=False,
+    )  # fmt: skip
+    torch.testing.assert_close(alone.residual, step.residual, atol=0, rtol=0)
+    assert [len(image) for image in displacement.seen] == [2, 2]
+
+
+def test_both_ways_of_one_direction_is_an_error():
+    step, _, _ = make((12, 16))
+    with pytest.raises(ValueError, match="bidirectional must be true: this objective compares the maps"):
+        _ = step.both_ways
+
+
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_views_return_what_the_networks_return_in_float32(size, amp):

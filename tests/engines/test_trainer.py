@@ -4,14 +4,23 @@ import copy
 import pytest
 import torch
 from ignite.engine import Events
+from monai.handlers import ValidationHandler
 from torch import nn
 from torch.utils.data import DataLoader
 
+from common.engines.evaluator import RegistrationEvaluator
 from common.engines.trainer import NonFiniteLoss, RegistrationEvents, RegistrationTrainer, Update
 from common.handlers.momentum import ScoreMomentum
 from common.handlers.schedule import AlternatingSchedule
-from common.losses.objectives import DisplacementObjective, ScoreObjective, ScoreWeight
+from common.losses.inverse_consistency import InverseConsistencyPenalty
+from common.losses.objectives import (
+    DisplacementObjective,
+    InverseConsistencyObjective,
+    ScoreObjective,
+    ScoreWeight,
+)
 from common.losses.similarity import SquaredError
+from common.networks.icon import build_icon
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.jacobian import jacobian_determinant
@@ -219,6 +228,45 @@ def test_bidirectional_registers_both_ways_in_one_batch_and_halves_each():
     back.run()
     back_loss = float(back.state.output["displacement"]["similarity"])
     assert losses[True] == pytest.approx(0.5 * (losses[False] + back_loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_directions_go_through_the_network_together_or_one_after_the_other(batched):
+    network, _ = networks(2)
+    nn.init.normal_(network.flow.weight, std=0.1)
+    loader, seen = loader_of((24, 32), batch_size=4), []
+    trainer = baseline(network, loader, bidirectional=True, batched_directions=batched)
+    trainer._displacement.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    trainer.run()
+    batch = next(iter(loader))
+    image = torch.cat([batch["moving_image"], batch["fixed_image"]], dim=1)
+    assert len(seen) == (1 if batched else 2)
+    torch.testing.assert_close(torch.cat(seen), torch.cat([image, image.flip(1)]), atol=0, rtol=0)
+
+
+def gradicon(network, loader, lr=3e-3, weight=0.2, **options):
+    objective = InverseConsistencyObjective(weight, InverseConsistencyPenalty())
+    update = Update("displacement", objective, torch.optim.Adam(network.parameters(), lr=lr))
+    return RegistrationTrainer(
+        "cpu", 12, loader, network, [update], SquaredError(), bidirectional=True, train_handlers=options.pop("handlers"),
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "batched"), [((24, 32), True), ((24, 32), False), ((12, 16, 10), True)])
+def test_gradicon_learns_a_shift_with_consistent_maps_that_do_not_fold(size, batched):
+    torch.manual_seed(0)
+    network, losses = build_icon(len(size), (2, 1), (2, 8, 8), (8, 8)), []
+    trainer = gradicon(network, loader_of(size), 1e-2, handlers=None, batched_directions=batched)
+    record_similarity(trainer, losses)
+    trainer.run()
+    assert set(trainer.state.output["displacement"]) == {"total", "similarity", "inverse_consistency"}
+    assert losses[-1] < 0.5 * losses[0]
+    batch = next(iter(loader_of(size)))
+    with torch.no_grad():
+        ddf = network(torch.cat([batch["moving_image"], batch["fixed_image"]], dim=1))
+    assert (jacobian_determinant(ddf) <= 0).float().mean() < 0.01
+    assert float(trainer.state.output["displacement"]["inverse_consistency"]) < 0.1
 
 
 def test_warm_up_touches_only_the_network_whose_turn_it_is():

@@ -7,6 +7,8 @@ from torch import nn
 
 from common.networks.registry import ARCHITECTURES, build
 
+# As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
+SMALL = {"icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)}}
 SIZES = [(32, 48), (27, 30), (16, 32, 19)]
 each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 each_size = pytest.mark.parametrize("size", SIZES)
@@ -18,11 +20,11 @@ def pair(size, batch=2):
 
 def network_of(name, size):
     torch.manual_seed(0)
-    return build(name, spatial_dims=len(size)).eval()
+    return build(name, spatial_dims=len(size), **SMALL.get(name, {})).eval()
 
 
 def test_the_collection_is_not_empty():
-    assert "voxelmorph" in ARCHITECTURES
+    assert {"voxelmorph", "icon"} <= set(ARCHITECTURES)
 
 
 @each_network
@@ -87,7 +89,7 @@ def test_scripted_equals_eager(name, size):
 @each_network
 @pytest.mark.parametrize("dims", [2, 3])
 def test_state_dict_fits_a_fresh_network(name, dims):
-    first, second = build(name, spatial_dims=dims), build(name, spatial_dims=dims)
+    first, second = (build(name, spatial_dims=dims, **SMALL.get(name, {})) for _ in range(2))
     second.load_state_dict(first.state_dict())
     for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(one, other)
@@ -97,7 +99,19 @@ def test_state_dict_fits_a_fresh_network(name, dims):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_numbers_of_channels_are_refused(name, channels):
     with pytest.raises(ValueError, match="moving and fixed"):
-        build(name, spatial_dims=2)(torch.zeros(1, channels, 32, 32))
+        network_of(name, (32, 32))(torch.zeros(1, channels, 32, 32))
+
+
+@each_network
+def test_other_numbers_of_axes_are_refused(name):
+    with pytest.raises(ValueError, match="with 2 spatial axes"):
+        network_of(name, (32, 32))(torch.zeros(1, 2, 32, 32, 32))
+
+
+@each_network
+def test_condition_is_refused_by_those_that_take_none(name):
+    with pytest.raises(ValueError, match="condition: .* takes none"):
+        network_of(name, (32, 32))(torch.zeros(1, 2, 32, 32), condition=torch.ones(1))
 
 
 @each_network
@@ -114,3 +128,5 @@ def test_unknown_name_is_refused_with_the_nearest():
 def test_parameters_reach_the_builder():
     network = build("voxelmorph", spatial_dims=2, encoder=[4, 4], decoder=[4, 4, 4])
     assert isinstance(network, nn.Module) and network.flow.in_channels == 4
+    chain = build("icon", spatial_dims=3, factors=[2, 1], down=[2, 4, 6], up=[4, 4])
+    assert chain.step.second.last.in_channels == 6 and chain.step.second.last.out_channels == 3
