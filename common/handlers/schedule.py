@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which updates run in which epoch."""
+"""Which updates run in which epoch, and how the learning rate falls."""
 
 from __future__ import annotations
 
@@ -56,3 +56,42 @@ class AlternatingSchedule:
         if chosen != engine.active:
             logger.info("Epoch %d: training %s.", engine.state.epoch, " and ".join(sorted(chosen)))
         engine.active = chosen
+
+
+class PolynomialDecay:
+    """Learning rates that fall towards 0: lr_0 · (1 − (e − 1) / E)^power in epoch e of E.
+
+    A function of the epoch alone, so that a resumed run continues exactly. Between epochs the optimisers hold lr_0,
+    which is what ``TrainingState`` compares with the configuration: register before it and after ``TrainingLog``.
+
+    Args:
+        power: 0.9 is usual; 0 keeps the rate.
+
+    Raises:
+        ValueError: for a negative power.
+    """
+
+    def __init__(self, power: float = 0.9) -> None:
+        if not power >= 0:
+            raise ValueError(f"learning_rate_decay: expected a power of at least 0, got {power!r}; 0 keeps the rate.")
+        self.power = float(power)
+        self._initial: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a ``RegistrationTrainer``."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._lower)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._raise)
+
+    @staticmethod
+    def _groups(engine: Engine) -> list[dict]:
+        return [group for update in engine.updates for group in update.optimizer.param_groups]
+
+    def _lower(self, engine: Engine) -> None:
+        factor = (1 - (engine.state.epoch - 1) / engine.state.max_epochs) ** self.power
+        self._initial = [group["lr"] for group in self._groups(engine)]
+        for group in self._groups(engine):
+            group["lr"] *= factor
+
+    def _raise(self, engine: Engine) -> None:
+        for group, rate in zip(self._groups(engine), self._initial, strict=True):
+            group["lr"] = rate

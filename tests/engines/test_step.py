@@ -132,7 +132,7 @@ def test_both_ways_are_the_maps_of_the_pair_and_of_the_swapped_one(size, batched
     with torch.no_grad():
         torch.testing.assert_close(forward, network(a, b), atol=1e-6, rtol=0)
         torch.testing.assert_close(backward, network(b, a), atol=1e-6, rtol=0)
-    assert (forward - backward).abs().max() > 0.1
+    assert (forward - backward).abs().max() > 0.05
     assert [len(image) for image in displacement.seen] == ([4] if batched else [2, 2])
 
 

@@ -244,20 +244,18 @@ def test_directions_go_through_the_network_together_or_one_after_the_other(batch
     torch.testing.assert_close(torch.cat(seen), torch.cat([image, image.flip(1)]), atol=0, rtol=0)
 
 
-def gradicon(network, loader, lr=3e-3, weight=0.2, **options):
-    objective = InverseConsistencyObjective(weight, InverseConsistencyPenalty())
+def gradicon(network, loader, epochs, lr=1e-3, handlers=None, **options):
+    objective = InverseConsistencyObjective(0.2, InverseConsistencyPenalty())
     update = Update("displacement", objective, torch.optim.Adam(network.parameters(), lr=lr))
-    return RegistrationTrainer(
-        "cpu", 12, loader, network, [update], SquaredError(), bidirectional=True, train_handlers=options.pop("handlers"),
-        **options,
-    )  # fmt: skip
+    options |= {"bidirectional": True, "train_handlers": handlers}
+    return RegistrationTrainer("cpu", epochs, loader, network, [update], SquaredError(), **options)
 
 
 @pytest.mark.parametrize(("size", "batched"), [((24, 32), True), ((24, 32), False), ((12, 16, 10), True)])
 def test_gradicon_learns_a_shift_with_consistent_maps_that_do_not_fold(size, batched):
     torch.manual_seed(0)
     network, losses = build_icon(len(size), (2, 1), (2, 8, 8), (8, 8)), []
-    trainer = gradicon(network, loader_of(size), 1e-2, handlers=None, batched_directions=batched)
+    trainer = gradicon(network, loader_of(size), 15, lr=1e-2, batched_directions=batched)
     record_similarity(trainer, losses)
     trainer.run()
     assert set(trainer.state.output["displacement"]) == {"total", "similarity", "inverse_consistency"}
@@ -267,6 +265,31 @@ def test_gradicon_learns_a_shift_with_consistent_maps_that_do_not_fold(size, bat
         ddf = network(torch.cat([batch["moving_image"], batch["fixed_image"]], dim=1))
     assert (jacobian_determinant(ddf) <= 0).float().mean() < 0.01
     assert float(trainer.state.output["displacement"]["inverse_consistency"]) < 0.1
+
+
+def test_batch_norm_trains_on_after_a_validation():
+    """A validation puts the networks that it shares with the trainer in evaluation mode."""
+    torch.manual_seed(0)
+    network = build_icon(2, (2, 1), (2, 4, 4), (4, 4))
+    norm, modes, counts = network.step.second.up[0].norm, [], []
+    norm.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    loader = loader_of((16, 24))  # two batches
+    evaluator = RegistrationEvaluator("cpu", loader, network)
+    trainer = gradicon(network, loader, epochs=3, handlers=[ValidationHandler(1, evaluator)])
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: counts.append(int(norm.num_batches_tracked)))
+    trainer.run()
+    assert modes == [True, True, False, False] * 3
+    assert counts == [2, 4, 6]
+
+
+def test_estimator_trains_on_after_something_put_it_in_evaluation_mode():
+    network, score = networks(2)
+    modes = []
+    score.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    trainer = adacs(network, score, loader_of((24, 32), batch_size=4), max_epochs=2)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: score.eval())
+    trainer.run()
+    assert modes == [True, True]
 
 
 def test_warm_up_touches_only_the_network_whose_turn_it_is():

@@ -218,7 +218,7 @@ def test_pairs_of_two_subjects_are_named_by_their_case():
     metrics = CaseMetrics(LABELS)
     run(metrics, [pairs[:2], pairs[2:]], ddf=2.0)
     assert [row["case"] for row in metrics.rows] == ["a0_to_b", "a1_to_b", "a2_to_b"]
-    assert {row["subject"] for row in metrics.rows} == {"b"} and list(metrics.rows[0])[0] == "case"
+    assert {row["subject"] for row in metrics.rows} == {"b"} and next(iter(metrics.rows[0])) == "case"
 
 
 def test_second_run_starts_afresh():

@@ -2,9 +2,11 @@
 import logging
 
 import pytest
+import torch
 from ignite.engine import Engine, Events
 
-from common.handlers.schedule import AlternatingSchedule
+from common.engines.trainer import Update
+from common.handlers.schedule import AlternatingSchedule, PolynomialDecay
 
 BOTH = frozenset({"displacement", "score"})
 
@@ -69,3 +71,33 @@ def test_run_too_short_for_the_joint_phase_says_so_loudly(epochs, warned, caplog
 def test_negative_warm_up_is_refused():
     with pytest.raises(ValueError, match="warmup_epochs must be at least 0, got -1"):
         AlternatingSchedule(-1)
+
+
+def decayed(power, epochs, first=0):
+    """Rates of each epoch as an optimiser's step sees them, and the one left at the end."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    update = Update("displacement", lambda step: {}, torch.optim.SGD([parameter], lr=0.1))
+    seen = []
+    engine = Engine(lambda e, batch: None)
+    engine.updates = [update]
+    PolynomialDecay(power).attach(engine)
+    engine.add_event_handler(Events.STARTED, lambda e: setattr(e.state, "epoch", first))
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(update.optimizer.param_groups[0]["lr"]))
+    engine.run([0], max_epochs=epochs)
+    return seen, update.optimizer.param_groups[0]["lr"]
+
+
+def test_the_learning_rate_falls_as_the_polynomial_says():
+    seen, left = decayed(0.9, 4)
+    assert seen == pytest.approx([0.1, 0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0.1 * 0.25**0.9])
+    assert left == 0.1
+
+
+def test_a_resumed_run_has_the_rates_of_its_epochs():
+    assert decayed(0.9, 4, first=2)[0] == decayed(0.9, 4)[0][2:]
+
+
+def test_power_0_keeps_the_rate_and_a_negative_one_is_refused():
+    assert decayed(0, 3)[0] == [0.1] * 3
+    with pytest.raises(ValueError, match="learning_rate_decay: expected a power of at least 0, got -1"):
+        PolynomialDecay(-1)
