@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .checks import known_name
+
 logger = logging.getLogger(__name__)
 MONAI_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
@@ -103,11 +105,7 @@ def choose(options: dict[str, Any], name: str, argument: str) -> Any:
     Raises:
         ValueError: for a name that is not among them, with the nearest.
     """
-    if name in options:
-        return options[name]
-    near = difflib.get_close_matches(str(name), options, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise ValueError(f"{argument} must be one of {sorted(options)}, got {name!r}.{hint}")
+    return options[known_name(argument, name, options)]
 
 
 def _configuration_files(arguments: Sequence[str]) -> list[Path]:

@@ -38,7 +38,7 @@ def packed(tmp_path, with_metadata=True):
     """A bundle that carries the package as scripts/common, in a folder of any name."""
     target = tmp_path / "renamed" / "scripts" / "common"
     target.mkdir(parents=True)
-    for name in ("__init__.py", "bundle.py"):
+    for name in ("__init__.py", "bundle.py", "checks.py"):
         shutil.copy(ROOT / "common" / name, target / name)
     (tmp_path / "renamed" / "configs").mkdir()
     if with_metadata:
@@ -108,9 +108,9 @@ def test_rank_and_world_size_are_those_of_torchrun(one_process, monkeypatch):
 
 def test_choice_by_name():
     assert bundle.choose({"plain": 1, "score": 2}, "score", "objective") == 2
-    with pytest.raises(ValueError, match=r"objective must be one of \['plain', 'score'\], got 'scroe'.*'score'\?"):
+    with pytest.raises(ValueError, match=r"objective: expected one of .*plain.*, got 'scroe'.*'score'\?"):
         bundle.choose({"plain": 1, "score": 2}, "scroe", "objective")
-    with pytest.raises(ValueError, match="objective must be one of"):
+    with pytest.raises(ValueError, match="objective: expected one of"):
         bundle.choose({"plain": 1}, None, "objective")
 
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from ..checks import known_name
 from ..io.images import load_image, load_label
 from ..transforms.crop import centre_on_grid
 from ..transforms.intensity import clip_percentiles
@@ -53,8 +54,7 @@ def find_subjects(dataset_dir: str | Path, split: str = "all") -> list[str]:
         DatasetLayoutError: when the folder is missing or holds no subject of the split.
         ValueError: for an unknown split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split: expected one of {SPLITS}, got {split!r}.")
+    known_name("split", split, SPLITS)
     folder = _folder(dataset_dir)
     names = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "imagesTr").glob("hippocampus_*.nii.gz"))
     chosen = [name for name in names if split in ("all", _split_of(name))]

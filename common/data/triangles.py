@@ -20,7 +20,6 @@ Reference: Greer et al., ICON, ICCV 2021 (the data set); Tian et al., GradICON, 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import known_name
 from ..io.images import Image, save_image
 
 COUNTS = {"train": 1000, "validation": 100, "test": 100}
@@ -62,7 +62,7 @@ def draw_shape(kind: str, spatial_size: Sequence[int], rng: np.random.Generator)
     Raises:
         ValueError: for an unknown kind, with the nearest known one.
     """
-    _check_name("kind", kind, SHAPES)
+    known_name("kind", kind, SHAPES)
     last = np.array(spatial_size) - 1.0
     unit, d = last.min(), len(last)
     radius = unit * rng.uniform(*RADIUS)
@@ -130,11 +130,11 @@ def load_pairs(
     Raises:
         ValueError: for an unknown split, style or shape, with the nearest known one, and numbers out of range.
     """
-    _check_name("split", split, (*COUNTS, "all"))
-    _check_name("style", style, STYLES)
+    known_name("split", split, (*COUNTS, "all"))
+    known_name("style", style, STYLES)
     chosen = set(shapes)
     for name in sorted(chosen):
-        _check_name("shapes", name, SHAPES)
+        known_name("shapes", name, SHAPES)
     counts = _counts(count)
     if len(spatial_size) not in (2, 3) or min(spatial_size) < MIN_SIZE:
         raise ValueError(
@@ -194,14 +194,7 @@ def _counts(count: int | Mapping[str, int] | None) -> dict[str, int]:
         return COUNTS
     given = dict(count) if isinstance(count, Mapping) else dict.fromkeys(COUNTS, count)
     for name, number in given.items():
-        _check_name("count", name, tuple(COUNTS))
+        known_name("count", name, tuple(COUNTS))
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"count: expected whole numbers of at least 1, got {number!r} for {name!r}.")
     return COUNTS | given
-
-
-def _check_name(argument: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{argument}: expected one of {tuple(known)}, got {name!r}.{hint}")

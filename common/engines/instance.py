@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import known_name
 from ..spatial.fields import compose
 from ..spatial.warp import warp
 from .pairwise import PairwiseRegistration
@@ -62,14 +63,12 @@ class InstanceOptimisation(nn.Module):
         field: PairwiseRegistration | None = None,
     ) -> None:
         super().__init__()
-        if target not in TARGETS:
-            raise ValueError(f"instance_target: expected one of {TARGETS}, got {target!r}.")
+        known_name("instance_target", target, TARGETS)
+        known_name("estimator_input", estimator_input, ESTIMATOR_INPUTS)
         if int(iterations) != iterations or iterations < 0:
             raise ValueError(f"instance_iterations: expected a whole number from 0, got {iterations!r}; 50 is usual.")
         if not learning_rate > 0:
             raise ValueError(f"instance_learning_rate: expected a number above 0, got {learning_rate!r}; e.g. 2e-5.")
-        if estimator_input not in ESTIMATOR_INPUTS:
-            raise ValueError(f"estimator_input: expected one of {ESTIMATOR_INPUTS}, got {estimator_input!r}.")
         self.network, self.objective, self.similarity = network, objective, similarity
         self.iterations, self.target, self.learning_rate = int(iterations), target, float(learning_rate)
         self.bidirectional, self.estimator_input = bool(bidirectional), estimator_input

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..checks import known_name
 from .step import CHANNELS_LAST, ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView
 
 
@@ -111,8 +112,7 @@ class RegistrationTrainer(Trainer):
         finite_check_interval: int = 50,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
-        if estimator_input not in ESTIMATOR_INPUTS:
-            raise ValueError(f"estimator_input must be one of {ESTIMATOR_INPUTS}, got '{estimator_input}'.")
+        known_name("estimator_input", estimator_input, ESTIMATOR_INPUTS)
         if sum("displacement" in update.differentiates for update in updates) > 1 and not second_forward:
             raise ValueError(
                 "second_forward must be true where more than one update differentiates the displacement network: the "

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .gaussian import gaussian_filter, paired, positive
+from ..checks import positive
+from .gaussian import gaussian_filter
+from .pairs import paired
 
 COARSEST = 4  # Q of the paper
 SMALLEST_AXIS = 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian windows: filtering, the local NCC they define, and the checks of an image pair that similarities share."""
+"""Gaussian windows: filtering, and the local NCC that they define."""
 
 from __future__ import annotations
 
@@ -8,25 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-
-def paired(warped: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-    """Check two images of one shape (B, C, *S) and return them in float32 (float64 where one of them has it)."""
-    if warped.shape != fixed.shape:
-        raise ValueError(
-            f"warped and fixed: expected one shape (B, C, *S), got {tuple(warped.shape)} and {tuple(fixed.shape)}; "
-            "warp the moving image onto the grid of the fixed one first"
-        )
-    if warped.ndim < 3:
-        raise ValueError(f"warped: expected (B, C, *S), got {tuple(warped.shape)}; add batch and channel axes")
-    dtype = torch.float64 if torch.float64 in (warped.dtype, fixed.dtype) else torch.float32
-    return warped.to(dtype), fixed.to(dtype)
-
-
-def positive(name: str, value: float) -> float:
-    """The value of the argument called `name`, or a ValueError where it is not above 0."""
-    if not value > 0:
-        raise ValueError(f"{name}: expected a number above 0, got {value!r}")
-    return float(value)
+from ..checks import positive
+from .pairs import paired
 
 
 def _window_matrix(length: int, sigma: float, like: Tensor) -> Tensor:

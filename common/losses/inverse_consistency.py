@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..checks import known_name
 from ..spatial.fields import compose
 from ..spatial.units import voxel_to_unit
 from ..spatial.warp import identity_grid, sample
@@ -65,10 +66,7 @@ class InverseConsistencyPenalty(nn.Module):
     def __init__(self, kind: str = "gradicon", preset: str = "paper_v1") -> None:
         """Args: kind, "gradicon" or "icon"; preset, "paper_v1" or "released". Raises: ValueError for any other."""
         super().__init__()
-        for name, value, known in (("kind", kind, KINDS), ("preset", preset, PRESETS)):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-        self.kind, self.preset = kind, preset
+        self.kind, self.preset = known_name("kind", kind, KINDS), known_name("preset", preset, PRESETS)
 
     def forward(self, ddf_ab: Tensor, ddf_ba: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the penalty, a scalar.

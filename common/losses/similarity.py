@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import known_name, positive
 from .adaptive import AdaptiveMultiScaleNCC, MultiScaleNCC
-from .gaussian import GaussianLNCC, paired, positive
+from .gaussian import GaussianLNCC
 from .lncc import local_squared_ncc
+from .pairs import paired
 
 
 class SquaredError(nn.Module):
@@ -170,8 +171,4 @@ def build_similarity(name: str, **options: Any) -> nn.Module:
     Raises:
         ValueError: an unknown name; the message lists the known ones and the nearest.
     """
-    if name not in SIMILARITIES:
-        nearest = difflib.get_close_matches(str(name).lower(), SIMILARITIES, n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"similarity: expected one of {', '.join(SIMILARITIES)}, got {name!r}{hint}")
-    return SIMILARITIES[name](**options)
+    return SIMILARITIES[known_name("similarity", name, SIMILARITIES)](**options)

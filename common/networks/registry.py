@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from ..checks import known_name
 from .icon import build_icon
 from .voxelmorph import VoxelMorph
 
@@ -29,8 +29,4 @@ def build(name: str, spatial_dims: int, **parameters: Any) -> nn.Module:
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got '{name}'.{hint}")
-    return ARCHITECTURES[name](spatial_dims=spatial_dims, **parameters)
+    return ARCHITECTURES[known_name("architecture", name, ARCHITECTURES)](spatial_dims=spatial_dims, **parameters)

@@ -60,7 +60,7 @@ def test_splits_go_by_the_last_digit(tmp_path: Path, parent: str) -> None:
 
 
 def test_subjects_that_are_not_there_are_errors(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"split: expected one of .*'validation'.*got 'test'"):
+    with pytest.raises(ValueError, match=r"split: expected one of .*validation.*got 'test'"):
         find_subjects(folder, "test")
     with pytest.raises(DatasetLayoutError, match="no folder imagesTr in .*Medical Segmentation Decathlon"):
         find_subjects(folder / "imagesTr")

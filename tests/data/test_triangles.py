@@ -275,7 +275,7 @@ def test_example_files_are_outlines_by_default_and_the_same_again(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "training"}, "split: expected one of .*'all'.*got 'training'. Did you mean 'train'"),
+        ({"split": "training"}, "split: expected one of .*all.*got 'training'. Did you mean 'train'"),
         ({"style": "outline"}, "style: expected one of .*got 'outline'. Did you mean 'outlines'"),
         ({"shapes": ["triangle", "circles"]}, "shapes: expected one of .*got 'circles'. Did you mean 'circle'"),
         ({"shapes": []}, "at least one name in shapes"),

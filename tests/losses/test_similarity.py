@@ -255,7 +255,7 @@ def test_images_without_batch_and_channel_are_refused():
 
 @pytest.mark.parametrize(("name", "nearest"), [("lnc", "lncc"), ("MSE", "mse"), ("tuckey", "tukey")])
 def test_unknown_name_lists_the_choices_and_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"mse, mae, tukey, lncc, ncc, mi.*did you mean '{nearest}'"):
+    with pytest.raises(ValueError, match=f"mse, mae, tukey, lncc, ncc, mi.*Did you mean '{nearest}'"):
         build_similarity(name)
 
 

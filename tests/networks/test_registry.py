@@ -121,7 +121,7 @@ def test_other_numbers_of_dimensions_are_refused(name):
 
 
 def test_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"architecture must be one of .*got 'voxelmorf'.*'voxelmorph'\?"):
+    with pytest.raises(ValueError, match=r"architecture: expected one of .*got 'voxelmorf'.*'voxelmorph'\?"):
         build("voxelmorf", spatial_dims=2)
 
 

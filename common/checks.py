@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments that name one of several things, and numbers that must be above 0. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def known_name(argument: str, name: object, known: Iterable[str]) -> str:
+    """The name, where it is known.
+
+    Args:
+        argument: what the error calls it.
+        name: what was given.
+        known: all that there are, in the order to list them.
+
+    Raises:
+        ValueError: for any other name, with the known ones and the nearest.
+    """
+    names = list(known)
+    if isinstance(name, str) and name in names:
+        return name
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise ValueError(f"{argument}: expected one of {', '.join(names)}, got {name!r}.{hint}")
+
+
+def positive(argument: str, value: float) -> float:
+    """The value as float.
+
+    Raises:
+        ValueError: where it is not above 0, or no number (NaN).
+    """
+    if not value > 0:
+        raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
+    return float(value)
