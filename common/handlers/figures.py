@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers.tqdm_logger import ProgressBar
 from torch import Tensor, nn
 
 from ..figures.panels import registration_panel, score_panel
@@ -120,6 +121,7 @@ def evaluation_handlers(
     estimator: nn.Module | None = None,
     estimator_input: str = "fixed",
 ) -> list[Any]:
-    """The handlers of a full evaluation: measures with tables, then figures. Arguments as those of the two classes."""
+    """The handlers of a full evaluation: progress, measures with tables, figures. Arguments as those of the classes."""
     metrics = CaseMetrics(labels, surface=True, output_dir=output_dir, settings=settings)
-    return [metrics, FigurePanels(metrics, output_dir, estimator, estimator_input)]
+    panels = FigurePanels(metrics, output_dir, estimator, estimator_input)
+    return [ProgressBar(desc="registering", mininterval=1.0), metrics, panels]

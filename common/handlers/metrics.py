@@ -85,6 +85,9 @@ class CaseMetrics:
         present = (moving.flatten(2).any(-1) & fixed.flatten(2).any(-1)).cpu()
         columns = self._overlap(warped, fixed, "") | self._overlap(moving, fixed, "_before")
         determinant = jacobian_determinant(ddf)
+        image, warped_image = batch["fixed_image"], engine.state.output["warped_image"]
+        for name, other in (("mse", warped_image), ("mse_before", batch["moving_image"])):
+            columns[name] = (other - image).square().flatten(1).mean(1)
         columns["foldings_percent"] = foldings_percent(determinant)
         columns["sd_log_jacobian"] = sd_log_jacobian(determinant)
         if self.surface:
@@ -186,7 +189,7 @@ class CaseMetrics:
         for name, values in summary.items():
             if isinstance(values, dict) and isinstance(values.get("mean"), float):
                 engine.state.metrics[name] = values["mean"]
-        measures = ["dice", "hd", "hd95", "asd", "foldings_percent", "inverse_consistency_error", "epe"]
+        measures = ["dice", "hd", "hd95", "asd", "mse", "foldings_percent", "inverse_consistency_error", "epe"]
         measures = [name for name in measures if name in summary]
         table = results_table({"undeformed": undeformed(summary), "registered": summary}, measures)
         scored = sum(row["scorable"] for row in self.rows)

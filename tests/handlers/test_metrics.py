@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine
 
 from common.handlers.metrics import CaseMetrics, label_masks
+from common.spatial.warp import warp
 
 NAN = float("nan")
 LABELS = {"myocardium": 2, "lv": 3}
@@ -38,7 +39,8 @@ def run(metrics, batches, ddf=0.0, shape=(10, 12), first_axis=0.0, reverse=None)
         engine.state.batch = batch
         field = torch.zeros(len(batch["subject"]), len(shape), *shape)
         field[:, 0], field[:, -1] = first_axis, ddf
-        output = {"ddf": field, "seconds": 0.5}
+        batch["moving_image"], batch["fixed_image"] = (batch[f"{role}_label"] / 2.0 for role in ("moving", "fixed"))
+        output = {"ddf": field, "warped_image": warp(batch["moving_image"], field), "seconds": 0.5}
         if reverse is None:
             return output
         back = torch.zeros_like(field)
@@ -74,6 +76,9 @@ def test_hand_made_shift_has_its_known_dice_before_and_after():
     assert row["foldings_percent"] == 0 and row["sd_log_jacobian"] == pytest.approx(0, abs=1e-6)
     assert row["case"] == "patient001_slice00" and row["subject"] == "patient001" and row["slice"] == 0
     assert row["scorable"] == 1 and row["seconds"] == pytest.approx(0.5)
+    # Images of half the label: 16 pixels of 1 and 8 of 1.5, of which half moved away and half come new.
+    assert row["mse"] == pytest.approx(0, abs=1e-10)
+    assert row["mse_before"] == pytest.approx((16 * 1.0**2 + 8 * 1.5**2) / 120)
 
 
 def test_mask_counts_from_one_half_and_officially_from_above_zero():
