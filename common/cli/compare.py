@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,19 @@ from ..metrics.statistics import (
     subject_means,
 )
 
-MEASURES = ("dice", "hd", "hd95", "asd", "foldings_percent", "sd_log_jacobian", "dice_official", "asd_official")
+MEASURES = (
+    "dice", "hd", "hd95", "asd", "foldings_percent", "sd_log_jacobian", "inverse_consistency_error", "dice_official",
+    "asd_official",
+)  # fmt: skip
 TESTED = ("dice", "hd", "asd")
 
 
-def compare(*results: str, output: str | None = None) -> str:
+def compare(
+    *results: str,
+    measures: Sequence[str] = MEASURES,
+    tested: Sequence[str] = TESTED,
+    output: str | None = None,
+) -> str:
     """Compare evaluations of the same cases; run as ``python -m common compare NAME=DIR NAME=DIR …``.
 
     The table of cases is followed by means over patients with bootstrap intervals, the volumes' Dice, and paired tests
@@ -35,6 +44,8 @@ def compare(*results: str, output: str | None = None) -> str:
 
     Args:
         results: ``NAME=DIR``, DIR holding ``metrics.csv`` and ``summary.json`` of an evaluation.
+        measures: columns of the first table, of those that were measured, as in ``--measures dice,dice_lv,hd95``.
+        tested: measures with a table of tests.
         output: also write the Markdown here.
 
     Returns:
@@ -47,22 +58,29 @@ def compare(*results: str, output: str | None = None) -> str:
     rows = {name: read_metrics(folder / "metrics.csv") for name, folder in folders.items()}
     summaries = {name: json.loads((folder / "summary.json").read_text()) for name, folder in folders.items()}
     _check_same_cases(rows)
+    shown = [name for name in _names(measures) if any(name in summary for summary in summaries.values())]
     first = next(iter(rows.values()))
     scored = sum(row["scorable"] > 0 for row in first)
     subjects = [str(row["subject"]) for row in first]
+    before = {"undeformed": undeformed(next(iter(summaries.values())))}
     parts = [
         f"{len(first)} cases of {len(set(subjects))} subjects: {scored} scored, {len(first) - scored} not scorable "
         "(the label is missing in one of the two images).",
-        results_table({"undeformed": undeformed(next(iter(summaries.values()))), **summaries}, MEASURES),
+        results_table(before | summaries, shown or _names(measures)),
         _patient_table(rows, subjects),
         _volume_table(folders),
     ]
-    parts += [_tests(rows, subjects, measure) for measure in TESTED if len(rows) > 1]
+    parts += [_tests(rows, subjects, measure) for measure in _names(tested) if len(rows) > 1]
     text = "\n\n".join(part for part in parts if part) + "\n"
     if output is not None:
         with atomic_path(output) as path:
             path.write_text(text, encoding="utf-8")
     return text
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    """The command line delivers one name as text and several as a tuple."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _folders(results: tuple[str, ...]) -> dict[str, Path]:
@@ -130,6 +148,9 @@ def _mean(table: list[dict[str, str]], key: str) -> str:
 
 def _tests(rows: dict[str, list[dict[str, Any]]], subjects: list[str], measure: str) -> str:
     pairs = list(itertools.combinations(rows, 2))
+    missing = sorted(name for name, table in rows.items() if measure not in table[0])
+    if missing:
+        raise ValueError(f"tested: expected a measure of all evaluations, got {measure!r}, which {missing} lack.")
     if any(all(math.isnan(row[measure]) for row in table) for table in rows.values()):
         return ""  # not measured
     outcomes = [

@@ -48,6 +48,16 @@ def test_one_evaluation_needs_no_tests(tmp_path: Path) -> None:
     assert "Wilcoxon" not in compare(f"plain={tmp_path}")
 
 
+def test_measures_and_tests_are_chosen_by_name(tmp_path: Path) -> None:
+    for name, gain in (("a", 0.0), ("b", 0.03)):
+        evaluation(tmp_path / name, gain)
+    text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", measures=("hd", "nothing"), tested="hd")
+    assert text.splitlines()[2] == "| method | hd |"
+    assert text.count("difference of patient means") == 1 and "| hd: difference" in text
+    with pytest.raises(ValueError, match=r"tested: expected .* of all evaluations, got 'epe', which \['a', 'b'\]"):
+        compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", tested="epe")
+
+
 def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
     evaluation(tmp_path / "a", 0.0)
     evaluation(tmp_path / "b", 0.03, subjects=5)
