@@ -11,11 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
 
 from common.data import acdc, hippocampus, triangles
 from common.data.hippocampus_phantom import make_hippocampus_phantom
-from common.handlers.log import read_history
+from common.handlers.log import TrainingLog, read_history
 from common.io.results import read_metrics
 
 BUNDLES_DIR = Path(__file__).resolve().parents[2] / "bundles"
@@ -133,12 +134,22 @@ def test_training_reaches_its_last_phase_and_writes_its_results(bundle: Path, tr
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    bundle: Path, trained: dict[str, Path], data_dirs: dict[str, str], tmp_path: Path
+    bundle: Path, trained: dict[str, Path], data_dirs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = small(bundle) | {"dataset_dir": data_dirs[data_of(bundle)], "output_dir": str(tmp_path)}
-    warmup = {"warmup_epochs": 1} if bundle.name.startswith("adacs") else {}
-    run(bundle, "training", "train.json", **(common | {"epochs": 2} | warmup))
-    run(bundle, "training", "train.json", **(common | {"resume": "true"} | warmup))
+    settings = small(bundle) | {"dataset_dir": data_dirs[data_of(bundle)], "output_dir": str(tmp_path)}
+    begin = TrainingLog._new_epoch
+
+    def interrupted(log: TrainingLog, engine: Engine) -> None:
+        if engine.state.epoch == 3:
+            raise RuntimeError("interrupted")
+        begin(log, engine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "_new_epoch", interrupted)
+        with pytest.raises(RuntimeError):
+            run(bundle, "training", "train.json", **settings)
+    assert not (tmp_path / "model.pt").exists()
+    run(bundle, "training", "train.json", **(settings | {"resume": "true"}))
     for name in ("model.pt", "score.pt"):
         if (tmp_path / name).exists():
             once = torch.load(trained[bundle.name] / name, weights_only=True)
