@@ -13,6 +13,7 @@ import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 from torch import Tensor
 
+from ..checks import known_name
 from ..data.pairs import PairDataset, training_loader
 from ..engines.trainer import RegistrationTrainer, Update
 from ..losses.objectives import DisplacementObjective, ScoreObjective, ScoreWeight
@@ -63,8 +64,7 @@ def benchmark(
     Raises:
         ValueError: for an unknown suite.
     """
-    if suite not in SUITES:
-        raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}.")
+    known_name("suite", suite, SUITES)
     where = torch.device(device)
     lines: list[str] = []
     if suite in ("adacs", "all"):

@@ -97,8 +97,7 @@ def study(
     for run in runs:
         changed = given | {"epochs": icon_epochs if run.overrides.get("objective") == "icon" else epochs}
         overrides[run.folder] = run.overrides | {key: value for key, value in changed.items() if value is not None}
-        # Both directions, so that the evaluation also measures the inverse consistency.
-        overrides[run.folder] |= {"output_dir": str(output / run.folder), "evaluate#evaluator#both_ways": True}
+        overrides[run.folder] |= {"output_dir": str(output / run.folder)}
     _check_settings(output, {run.folder: _settings(run, overrides[run.folder]) for run in runs})
     for number, run in enumerate(runs, start=1):
         folder = output / run.folder

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from ..transforms.crop import auto_centre, centroid
+from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,6 @@ LAYOUT = (
     "DIR/testing/patient101/..., or the patient folders directly under DIR. Request the data from the ACDC challenge "
     "of the Human Heart Project (CREATIS, Lyon) and unpack it there unchanged"
 )
-
-
-class DatasetLayoutError(ValueError):
-    """Files of a data set are missing or not as its owners publish them."""
 
 
 def find_patients(dataset_dir: str | Path) -> list[Path]:

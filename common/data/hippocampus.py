@@ -34,7 +34,7 @@ from ..checks import known_name
 from ..io.images import load_image, load_label
 from ..transforms.crop import centre_on_grid
 from ..transforms.intensity import clip_percentiles
-from .acdc import DatasetLayoutError
+from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checks import positive
+from ..checks import known_name, positive
 from .gaussian import gaussian_filter
 from .pairs import paired
 
@@ -111,13 +111,11 @@ class AdaptiveMultiScaleNCC(nn.Module):
         Raises: ValueError for an unknown preset, alpha or sigma not above 0, or beta not above 1.
         """
         super().__init__()
-        if preset not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
         if not beta > 1:
             raise ValueError(f"beta: expected a number above 1, got {beta!r}; finer scales have lower thresholds")
         self.greedy = bool(greedy)
         self.alpha, self.beta = positive("alpha", alpha), float(beta)
-        self.preset = preset
+        self.preset = known_name("preset", preset, PRESETS)
         self.sigma = positive("sigma", sigma)
 
     def weights(self, distances: Tensor) -> Tensor:

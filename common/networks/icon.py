@@ -12,7 +12,7 @@ from ..spatial.integrate import resize_field
 from ..spatial.units import unit_to_voxel
 from ..spatial.warp import warp
 from .unet import convolution
-from .voxelmorph import Estimate
+from .voxelmorph import Estimate, pair_image
 
 DOWN = (2, 16, 32, 64, 256, 512)
 UP = (16, 32, 64, 128, 256)
@@ -209,10 +209,7 @@ class Composition(nn.Module):
         Raises:
             ValueError: for another number of channels or axes, or a condition.
         """
-        if condition is not None:
-            raise ValueError("condition: a composition of steps takes none; choose a conditional architecture.")
-        if fixed is not None:
-            image = torch.cat([image, fixed], dim=1)
+        image = pair_image(image, fixed, condition, "a composition of steps")
         if image.shape[1] != 2:  # Said here: the first step to notice would name the size of its coarser image.
             raise ValueError(
                 f"image: expected moving and fixed on the channel axis, (B, 2, *S), got {list(image.shape)}."

@@ -22,6 +22,23 @@ class Estimate(NamedTuple):
     velocity: Tensor
 
 
+def pair_image(image: Tensor, fixed: Optional[Tensor], condition: Optional[Tensor], network: str) -> Tensor:
+    """cat(moving, fixed) from the arguments of a displacement network that takes no condition.
+
+    Args:
+        image: cat(moving, fixed), (B, 2, *S); or moving alone, (B, 1, *S), when ``fixed`` is given.
+        fixed: (B, 1, *S), optional.
+        condition: must be None.
+        network: what the error calls it.
+
+    Raises:
+        ValueError: for a condition.
+    """
+    if condition is not None:
+        raise ValueError("condition: " + network + " takes none; choose a conditional architecture.")
+    return image if fixed is None else torch.cat([image, fixed], dim=1)
+
+
 class VoxelMorph(nn.Module):
     """U-Net -> velocity -> scaling and squaring at reduced resolution -> displacement.
 
@@ -78,10 +95,7 @@ class VoxelMorph(nn.Module):
         Raises:
             ValueError: for another number of channels or axes, or a condition.
         """
-        if condition is not None:
-            raise ValueError("condition: VoxelMorph takes none; choose a conditional architecture.")
-        if fixed is not None:
-            image = torch.cat([image, fixed], dim=1)
+        image = pair_image(image, fixed, condition, "VoxelMorph")
         return self.displacement(self.velocity(image), image.shape[2:])
 
     def estimate(self, image: Tensor) -> Estimate:

@@ -9,29 +9,7 @@ import torch
 from common.io.images import load_image
 from common.transforms.crop import centre_on_grid
 from common.transforms.loading import LoadPaird, input_files
-
-AFFINE = np.diag([-1.5, -1.25, 8.0, 1.0])
-
-
-def write(path, values, affine=AFFINE, dtype=np.float32):
-    nib.save(nib.Nifti1Image(np.asarray(values).astype(dtype), affine), path)
-    return str(path)
-
-
-def blobs(shape, seed=0):
-    """Smooth positive intensities with texture, so that shifts can be seen."""
-    coarse = torch.rand(1, 1, *(n // 2 + 1 for n in shape), generator=torch.Generator().manual_seed(seed))
-    mode = "bilinear" if len(shape) == 2 else "trilinear"
-    return 900 * torch.nn.functional.interpolate(coarse, size=shape, mode=mode, align_corners=True)[0, 0] + 50
-
-
-@pytest.fixture
-def files(tmp_path):
-    shape = (37, 30, 5)
-    return {
-        "image": write(tmp_path / "moving.nii.gz", blobs(shape, 1)),
-        "fixed": write(tmp_path / "fixed.nii.gz", blobs(shape, 2)),
-    }
+from tests.transforms.synthetic import AFFINE, blobs, write
 
 
 def test_input_files_are_both_images_or_the_example():

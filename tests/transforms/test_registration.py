@@ -16,29 +16,7 @@ from common.io.images import load_image
 from common.transforms.loading import LoadPaird
 from common.transforms.registration import CropPaird, RegistrationResultd
 from common.transforms.save import SaveRegistrationd
-
-AFFINE = np.diag([-1.5, -1.25, 8.0, 1.0])
-
-
-def write(path, values, affine=AFFINE, dtype=np.float32):
-    nib.save(nib.Nifti1Image(np.asarray(values).astype(dtype), affine), path)
-    return str(path)
-
-
-def blobs(shape, seed=0):
-    """Smooth positive intensities with texture, so that shifts can be seen."""
-    coarse = torch.rand(1, 1, *(n // 2 + 1 for n in shape), generator=torch.Generator().manual_seed(seed))
-    mode = "bilinear" if len(shape) == 2 else "trilinear"
-    return 900 * torch.nn.functional.interpolate(coarse, size=shape, mode=mode, align_corners=True)[0, 0] + 50
-
-
-@pytest.fixture
-def files(tmp_path):
-    shape = (37, 30, 5)
-    return {
-        "image": write(tmp_path / "moving.nii.gz", blobs(shape, 1)),
-        "fixed": write(tmp_path / "fixed.nii.gz", blobs(shape, 2)),
-    }
+from tests.transforms.synthetic import AFFINE, blobs, write
 
 
 @pytest.mark.parametrize("size", [(16, 12), (48, 20), (64, 64)])
