@@ -78,17 +78,17 @@ def pair_names(names: Sequence[str], partners: int) -> list[tuple[str, str]]:
 
     Args:
         names: sorted subjects, at least two.
-        partners: of each subject, 1 to n - 1.
+        partners: of each subject, from 1; all others where there are fewer.
 
     Raises:
-        ValueError: for fewer than two subjects, or partners out of range.
+        ValueError: for fewer than two subjects or no partners.
     """
     count = len(names)
     if count < 2:
         raise ValueError(f"names: expected at least two subjects to pair, got {list(names)}.")
-    if not 1 <= partners < count:
-        raise ValueError(f"partners: expected 1 to {count - 1} for {count} subjects, got {partners}.")
-    distances = [1 + (k + 3) % (count - 1) for k in range(1, partners + 1)]
+    if partners < 1:
+        raise ValueError(f"partners: expected at least 1, got {partners}.")
+    distances = [1 + (k + 3) % (count - 1) for k in range(1, min(partners, count - 1) + 1)]
     return [(names[(i + distance) % count], names[i]) for distance in distances for i in range(count)]
 
 
@@ -147,7 +147,7 @@ def load_pairs(
 
     Raises:
         DatasetLayoutError: for missing folders or files, labels of another shape, or an absent subject in ``pairs``.
-        ValueError: for an unknown split, a size that is not three numbers, or partners out of range.
+        ValueError: for an unknown split, a size that is not three numbers, or no partners.
     """
     if len(spatial_size) != 3:
         raise ValueError(

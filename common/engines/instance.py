@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from ..checks import known_name
 from ..spatial.fields import compose
 from ..spatial.warp import warp
 from .pairwise import PairwiseRegistration
-from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView
+from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView, channels_last
 
 logger = logging.getLogger(__name__)
 TARGETS = ("weights", "field")
@@ -136,18 +135,20 @@ class InstanceOptimisation(nn.Module):
 
 @contextmanager
 def _restored(network: nn.Module) -> Iterator[None]:
-    """Leave weights, buffers, modes, requires_grad and gradients as they were, whatever happens."""
-    state = copy.deepcopy(network.state_dict())
+    """Lend copies of the weights; leave them, buffers, modes, requires_grad and gradients as they were, in any case."""
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     modes = [(module, module.training) for module in network.modules()]
-    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    for parameter, _, _ in kept:
-        parameter.grad = None
+    kept = [(parameter, parameter.data, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
+    for parameter, data, _, _ in kept:
+        parameter.data, parameter.grad = channels_last(data.clone()), None
     try:
         yield
     finally:
-        network.load_state_dict(state)
+        for buffer, values in buffers:
+            buffer.copy_(values)
         for module, mode in modes:
             module.training = mode
-        for parameter, needed, gradient in kept:
+        for parameter, data, needed, gradient in kept:
+            parameter.data = data
             parameter.requires_grad_(needed)
             parameter.grad = gradient

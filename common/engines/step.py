@@ -14,6 +14,12 @@ ESTIMATOR_INPUTS = ("fixed", "fixed_warped")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """The layout that convolutions are fastest in, for tensors of 4 or 5 axes; others as they are."""
+    layout = CHANNELS_LAST.get(tensor.dim())
+    return tensor if layout is None else tensor.contiguous(memory_format=layout)
+
+
 class TrainingView(nn.Module):
     """A displacement network whose ``forward`` returns its named tuple, for DDP and compile to wrap.
 
@@ -28,9 +34,8 @@ class TrainingView(nn.Module):
         self.amp = amp
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        image = image.contiguous(memory_format=CHANNELS_LAST[image.dim()])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            return self.network.estimate(image)  # type: ignore[operator]
+            return self.network.estimate(channels_last(image))  # type: ignore[operator]
 
 
 class EstimatorView(nn.Module):
@@ -47,9 +52,8 @@ class EstimatorView(nn.Module):
         self.amp = amp
 
     def forward(self, image: Tensor) -> Tensor:
-        image = image.contiguous(memory_format=CHANNELS_LAST[image.dim()])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            return self.network(image)
+            return self.network(channels_last(image))
 
 
 class RegistrationStep:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..checks import known_name
-from .step import CHANNELS_LAST, ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView
+from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView, channels_last
 
 
 class RegistrationEvents(EventEnum):
@@ -51,8 +51,7 @@ def _prepared(view: nn.Module, device: torch.device, compile: bool) -> nn.Module
     """Move to the device, channels last (faster convolutions), wrap for several processes, compile where asked."""
     view = view.to(device)
     for parameter in view.parameters():
-        if parameter.dim() in CHANNELS_LAST:
-            parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.dim()])
+        parameter.data = channels_last(parameter.data)
     distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if distributed:
         if device.type == "cuda":

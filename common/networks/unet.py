@@ -74,8 +74,10 @@ class UNet(nn.Module):
         in_channels: channels of the input.
         encoder: channels of each level, from full resolution down.
         decoder: channels on the way up, one a level, then those at full resolution.
+        half_resolution: leave the last up-sampling and its skip out; what the decoder holds beyond runs on half the
+            size, at about a quarter of the cost of the whole.
 
-    Shape: (B, in_channels, *S) -> (B, decoder[-1], *S).
+    Shape: (B, in_channels, *S) -> (B, decoder[-1], *S), or (B, decoder[-1], *ceil(S/2)) with ``half_resolution``.
 
     Raises:
         ValueError: for another number of dimensions, or a decoder shorter than the encoder.
@@ -89,6 +91,7 @@ class UNet(nn.Module):
         in_channels: int,
         encoder: tuple[int, ...] = ENCODER,
         decoder: tuple[int, ...] = DECODER,
+        half_resolution: bool = False,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -98,17 +101,19 @@ class UNet(nn.Module):
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.multiple = 2 ** len(encoder)
+        self.half_resolution = half_resolution
         self.out_channels = decoder[-1]
         widths = [in_channels, *encoder]
         self.down = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
         self.bottom = ConvBlock(spatial_dims, encoder[-1], decoder[0])
+        steps = len(encoder) - int(half_resolution)
         self.up = nn.ModuleList(
             [
                 UpConvBlock(spatial_dims, low, skip, out)
-                for low, skip, out in zip(decoder[: len(encoder)], encoder[::-1], decoder[1 : len(encoder) + 1])
+                for low, skip, out in zip(decoder[:steps], encoder[::-1], decoder[1 : steps + 1])
             ]
         )
-        widths = list(decoder[len(encoder) :])
+        widths = list(decoder[steps:])
         self.full = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ class UNet(nn.Module):
 
     def _crop(self, x: Tensor, size: list[int]) -> Tensor:
         for axis in range(self.spatial_dims):
-            x = x.narrow(2 + axis, 0, size[axis])
+            x = x.narrow(2 + axis, 0, (size[axis] + 1) // 2 if self.half_resolution else size[axis])
         return x
 
 

@@ -49,7 +49,8 @@ class VoxelMorph(nn.Module):
         spatial_dims: 2 or 3.
         integration_steps: squarings; 0 takes the velocity as displacement (the first VoxelMorph).
         velocity_downsample: factor between the image's and the velocity's grid (published 2).
-        encoder, decoder: as ``UNet``.
+        encoder, decoder, half_resolution: as ``UNet``; the U-Net at half resolution (313,507 parameters in 3D) is an
+            option of the released code: a velocity on half the grid needs no finer one.
 
     Reference: Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019.
     """
@@ -61,11 +62,12 @@ class VoxelMorph(nn.Module):
         velocity_downsample: int = 2,
         encoder: tuple[int, ...] = ENCODER,
         decoder: tuple[int, ...] = DECODER,
+        half_resolution: bool = False,
     ) -> None:
         super().__init__()
         self.integration_steps = integration_steps
         self.velocity_downsample = velocity_downsample
-        self.unet = UNet(spatial_dims, 2, tuple(encoder), tuple(decoder))
+        self.unet = UNet(spatial_dims, 2, tuple(encoder), tuple(decoder), half_resolution)
         self.flow = convolution(spatial_dims, self.unet.out_channels, spatial_dims)
         nn.init.normal_(self.flow.weight, std=1e-5)
         if self.flow.bias is not None:
@@ -74,7 +76,7 @@ class VoxelMorph(nn.Module):
     def velocity(self, image: Tensor) -> Tensor:
         """Velocity on its reduced grid, float32 whatever the precision of the convolutions."""
         flow = self.flow(self.unet(image)).float()
-        size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in flow.shape[2:]]
+        size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in image.shape[2:]]
         return resize_field(flow, size)
 
     def displacement(self, velocity: Tensor, size: list[int]) -> Tensor:

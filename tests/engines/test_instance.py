@@ -71,7 +71,7 @@ def state_of(network):
 
 def assert_same_state(one, other):
     for a, b in zip(one[0].values(), other[0].values(), strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(a, b) and a.stride() == b.stride()
     assert one[1:3] == other[1:3]
     for a, b in zip(one[3], other[3], strict=True):
         assert (a is None and b is None) or torch.equal(a, b)

@@ -27,6 +27,12 @@ def test_has_the_published_number_of_parameters(dims, count):
     assert sum(parameter.numel() for parameter in VoxelMorph(dims).parameters()) == count
 
 
+@pytest.mark.parametrize(("dims", "count"), [(2, 104_562), (3, 313_507)])
+def test_at_half_resolution_only_the_skip_at_full_resolution_is_missing(dims, count):
+    # 16 channels of the skip times 32 of the output times 3^d taps.
+    assert sum(parameter.numel() for parameter in VoxelMorph(dims, half_resolution=True).parameters()) == count
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_starts_close_to_the_identity_but_not_at_it(size):
     torch.manual_seed(0)
@@ -50,6 +56,17 @@ def test_estimate_is_forward_with_the_velocity_it_integrates(size):
     by_hand = resize_field(integrate_svf(estimate.velocity, 7), list(size))
     torch.testing.assert_close(ddf, by_hand, atol=0, rtol=0)
     assert ddf.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_at_half_resolution_the_flow_is_the_velocity(size):
+    network = awakened(size, half_resolution=True)
+    with torch.no_grad():
+        flow = network.flow(network.unet(pair(size)))
+        estimate = network.estimate(pair(size))
+    assert list(flow.shape[2:]) == [(n + 1) // 2 for n in size]
+    torch.testing.assert_close(estimate.velocity, flow, atol=0, rtol=0)
+    assert list(estimate.ddf.shape[2:]) == list(size) and estimate.ddf.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -91,9 +108,10 @@ def test_fields_stay_float32_under_autocast(size):
     assert 0 < (mixed.ddf - plain.ddf).abs().max() < 0.05 * scale
 
 
+@pytest.mark.parametrize("half_resolution", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_scripted_equals_eager(size):
-    network = awakened(size)
+def test_scripted_equals_eager(size, half_resolution):
+    network = awakened(size, half_resolution=half_resolution)
     scripted = torch.jit.script(network)
     image = pair(size)
     with torch.no_grad():
