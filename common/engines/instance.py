@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..checks import known_name
 from ..spatial.fields import compose
 from ..spatial.warp import warp
-from .pairwise import PairwiseRegistration
+from .pairwise import SHORT_LIVED, PairwiseRegistration
 from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView, channels_last
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class InstanceOptimisation(nn.Module):
         with _restored(self.network), torch.enable_grad():
             view.eval().requires_grad_(True)
             optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
-            for iteration in range(self.iterations):
+            for iteration in tqdm(range(self.iterations), "fitting the weights", **SHORT_LIVED):
                 total = self.objective(self._step(moving, fixed, view))["total"]
                 if not total.isfinite():
                     raise FloatingPointError(

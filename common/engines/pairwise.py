@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..losses.smoothness import Diffusion
 from ..spatial.integrate import integrate_svf, resize_field
@@ -21,6 +23,9 @@ logger = logging.getLogger(__name__)
 # Adam's epsilon where the loss were a sum over voxels: far below the gradients of contrast in [0, 1], far above the
 # rounding errors that its normalisation would otherwise blow up to full steps in flat regions.
 EPSILON = 1e-5
+
+# A progress bar of one pair: on a terminal only, and gone when it is done.
+SHORT_LIVED: dict[str, Any] = {"leave": False, "mininterval": 1.0, "disable": None}
 
 
 class PairwiseRegistration:
@@ -133,7 +138,7 @@ class PairwiseRegistration:
         velocity = start.clone().requires_grad_()
         # Gradients of a mean shrink with the number of nodes; Adam's epsilon must follow, or large images stand still.
         optimiser = torch.optim.Adam([velocity], lr=self.learning_rate, eps=EPSILON / velocity[0, 0].numel())
-        for step in range(1, steps + 1):
+        for step in tqdm(range(1, steps + 1), f"optimising the field at 1/{level}", **SHORT_LIVED):
             ddf = resize_field(integrate_svf(velocity, self.integration_steps), size)
             residual = self.similarity(warp(moving, ddf, padding="border"), fixed)
             loss = residual.mean() + self.smoothness_weight * self.smoothness(velocity)
