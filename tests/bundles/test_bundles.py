@@ -223,6 +223,29 @@ def test_instance_optimisation_is_an_option(
     assert np.abs(fields[0] - fields[1]).max() > 1e-4
 
 
+@pytest.mark.parametrize("target", ["weights", "field"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("adacs")])
+def test_inference_optimises_what_evaluation_does(name: str, target: str) -> None:
+    options = {"device": "cpu", "instance_iterations": 3, "instance_target": target, "instance_learning_rate": 1e-2}
+    configs = BUNDLES_DIR / name / "configs"
+    evaluation, inference = (
+        ConfigWorkflow(
+            config_file=[str(configs / file) for file in files], meta_file=str(configs / "metadata.json"),
+            logging_file=False, workflow_type="train", **options,
+        )
+        for files in (["train.json", "evaluate.json"], ["inference.json"])
+    )  # fmt: skip
+    for workflow in (evaluation, inference):
+        workflow.initialize()
+    one, other = (workflow.parser.get_parsed_content("instance") for workflow in (evaluation, inference))
+    weights = torch.load(BUNDLES_DIR / name / "models" / "model.pt", weights_only=True)
+    for instance in (one, other):
+        instance.network.load_state_dict(weights)
+    size = [24, 17] if name.endswith(("acdc", "triangles")) else [18, 24, 17]
+    image = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(one(image), other(image))
+
+
 @pytest.mark.parametrize("objective", ["mse", "mae", "tukey", "ncc", "lncc", "mi", "adaframe", "adareg"])
 def test_every_objective_of_the_baseline_trains(objective: str, acdc_dir: Path, tmp_path: Path) -> None:
     bundle = BUNDLES_DIR / "baseline_acdc"
