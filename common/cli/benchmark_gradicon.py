@@ -34,7 +34,7 @@ PLAIN, PLAIN_LAST = "plain loop, two forwards", "plain loop, two forwards, chann
 TWO, ONE = "trainer, two forwards", "trainer, one forward"
 RELEASED, ALONE = "trainer, one forward, released", "trainer, one forward, similarity alone"
 
-MONAI, MONAI_LAST, OURS = "MONAI", "MONAI, channels last", "ours"
+MONAI, MONAI_LAST, OURS, OURS_HALF = "MONAI", "MONAI, channels last", "ours", "ours, U-Net at half resolution"
 
 
 def gradicon_runs(shape: Sequence[int], batch_size: int, device: torch.device) -> dict[str, Run]:
@@ -73,8 +73,9 @@ def gradicon_runs(shape: Sequence[int], batch_size: int, device: torch.device) -
 def voxelmorph_runs(size: int, batch_size: int, device: torch.device) -> dict[str, Run]:
     """Steps of VoxelMorph in 3D, ours (channels last, as the trainer has it) and MONAI's, by name.
 
-    Same channels and number of parameters, 7 squarings at half resolution, warp, MSE and Adam in all. MONAI's scales
-    fields by 2 where it halves the resolution, which costs the same but makes its values no reference.
+    Same channels and number of parameters (but for the U-Net at half resolution), 7 squarings at half resolution, warp,
+    MSE and Adam in all. MONAI's scales fields by 2 where it halves the resolution, which costs the same but makes its
+    values no reference.
 
     Args:
         size: side of the cube, a multiple of 16.
@@ -85,7 +86,7 @@ def voxelmorph_runs(size: int, batch_size: int, device: torch.device) -> dict[st
         The runs by name.
     """
     moving, fixed = _images([size] * 3, batch_size, device)
-    ours = build("voxelmorph", 3).to(device)
+    ours, half = (build("voxelmorph", 3, half_resolution=half).to(device) for half in (False, True))
     unet = MonaiVoxelMorphUNet(3, 2, 32, channels=(16, *[32] * 7), final_conv_channels=(16, 16))
     theirs = MonaiVoxelMorph(unet, integration_steps=7, half_res=True).to(device)
     counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (ours, theirs)]
@@ -102,6 +103,7 @@ def voxelmorph_runs(size: int, batch_size: int, device: torch.device) -> dict[st
         MONAI: run_of(copy.deepcopy(theirs), lambda net: net(moving, fixed)[0], torch.contiguous_format),
         MONAI_LAST: run_of(theirs, lambda net: net(moving, fixed)[0], last),
         OURS: run_of(ours, lambda net: warp(moving, net(image)), last),
+        OURS_HALF: run_of(half, lambda net: warp(moving, net(image)), last),
     }
 
 
