@@ -11,7 +11,7 @@ from ..spatial.fields import compose
 from ..spatial.integrate import resize_field
 from ..spatial.units import unit_to_voxel
 from ..spatial.warp import warp
-from .unet import convolution
+from .unet import convolution, convolve, convolve_up
 from .voxelmorph import Estimate, pair_image
 
 DOWN = (2, 16, 32, 64, 256, 512)
@@ -50,13 +50,7 @@ class DownBlock(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(x, 0.01)
-        if min(y.shape[2:]) > 1:
-            y = self.conv(y)
-        elif y.dim() == 4:  # The zeros as data: where padding is all that a tap of the kernel sees, oneDNN leaves its
-            y = F.conv2d(F.pad(y, [1] * 4), self.conv.weight, self.conv.bias, stride=2)  # bfloat16 gradient unset.
-        else:
-            y = F.conv3d(F.pad(y, [1] * 6), self.conv.weight, self.conv.bias, stride=2)
+        y = convolve(F.leaky_relu(x, 0.01), self.conv.weight, self.conv.bias, stride=2)
         return y + _match_channels(halve(x), self.out_channels)
 
 
@@ -78,7 +72,8 @@ class UpBlock(nn.Module):
         beside = F.interpolate(
             _match_channels(x, self.out_channels), scale_factor=2.0, mode=self.mode, align_corners=False
         )
-        x = self.norm(self.conv(F.leaky_relu(x, 0.01)) + beside)
+        size = [2 * n for n in x.shape[2:]]
+        x = self.norm(convolve_up(F.leaky_relu(x, 0.01), self.conv.weight, self.conv.bias, size) + beside)
         for axis in range(2, x.dim()):
             x = x.narrow(axis, 0, skip.shape[axis])
         return torch.cat([x, skip], dim=1)
@@ -135,7 +130,7 @@ class TallUNet2(nn.Module):
             x = block(x)
         for block in self.up:
             x = block(x, skips.pop())
-        return unit_to_voxel(self.last(x).float() / 10.0)
+        return unit_to_voxel(convolve(x, self.last.weight, self.last.bias).float() / 10.0)
 
 
 class Downsample(nn.Module):

@@ -18,6 +18,36 @@ def convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Mo
     return conv(in_channels, out_channels, kernel_size=3, padding=1)
 
 
+# Where an axis has one voxel, the two functions below append the zeros of the padding as data: of kernel taps that see
+# nothing but padding, oneDNN leaves the bfloat16 gradient unset.
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, stride: int = 1) -> Tensor:
+    """3^d convolution with padding 1: (B, I, *S) -> (B, O, *ceil(S/stride))."""
+    padding = 1
+    if min(x.shape[2:]) == 1:
+        x = F.pad(x, [1] * (2 * (x.dim() - 2)))
+        padding = 0
+    if x.dim() == 4:
+        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+    return F.conv3d(x, weight, bias, stride=stride, padding=padding)
+
+
+def convolve_up(x: Tensor, weight: Tensor, bias: Optional[Tensor], size: list[int]) -> Tensor:
+    """4^d transposed convolution, stride 2, padding 1, cut at the end: (B, I, *S) -> (B, O, *size), size <= 2S."""
+    first = 0
+    if min(x.shape[2:]) == 1:
+        x = F.pad(x, [1] * (2 * (x.dim() - 2)))
+        first = 2
+    if x.dim() == 4:
+        x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+    else:
+        x = F.conv_transpose3d(x, weight, bias, stride=2, padding=1)
+    for axis in range(len(size)):
+        x = x.narrow(2 + axis, first, size[axis])
+    return x
+
+
 class ConvBlock(nn.Module):
     """3^d convolution and LeakyReLU(0.2)."""
 
@@ -26,7 +56,7 @@ class ConvBlock(nn.Module):
         self.conv = convolution(spatial_dims, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.conv(x), 0.2, inplace=True)
+        return F.leaky_relu(convolve(x, self.conv.weight, self.conv.bias), 0.2, inplace=True)
 
 
 class UpConvBlock(nn.Module):
@@ -36,7 +66,7 @@ class UpConvBlock(nn.Module):
     (each 3-tap filter convolved with the two ones of the up-sampling): 4^d/2^d = 2^d taps an output voxel, not 3^d,
     and no large intermediate. The parameters are those of the plain block.
 
-    Shape: (B, low_channels, *S/2), (B, skip_channels, *S) -> (B, out_channels, *S).
+    Shape: (B, low_channels, *ceil(S/2)), (B, skip_channels, *S) -> (B, out_channels, *S).
     """
 
     def __init__(self, spatial_dims: int, low_channels: int, skip_channels: int, out_channels: int) -> None:
@@ -52,22 +82,18 @@ class UpConvBlock(nn.Module):
             before, after = [0] * (2 * len(axes)), [0] * (2 * len(axes))
             before[2 * axis], after[2 * axis + 1] = 1, 1
             kernel = F.pad(kernel, before) + F.pad(kernel, after)
-        beside = self.conv.weight[:, self.low_channels :]
-        if x.dim() == 4:
-            low = F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
-            value = low + F.conv2d(skip, beside, None, padding=1)
-        else:
+        if x.dim() == 5:
             # Flip and padding leave the kernel in a layout that makes a step of the whole network a quarter slower.
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
-            low = F.conv_transpose3d(x, kernel, self.conv.bias, stride=2, padding=1)
-            value = low + F.conv3d(skip, beside, None, padding=1)
-        return F.leaky_relu(value, 0.2, inplace=True)
+        low = convolve_up(x, kernel, self.conv.bias, skip.shape[2:])
+        beside = convolve(skip, self.conv.weight[:, self.low_channels :])
+        return F.leaky_relu(low + beside, 0.2, inplace=True)
 
 
 class UNet(nn.Module):
     """Encoder-decoder with skips: one convolution a level, max-pool 2, nearest up-sampling, no normalisation.
 
-    Sizes that 2^levels does not divide are zero-padded at their end and the output is cropped back.
+    Odd sizes are rounded up on the way down, the last block then being half a one, and cut on the way up.
 
     Args:
         spatial_dims: 2 or 3.
@@ -100,8 +126,6 @@ class UNet(nn.Module):
             raise ValueError(f"decoder needs more entries than encoder ({len(encoder)}), got {len(decoder)}.")
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
-        self.multiple = 2 ** len(encoder)
-        self.half_resolution = half_resolution
         self.out_channels = decoder[-1]
         widths = [in_channels, *encoder]
         self.down = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
@@ -122,29 +146,16 @@ class UNet(nn.Module):
                 f"image: expected (B, {self.in_channels}, *S) with {self.spatial_dims} spatial axes, got {x.shape}."
                 " A displacement network takes moving and fixed concatenated on the channel axis."
             )
-        size = x.shape[2:]
-        x = self._pad(x)
         skips: list[Tensor] = []
         for block in self.down:
             x = block(x)
             skips.append(x)
-            x = F.max_pool2d(x, 2) if self.spatial_dims == 2 else F.max_pool3d(x, 2)
+            x = F.max_pool2d(x, 2, ceil_mode=True) if x.dim() == 4 else F.max_pool3d(x, 2, ceil_mode=True)
         x = self.bottom(x)
         for block in self.up:
             x = block(x, skips.pop())
         for block in self.full:
             x = block(x)
-        return self._crop(x, size)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        padding: list[int] = []
-        for axis in range(self.spatial_dims):
-            padding = [0, (-x.shape[2 + axis]) % self.multiple] + padding
-        return F.pad(x, padding) if sum(padding) > 0 else x
-
-    def _crop(self, x: Tensor, size: list[int]) -> Tensor:
-        for axis in range(self.spatial_dims):
-            x = x.narrow(2 + axis, 0, (size[axis] + 1) // 2 if self.half_resolution else size[axis])
         return x
 
 
@@ -190,5 +201,5 @@ class PixelEstimator(nn.Module):
             nn.init.constant_(self.head.bias, math.log(initial / (1 - initial)) if self.sigmoid else initial)
 
     def forward(self, image: Tensor) -> Tensor:
-        value = self.head(self.unet(image)).float()
+        value = convolve(self.unet(image), self.head.weight, self.head.bias).float()
         return torch.sigmoid(value) if self.sigmoid else value

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spatial.integrate import integrate_svf, resize_field
-from .unet import DECODER, ENCODER, UNet, convolution
+from .unet import DECODER, ENCODER, UNet, convolution, convolve
 
 
 class Estimate(NamedTuple):
@@ -75,7 +75,7 @@ class VoxelMorph(nn.Module):
 
     def velocity(self, image: Tensor) -> Tensor:
         """Velocity on its reduced grid, float32 whatever the precision of the convolutions."""
-        flow = self.flow(self.unet(image)).float()
+        flow = convolve(self.unet(image), self.flow.weight, self.flow.bias).float()
         size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in image.shape[2:]]
         return resize_field(flow, size)
 

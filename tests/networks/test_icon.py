@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import copy
 import math
 
 import pytest
@@ -174,36 +173,8 @@ def test_widths_that_do_not_fit_are_refused(down, up):
         TallUNet2(2, down, up)
 
 
-def poison(*like):
-    """Leave NaN in freed memory, for the next tensors of these sizes to find."""
-    kept = [torch.full_like(x, math.nan, dtype=t) for x in like for t in (torch.bfloat16, torch.float32) * 8]
-    del kept
-
-
-@pytest.mark.parametrize("memory_format", ["plain", "channels_last"])
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (1, 1, 1), (2, 1, 1), (1, 5, 1)])
-def test_bfloat16_gradients_at_the_bottom_are_those_of_float64(size, memory_format):
-    torch.manual_seed(0)
-    down, image = DownBlock(len(size), 16, 32), torch.randn(3, 16, *size)
-    if memory_format == "channels_last":
-        layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
-        down, image = down.to(memory_format=layout), image.contiguous(memory_format=layout)
-    exact = copy.deepcopy(down).double()
-    poison(down.conv.weight, down.conv.bias, image)
-    with torch.autocast("cpu", torch.bfloat16):
-        value = down(image)
-    slope = torch.randn(value.shape)
-    poison(down.conv.weight, down.conv.bias, image, value)
-    value.backward(slope.to(value.dtype))
-    exact(image.double()).backward(slope.double())
-    for name, parameter in down.named_parameters():
-        expected = exact.get_parameter(name).grad
-        tolerance = 0.02 * float(expected.abs().max())
-        assert (parameter.grad.double() - expected).abs().max() < tolerance, name
-
-
-@pytest.mark.parametrize("size", [(9, 1), (3, 2, 5)])
-def test_bfloat16_training_from_tiny_images_has_finite_gradients(size):
+@pytest.mark.parametrize("size", [(9, 1), (3, 2, 5), (3, 1, 3)])
+def test_bfloat16_training_from_tiny_images_has_finite_gradients(size, poison):
     """(9, 1): the bottom is one voxel from the second level on."""
     network = awakened(TallUNet2(len(size), **DEEP)).train()
     poison(*network.parameters())

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import VoxelMorphUNet
 
-from common.networks.unet import PixelEstimator, UNet, UpConvBlock, convolution
+from common.networks.unet import PixelEstimator, UNet, UpConvBlock, convolution, convolve, convolve_up
 
 SIZES = [(32, 48), (16, 32, 16)]
 ODD_SIZES = [(19, 33), (17, 5, 30)]
@@ -74,7 +74,7 @@ def test_up_block_has_the_gradients_of_the_plain_block():
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("size", [*ODD_SIZES, (16, 64), (1, 16)])
+@pytest.mark.parametrize("size", [*ODD_SIZES, (16, 64), (1, 16), (10, 13)])
 def test_any_size_is_kept(size):
     torch.manual_seed(0)
     unet = UNet(len(size), 2)
@@ -82,22 +82,83 @@ def test_any_size_is_kept(size):
         assert unet(random_image(2, size)).shape == (2, 16, *size)
 
 
-@pytest.mark.parametrize("size", ODD_SIZES)
-def test_odd_size_is_zero_padding_at_the_end_and_cropping(size):
+def plainly(unet, image):
+    """The U-Net with images up-sampled, padded to one size and concatenated."""
+    pool = F.max_pool2d if image.dim() == 4 else F.max_pool3d
+    x, skips = image, []
+    for block in unet.down:
+        x = block(x)
+        skips.append(x)
+        x = pool(x, 2, ceil_mode=True)
+    x = unet.bottom(x)
+    for block in unet.up:
+        skip = skips.pop()
+        inside = (..., *(slice(n) for n in skip.shape[2:]))
+        up = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        padded = skip.new_zeros(*skip.shape[:2], *up.shape[2:])
+        padded[inside] = skip
+        x = F.leaky_relu(block.conv(torch.cat([up, padded], dim=1)), 0.2)[inside]
+    for block in unet.full:
+        x = block(x)
+    return x
+
+
+@pytest.mark.parametrize("half_resolution", [False, True])
+@pytest.mark.parametrize("size", [*ODD_SIZES, (48, 16)])
+def test_odd_sizes_are_rounded_up_on_the_way_down_and_cut_on_the_way_up(size, half_resolution):
     torch.manual_seed(0)
-    unet = UNet(len(size), 2)
+    unet = UNet(len(size), 2, half_resolution=half_resolution)
     image = random_image(2, size)
-    padded = torch.zeros(2, 2, *(-(-n // 16) * 16 for n in size))
-    inside = (..., *(slice(n) for n in size))
-    padded[inside] = image
     with torch.no_grad():
-        torch.testing.assert_close(unet(image), unet(padded)[inside], atol=0, rtol=0)
+        value = unet(image)
+        torch.testing.assert_close(value, plainly(unet, image), atol=1e-6, rtol=1e-5)
+    assert value.shape == (2, 16, *((n + 1) // 2 if half_resolution else n for n in size))
 
 
-def test_padding_follows_the_number_of_levels():
-    unet = UNet(2, 1, encoder=(4, 8), decoder=(8, 8, 4))
-    assert unet.multiple == 4 and unet.out_channels == 4
-    assert unet(random_image(1, (10, 13))).shape == (2, 4, 10, 13)
+THIN = [(1, 1), (1, 7), (2, 2), (1, 1, 1), (2, 1, 1), (1, 5, 1), (3, 1, 3)]
+each_layout = pytest.mark.parametrize("layout", [None, (torch.channels_last, torch.channels_last_3d)])
+
+
+def agrees_in_bfloat16(function, weight, image, poison):
+    """Compare value and gradient of the weight, under autocast, with those of float64."""
+    exact = weight.double().requires_grad_()
+    expected = function(image.double(), exact)
+    weight.requires_grad_()
+    poison(weight, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = function(image, weight)
+    slope = torch.randn(value.shape)
+    poison(weight, image, value)
+    value.backward(slope.to(value.dtype))
+    expected.backward(slope.double())
+    for ours, theirs in ((value, expected), (weight.grad, exact.grad)):
+        assert (ours.double() - theirs).abs().max() < 0.02 * theirs.abs().max()
+
+
+@each_layout
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", THIN)
+def test_convolution_of_thin_images_has_its_gradients_in_bfloat16(size, stride, layout, poison):
+    torch.manual_seed(0)
+    form = {"memory_format": layout[len(size) - 2]} if layout else {}
+    weight, image = torch.randn(32, 16, *[3] * len(size)).to(**form), torch.randn(3, 16, *size).to(**form)
+    agrees_in_bfloat16(lambda x, w: convolve(x, w, stride=stride), weight, image, poison)
+    plain = F.conv2d if len(size) == 2 else F.conv3d
+    expected = plain(image, weight, stride=stride, padding=1)
+    torch.testing.assert_close(convolve(image, weight, stride=stride), expected, atol=1e-4, rtol=1e-4)
+
+
+@each_layout
+@pytest.mark.parametrize("size", THIN)
+def test_transposed_convolution_of_thin_images_has_its_gradients_in_bfloat16(size, layout, poison):
+    torch.manual_seed(0)
+    form = {"memory_format": layout[len(size) - 2]} if layout else {}
+    weight, image = torch.randn(16, 32, *[4] * len(size)).to(**form), torch.randn(3, 16, *size).to(**form)
+    cut = [2 * size[0] - 1, *(2 * n for n in size[1:])]
+    agrees_in_bfloat16(lambda x, w: convolve_up(x, w, None, cut), weight, image, poison)
+    plain = F.conv_transpose2d if len(size) == 2 else F.conv_transpose3d
+    expected = plain(image, weight, stride=2, padding=1)[:, :, : cut[0]]
+    torch.testing.assert_close(convolve_up(image, weight, None, cut), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
