@@ -18,14 +18,14 @@ def convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Mo
     return conv(in_channels, out_channels, kernel_size=3, padding=1)
 
 
-# Where an axis has one voxel, the two functions below append the zeros of the padding as data: of kernel taps that see
-# nothing but padding, oneDNN leaves the bfloat16 gradient unset.
+# Where an axis has one or two voxels, the functions below append the zeros of the padding as data: of kernel taps that
+# see little else, oneDNN leaves the bfloat16 gradient unset.
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, stride: int = 1) -> Tensor:
     """3^d convolution with padding 1: (B, I, *S) -> (B, O, *ceil(S/stride))."""
     padding = 1
-    if min(x.shape[2:]) == 1:
+    if min(x.shape[2:]) < 3:
         x = F.pad(x, [1] * (2 * (x.dim() - 2)))
         padding = 0
     if x.dim() == 4:
@@ -36,7 +36,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, stride: i
 def convolve_up(x: Tensor, weight: Tensor, bias: Optional[Tensor], size: list[int]) -> Tensor:
     """4^d transposed convolution, stride 2, padding 1, cut at the end: (B, I, *S) -> (B, O, *size), size <= 2S."""
     first = 0
-    if min(x.shape[2:]) == 1:
+    if min(x.shape[2:]) < 3:
         x = F.pad(x, [1] * (2 * (x.dim() - 2)))
         first = 2
     if x.dim() == 4:

@@ -115,7 +115,7 @@ def test_odd_sizes_are_rounded_up_on_the_way_down_and_cut_on_the_way_up(size, ha
     assert value.shape == (2, 16, *((n + 1) // 2 if half_resolution else n for n in size))
 
 
-THIN = [(1, 1), (1, 7), (2, 2), (1, 1, 1), (2, 1, 1), (1, 5, 1), (3, 1, 3)]
+THIN = [(1, 1), (1, 7), (2, 2), (1, 1, 1), (2, 1, 1), (1, 5, 1), (3, 1, 3), (2, 2, 2), (2, 7, 2), (2, 2, 3)]
 each_layout = pytest.mark.parametrize("layout", [None, (torch.channels_last, torch.channels_last_3d)])
 
 
