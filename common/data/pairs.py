@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from monai.transforms import Randomizable
+from monai.utils import convert_to_tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -32,13 +34,20 @@ class PairDataset(Dataset):
             seed (see ``SeededSampler``).
         with_labels: False (training): items hold the two images. True (evaluation): also the labels, ``crop_start``
             ``(d,)``, and what there is of ``subject``, ``case``, ``slice``, ``spacing``, ``group``, ``true_ddf``.
+        augmentation: random transform of ``{"moving_image": …, "fixed_image": …}``, both ``(C, *spatial_size)``, before
+            they are scaled; for training, and applied to items that are asked for with a draw seed alone.
 
     Raises:
-        ValueError: for no pairs, or pairs without a key that they need.
+        ValueError: for no pairs, pairs without a key that they need, or an augmentation of labels.
     """
 
     def __init__(
-        self, data: Sequence[dict[str, Any]], spatial_size: Sequence[int], jitter: int = 0, with_labels: bool = False
+        self,
+        data: Sequence[dict[str, Any]],
+        spatial_size: Sequence[int],
+        jitter: int = 0,
+        with_labels: bool = False,
+        augmentation: Randomizable | None = None,
     ) -> None:
         if not data:
             raise ValueError("data: expected at least one pair, got none; check dataset_dir and split.")
@@ -51,7 +60,11 @@ class PairDataset(Dataset):
                     f"data[{index}]: expected the keys {sorted(needed)} in every pair, got {sorted(pair)}; give all "
                     "pairs the same keys."
                 )
-        self.data = data
+        if with_labels and augmentation is not None:
+            raise ValueError(
+                "augmentation: expected None with labels, which it would not move; evaluate images as they are."
+            )
+        self.data, self.augmentation = data, augmentation
         self.crop = CropToCentred(crop_keys, spatial_size, jitter=jitter)
         self._crop_from = (*crop_keys, "centre", *(("true_ddf",) if "true_ddf" in details else ()))
         self._keep = (*crop_keys, *details, "crop_start") if with_labels else IMAGES
@@ -77,6 +90,10 @@ class PairDataset(Dataset):
         generator = torch.Generator().manual_seed(draw_seed or 0) if jittered else None
         pair = self.data[index]
         cropped: Any = self.crop({key: pair[key] for key in self._crop_from}, generator)
+        if self.augmentation is not None and draw_seed is not None:
+            self.augmentation.set_random_state(seed=draw_seed % 2**32)
+            images = self.augmentation({key: cropped[key] for key in IMAGES})  # type: ignore[operator]
+            cropped |= {key: convert_to_tensor(images[key], track_meta=False) for key in IMAGES}
         return pair | cropped
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from common.data.pairs import PairDataset, SeededSampler, evaluation_loader, training_loader
+from common.transforms.augment import random_affine
 
 
 def _pairs(count: int, d: int = 2) -> list[dict[str, Any]]:
@@ -74,6 +75,23 @@ def test_jitter_is_a_function_of_the_draw_seed_and_absent_for_plain_indices() ->
     same[0]["fixed_image"] = same[0]["moving_image"]
     item = PairDataset(same, (12, 10), jitter=3)[0, 4]
     assert torch.equal(item["moving_image"], item["fixed_image"])
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_augmentation_is_a_function_of_the_draw_seed_and_absent_for_plain_indices(d: int) -> None:
+    size = (12, 10, 8)[:d]
+    dataset, exact = PairDataset(_pairs(2, d), size, augmentation=random_affine(d)), PairDataset(_pairs(2, d), size)
+    assert torch.equal(dataset[1]["moving_image"], exact[1]["moving_image"])
+    draws, again = ([dataset[1, seed]["moving_image"] for seed in (7, 2**61, 8)] for _ in range(2))
+    assert all(torch.equal(*both) for both in zip(draws, again, strict=True))
+    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    for draw in draws:
+        assert type(draw) is torch.Tensor and draw.min() == 0 and draw.max() == 1 and draw.shape == (1, *size)
+
+
+def test_augmentation_of_labels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="augmentation: expected None with labels"):
+        PairDataset(_pairs(1), (12, 10), with_labels=True, augmentation=random_affine(2))
 
 
 @pytest.mark.parametrize("count", [16, 19])
