@@ -101,7 +101,7 @@ class UNet(nn.Module):
         encoder: channels of each level, from full resolution down.
         decoder: channels on the way up, one a level, then those at full resolution.
         half_resolution: leave the last up-sampling and its skip out; what the decoder holds beyond runs on half the
-            size, at about a quarter of the cost of the whole.
+            size.
 
     Shape: (B, in_channels, *S) -> (B, decoder[-1], *S), or (B, decoder[-1], *ceil(S/2)) with ``half_resolution``.
 

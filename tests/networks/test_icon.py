@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import math
 
 import pytest
@@ -171,6 +172,28 @@ def test_other_numbers_of_dimensions_are_refused(dims):
 def test_widths_that_do_not_fit_are_refused(down, up):
     with pytest.raises(ValueError, match="down, up: expected 2 input channels and one more width down than up"):
         TallUNet2(2, down, up)
+
+
+@pytest.mark.parametrize("memory_format", ["plain", "channels_last"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (1, 1, 1), (2, 1, 1), (1, 5, 1)])
+def test_bfloat16_gradients_at_the_bottom_are_those_of_float64(size, memory_format, poison):
+    torch.manual_seed(0)
+    down, image = DownBlock(len(size), 16, 32), torch.randn(3, 16, *size)
+    if memory_format == "channels_last":
+        layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+        down, image = down.to(memory_format=layout), image.contiguous(memory_format=layout)
+    exact = copy.deepcopy(down).double()
+    poison(down.conv.weight, down.conv.bias, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = down(image)
+    slope = torch.randn(value.shape)
+    poison(down.conv.weight, down.conv.bias, image, value)
+    value.backward(slope.to(value.dtype))
+    exact(image.double()).backward(slope.double())
+    for name, parameter in down.named_parameters():
+        expected = exact.get_parameter(name).grad
+        tolerance = 0.02 * float(expected.abs().max())
+        assert (parameter.grad.double() - expected).abs().max() < tolerance, name
 
 
 @pytest.mark.parametrize("size", [(9, 1), (3, 2, 5), (3, 1, 3)])

@@ -82,6 +82,12 @@ def test_any_size_is_kept(size):
         assert unet(random_image(2, size)).shape == (2, 16, *size)
 
 
+def test_widths_may_be_others():
+    unet = UNet(2, 1, encoder=(4, 8), decoder=(8, 8, 4))
+    assert unet.out_channels == 4
+    assert unet(random_image(1, (10, 13))).shape == (2, 4, 10, 13)
+
+
 def plainly(unet, image):
     """The U-Net with images up-sampled, padded to one size and concatenated."""
     pool = F.max_pool2d if image.dim() == 4 else F.max_pool3d
