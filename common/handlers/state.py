@@ -24,12 +24,13 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
         torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, temporary)
 
 
-def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path") -> nn.Module:
     """Load a bare state dict with ``weights_only=True`` and say clearly what does not fit.
 
     Args:
         module: receives the weights.
         path: a file that ``save_weights`` wrote.
+        argument: what errors call ``path``.
 
     Returns:
         ``module``.
@@ -41,22 +42,22 @@ def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"ckpt_path: expected a file of weights at {path}, there is none. Train the bundle first and pass its "
-            "--ckpt_path OUTPUT_DIR/model.pt."
+            f"{argument}: expected a file of weights at {path}, there is none. Train the bundle first and pass its "
+            f"--{argument} OUTPUT_DIR/model.pt."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"ckpt_path: {path} is no file of torch weights, or it is damaged: {error}") from error
+        raise ValueError(f"{argument}: {path} is no file of torch weights, or it is damaged: {error}") from error
     own = module.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"ckpt_path: {path} holds no bare state dict (a training state?). Pass model.pt instead.")
+        raise ValueError(f"{argument}: {path} holds no bare state dict (a training state?). Pass model.pt instead.")
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     if missing or unexpected or wrong:
         shapes = [f"{key}: expected {tuple(own[key].shape)}, got {tuple(state[key].shape)}" for key in sorted(wrong)]
         raise ValueError(
-            f"ckpt_path: {path} is a checkpoint of another network than {type(module).__name__}: "
+            f"{argument}: {path} is a checkpoint of another network than {type(module).__name__}: "
             f"missing {missing[:3]}, unexpected {unexpected[:3]}, other shapes {shapes[:3]}. "
             "Use the architecture and network size that it was trained with."
         )

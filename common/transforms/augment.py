@@ -3,28 +3,25 @@
 
 from __future__ import annotations
 
-from monai.transforms import Compose, RandAffined, RandFlipd
+from monai.transforms import Compose, RandAffined
 
 KEYS = ("moving_image", "fixed_image")
 
 
 def random_affine(
     spatial_dims: int,
-    flip: float = 0.5,
     rotation: float = 0.1,
     scale: float = 0.1,
     shear: float = 0.1,
     translation: float = 2.0,
 ) -> Compose:
-    """Flip both images of a pair alike, and give each an affine transform of its own.
+    """Give each image of a pair an affine transform of its own.
 
-    Flips show the network other anatomies, the transforms other differences between the two. Images keep their grid and
-    are sampled linearly, what lies outside has the border's intensity. All numbers are drawn uniformly from
-    [-value, value].
+    Images keep their grid and are sampled linearly, what lies outside has the border's intensity. All numbers are drawn
+    uniformly from [-value, value]. There are no flips: images that all lie alike have no mirrored ones among them.
 
     Args:
         spatial_dims: 2 or 3.
-        flip: probability of a flip, along each axis by itself.
         rotation: about each axis, in radians.
         scale: of each axis, as a share of its length.
         shear: of each pair of axes.
@@ -33,7 +30,6 @@ def random_affine(
     Returns:
         A transform of ``{"moving_image": (C, *S), "fixed_image": (C, *S)}``, its draws fixed by ``set_random_state``.
     """
-    flips = [RandFlipd(KEYS, prob=flip, spatial_axis=axis) for axis in range(spatial_dims)]
     affines = [
         RandAffined(
             key,
@@ -46,4 +42,4 @@ def random_affine(
         )
         for key in KEYS
     ]
-    return Compose([*flips, *affines])
+    return Compose(affines)

@@ -159,6 +159,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_training_starts_from_the_weights_that_are_given(
+    bundle: Path, trained: dict[str, Path], data_dirs: dict[str, str], tmp_path: Path
+) -> None:
+    given = trained[bundle.name] / "model.pt"
+    settings = small(bundle) | {"dataset_dir": data_dirs[data_of(bundle)], "output_dir": str(tmp_path)}
+    workflow = run(
+        bundle, "training", "train.json", initial_weights=str(given), learning_rate=0.0, **(settings | {"epochs": 1})
+    )
+    parameters = dict(workflow.parser.get_parsed_content("network_def").named_parameters())
+    start, end = (torch.load(path, weights_only=True) for path in (given, tmp_path / "model.pt"))
+    assert parameters and all(torch.equal(start[key], end[key]) for key in parameters)
+    assert json.loads((tmp_path / "summary.json").read_text())["settings"]["initial_weights"] == str(given)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_evaluation_repeats_what_training_measured(
     bundle: Path, trained: dict[str, Path], data_dirs: dict[str, str], tmp_path: Path
 ) -> None:

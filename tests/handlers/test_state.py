@@ -218,6 +218,8 @@ def test_weights_come_back_exactly(tmp_path, dims):
 def test_missing_weights_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="ckpt_path: expected a file of weights at .*model.pt.*Train"):
         load_weights(VoxelMorph(2, **TINY), tmp_path / "model.pt")
+    with pytest.raises(FileNotFoundError, match="initial_weights: expected a file .*--initial_weights OUTPUT_DIR"):
+        load_weights(VoxelMorph(2, **TINY), tmp_path / "model.pt", "initial_weights")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import torch
 from common.transforms.augment import random_affine
 
 SIZES = [(20, 25), (16, 19, 18)]
-STILL = {"rotation": 0.0, "scale": 0.0, "shear": 0.0, "translation": 0.0}
 
 
 def drawn(transform, image, seed):
@@ -16,23 +15,9 @@ def drawn(transform, image, seed):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_both_images_are_flipped_alike_along_each_axis_in_half_the_draws(size):
-    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
-    transform, flipped = random_affine(len(size), **STILL), torch.zeros(len(size))
-    for seed in range(40):
-        moving, fixed = drawn(transform, image, seed)
-        torch.testing.assert_close(moving, fixed, atol=1e-5, rtol=0)
-        axes = [[axis for axis in range(len(size)) if combination >> axis & 1] for combination in range(2 ** len(size))]
-        found = [a for a in axes if torch.allclose(moving, image.flip([1 + axis for axis in a]), atol=1e-4)]
-        assert len(found) == 1
-        flipped[found[0]] += 1
-    assert (flipped > 10).all() and (flipped < 30).all()
-
-
-@pytest.mark.parametrize("size", SIZES)
 def test_each_image_is_translated_by_itself_by_at_most_that_many_voxels(size):
     ramp = torch.arange(size[0], dtype=torch.float32).reshape(1, -1, *[1] * (len(size) - 1)).expand(1, *size)
-    transform = random_affine(len(size), flip=0.0, **(STILL | {"translation": 3.0}))
+    transform = random_affine(len(size), rotation=0.0, scale=0.0, shear=0.0, translation=3.0)
     middle = (0, slice(4, -4), *[slice(4, -4)] * (len(size) - 1))
     shifts = []
     for seed in range(20):
