@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from monai.transforms import Compose, RandAffined
 
-KEYS = ("moving_image", "fixed_image")
-
 
 def random_affine(
     spatial_dims: int,
@@ -40,6 +38,6 @@ def random_affine(
             translate_range=[translation] * spatial_dims,
             padding_mode="border",
         )
-        for key in KEYS
+        for key in ("moving_image", "fixed_image")
     ]
     return Compose(affines)
