@@ -13,6 +13,7 @@ from monai.utils import ForwardMode
 from torch import Tensor, nn
 
 from ..spatial.warp import warp
+from .instance import InstanceOptimisation
 
 
 class RegistrationEvaluator(Evaluator):
@@ -54,13 +55,17 @@ class RegistrationEvaluator(Evaluator):
         moving, fixed = batch["moving_image"], batch["fixed_image"]
         if isinstance(self.network, nn.Module):
             self.network.eval()
+        image = torch.cat([moving, fixed], dim=1)
         started = time.perf_counter()
-        ddf = self._registered(moving, fixed)
-        if moving.device.type == "cuda":
-            torch.cuda.synchronize(moving.device)
-        output = {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
-        return output | {"reverse_ddf": self._registered(fixed, moving)} if self.both_ways else output
-
-    def _registered(self, moving: Tensor, fixed: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(moving.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.network(torch.cat([moving, fixed], dim=1)).float()
+            reverse = None
+            if self.both_ways and isinstance(self.network, InstanceOptimisation):
+                ddf, reverse = self.network.both_ways(image)
+            else:
+                ddf = self.network(image).float()
+            if moving.device.type == "cuda":
+                torch.cuda.synchronize(moving.device)
+            output = {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
+            if self.both_ways:
+                output["reverse_ddf"] = self.network(image.flip(1)).float() if reverse is None else reverse
+        return output

@@ -93,16 +93,31 @@ class InstanceOptimisation(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             image = image.float()
             if self.target == "weights":
-                return torch.cat([self._fitted(pair[None]) for pair in image])
+                return torch.stack([self._fitted(pair[None])[0] for pair in image])
             with _restored(self.network), torch.no_grad():
                 ddf = self.network.eval()(image)
             warped = warp(image[:, :1], ddf)
             return compose(ddf, self.field(torch.cat([warped, image[:, 1:]], dim=1)))
 
+    def both_ways(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Register a batch of pairs in both directions; a bidirectional fit of the weights gives both maps at once.
+
+        Args, Raises: as ``forward``.
+
+        Returns:
+            Displacements of moving onto fixed and of fixed onto moving, (B, d, *S) in voxels each.
+        """
+        if not (self.iterations and self.target == "weights" and self.bidirectional):
+            return self(image), self(image.flip(1))
+        with torch.autocast(image.device.type, enabled=False):
+            ddf, reverse = torch.stack([self._fitted(pair[None]) for pair in image.float()], dim=1)
+        return ddf, reverse
+
     def _fitted(self, image: Tensor) -> Tensor:
-        moving, fixed = image[:, :1], image[:, 1:]
+        """Fit one pair, (1, 2, *S); returns its displacement, with ``bidirectional`` those of both directions."""
         if self.bidirectional:
-            moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
+            image = torch.cat([image, image.flip(1)])
+        moving, fixed = image[:, :1], image[:, 1:]
         view = TrainingView(self.network)
         with _restored(self.network), torch.enable_grad():
             view.eval().requires_grad_(True)

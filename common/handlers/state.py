@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..atomic import atomic_path
+from ..networks.icon import lengthened
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "last.pt"
@@ -24,13 +25,14 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
         torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, temporary)
 
 
-def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path") -> nn.Module:
+def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path", lengthen: bool = False) -> nn.Module:
     """Load a bare state dict with ``weights_only=True`` and say clearly what does not fit.
 
     Args:
         module: receives the weights.
         path: a file that ``save_weights`` wrote.
         argument: what errors call ``path``.
+        lengthen: the file may be of a chain of fewer steps, see ``networks.icon.lengthened``.
 
     Returns:
         ``module``.
@@ -49,9 +51,11 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{argument}: {path} is no file of torch weights, or it is damaged: {error}") from error
-    own = module.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{argument}: {path} holds no bare state dict (a training state?). Pass model.pt instead.")
+    if lengthen:
+        state = lengthened(state, module)
+    own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     if missing or unexpected or wrong:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ICON's U-Net, and the operators that compose displacement networks into a coarse-to-fine chain."""
 
+import re
+from collections.abc import Mapping
 from typing import Optional
 
 import torch
@@ -251,3 +253,36 @@ def _downsampled(network: nn.Module, factor: int) -> nn.Module:
     while factor > 1:
         network, factor = Downsample(network), factor // 2
     return network
+
+
+def lengthened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights of a chain from those of a shorter one, for training in stages: its steps first, in their order.
+
+    Steps beyond it start as copies of its last one. Departure: the paper's stages (knees) add steps that start as the
+    identity.
+
+    Args:
+        weights: state dict of a chain of fewer steps, or as many, that ``build_icon`` or the operators here made.
+        network: the chain that is to receive them; its factors may be others.
+
+    Returns:
+        A state dict; whether it fits, ``load_state_dict`` says.
+
+    Reference: Tian et al., GradICON, CVPR 2023, A.2.1 (stages).
+    """
+    steps, own = _steps(weights), _steps(network.state_dict())
+    if not 0 < len(steps) <= len(own):  # no chain, or a longer one: nothing to lengthen
+        return dict(weights)
+    given = dict(zip(own, steps + steps[-1:] * (len(own) - len(steps))))
+    return {
+        step + name.removeprefix(source): value
+        for step, source in given.items()
+        for name, value in weights.items()
+        if name.startswith(source)
+    }
+
+
+def _steps(weights: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes of a chain's steps in a state dict, coarse to fine."""
+    found = [re.match(r"((step|first|second)\.)+", name) for name in weights]
+    return list(dict.fromkeys(match.group() for match in found if match))

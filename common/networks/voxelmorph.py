@@ -6,7 +6,9 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from ..spatial.fields import compose
 from ..spatial.integrate import integrate_svf, resize_field
+from ..spatial.warp import warp
 from .unet import DECODER, ENCODER, UNet, convolution, convolve
 
 
@@ -15,7 +17,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         ddf: displacement in voxels of the fixed grid, (B, d, *S).
-        velocity: the field that smoothness acts on, (B, d, *S'), in voxels of its own (coarser) grid.
+        velocity: the field that smoothness acts on, (B, d, *S'), in voxels of its own (coarser) grid; of a network of
+            several passes (B, passes d, *S'), so that a mean over the channels is one over the passes.
     """
 
     ddf: Tensor
@@ -51,8 +54,14 @@ class VoxelMorph(nn.Module):
         velocity_downsample: factor between the image's and the velocity's grid (published 2).
         encoder, decoder, half_resolution: as ``UNet``; the U-Net at half resolution (313,507 parameters in 3D) is an
             option of the released code: a velocity on half the grid needs no finer one.
+        passes: how often the network is applied (published 1). Each pass sees the moving image warped so far; the maps
+            are composed, the first one outermost. All passes share the weights, and gradients flow through all.
 
-    Reference: Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019.
+    Raises:
+        ValueError: for less than one pass.
+
+    Reference: Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019; passes: Zhao et al., Recursive
+    Cascaded Networks, ICCV 2019 (there with shared weights at test time, in training with weights of their own).
     """
 
     def __init__(
@@ -63,8 +72,12 @@ class VoxelMorph(nn.Module):
         encoder: tuple[int, ...] = ENCODER,
         decoder: tuple[int, ...] = DECODER,
         half_resolution: bool = False,
+        passes: int = 1,
     ) -> None:
         super().__init__()
+        if passes < 1:
+            raise ValueError(f"passes: expected at least 1, got {passes}.")
+        self.passes = passes
         self.integration_steps = integration_steps
         self.velocity_downsample = velocity_downsample
         self.unet = UNet(spatial_dims, 2, tuple(encoder), tuple(decoder), half_resolution)
@@ -97,10 +110,16 @@ class VoxelMorph(nn.Module):
         Raises:
             ValueError: for another number of channels or axes, or a condition.
         """
-        image = pair_image(image, fixed, condition, "VoxelMorph")
-        return self.displacement(self.velocity(image), image.shape[2:])
+        return self.estimate(pair_image(image, fixed, condition, "VoxelMorph")).ddf
 
     def estimate(self, image: Tensor) -> Estimate:
         """As ``forward``, with the velocity that training regularises."""
         velocity = self.velocity(image)
-        return Estimate(self.displacement(velocity, image.shape[2:]), velocity)
+        ddf = self.displacement(velocity, image.shape[2:])
+        velocities = [velocity]
+        for _ in range(self.passes - 1):
+            warped = warp(image[:, :1], ddf, padding="border")
+            velocity = self.velocity(torch.cat([warped, image[:, 1:]], dim=1))
+            ddf = compose(ddf, self.displacement(velocity, image.shape[2:]))
+            velocities.append(velocity)
+        return Estimate(ddf, torch.cat(velocities, dim=1))

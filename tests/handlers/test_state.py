@@ -12,6 +12,7 @@ from common.handlers.schedule import AlternatingSchedule
 from common.handlers.state import STATE_FILE, TrainingState, load_weights, save_weights
 from common.losses.objectives import DisplacementObjective, ScoreObjective, ScoreWeight
 from common.losses.similarity import SquaredError
+from common.networks.icon import build_icon
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
 
@@ -213,6 +214,21 @@ def test_weights_come_back_exactly(tmp_path, dims):
     save_weights(saved, tmp_path / "deep" / "model.pt")
     assert load_weights(fresh, tmp_path / "deep" / "model.pt") is fresh
     assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in saved.state_dict().items())
+
+
+def test_weights_of_a_shorter_chain_are_taken_where_that_is_asked_for_alone(tmp_path):
+    torch.manual_seed(0)
+    widths = {"down": (2, 4), "up": (4,)}
+    short, long = build_icon(2, (2,), **widths), build_icon(2, (2, 1), **widths)
+    save_weights(short, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="checkpoint of another network than Composition"):
+        load_weights(long, tmp_path / "model.pt")
+    load_weights(long, tmp_path / "model.pt", "initial_weights", lengthen=True)
+    for step in (long.step.first.step, long.step.second):
+        assert torch.equal(step.down[0].conv.weight, short.step.step.down[0].conv.weight)
+    with pytest.raises(ValueError, match="initial_weights: .*checkpoint of another network than Composition"):
+        save_weights(long, tmp_path / "long.pt")
+        load_weights(short, tmp_path / "long.pt", "initial_weights", lengthen=True)
 
 
 def test_missing_weights_say_what_to_do(tmp_path):

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from common.networks.icon import Composition, DownBlock, Downsample, TallUNet2, TwoStep, UpBlock, build_icon, halve
+from common.networks.icon import (
+    Composition,
+    DownBlock,
+    Downsample,
+    TallUNet2,
+    TwoStep,
+    UpBlock,
+    build_icon,
+    halve,
+    lengthened,
+)
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.fields import compose
 from common.spatial.warp import identity_grid, warp
@@ -334,3 +344,44 @@ def test_number_of_channels_is_refused_with_the_shape_that_was_given(method):
 def test_factors_other_than_falling_powers_of_two_are_refused(factors):
     with pytest.raises(ValueError, match="factors: expected powers of two from coarse to fine such as"):
         build_icon(2, factors, **FLAT)
+
+
+# --- training in stages
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((1,), (1, 1)), ((4, 4), (4, 4, 2, 1)), ((4, 2, 1), (4, 2, 1, 1)), ((2, 1), (2, 1))]
+)
+@each_shape
+def test_longer_chain_starts_with_the_steps_of_the_shorter_and_copies_of_its_last(shape, before, after):
+    dims = len(shape)
+    short, long = awakened(build_icon(dims, before, **FLAT)), build_icon(dims, after, **FLAT).eval()
+    long.load_state_dict(lengthened(short.state_dict(), long))
+    old, new = ([m for m in chain.modules() if isinstance(m, TallUNet2)] for chain in (short, long))
+    assert len(old) == len(before) and len(new) == len(after)
+    for step, source in zip(new, old + old[-1:] * (len(new) - len(old)), strict=True):
+        image = pair(shape)
+        with torch.no_grad():
+            assert torch.equal(step(image), source(image)) and source(image).abs().max() > 0.1
+
+
+def test_lengthened_steps_do_not_share_their_weights():
+    network = build_icon(2, (1, 1), **FLAT)
+    network.load_state_dict(lengthened(awakened(build_icon(2, (1,), **FLAT)).state_dict(), network))
+    with torch.no_grad():
+        network.step.second.last.weight.add_(1.0)
+    assert not torch.equal(network.step.first.last.weight, network.step.second.last.weight)
+
+
+def test_another_network_can_be_a_step_that_is_copied():
+    short = Composition(VoxelMorph(2, encoder=(4,), decoder=(4, 4)))
+    long = Composition(TwoStep(*(VoxelMorph(2, encoder=(4,), decoder=(4, 4)) for _ in range(2))))
+    long.load_state_dict(lengthened(short.state_dict(), long))
+    for step in (long.step.first, long.step.second):
+        assert torch.equal(step.flow.weight, short.step.flow.weight)
+
+
+@pytest.mark.parametrize("other", [lambda: VoxelMorph(2), lambda: build_icon(2, (2, 1, 1), **FLAT)])
+def test_weights_of_no_chain_or_a_longer_one_are_left_as_they_are(other):
+    weights = other().state_dict()
+    assert lengthened(weights, build_icon(2, (2, 1), **FLAT)) == weights

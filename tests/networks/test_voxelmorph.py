@@ -2,9 +2,11 @@
 import pytest
 import torch
 
+from common.networks.icon import TwoStep
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.integrate import integrate_svf, resize_field
 from common.spatial.jacobian import jacobian_determinant
+from common.spatial.warp import warp
 
 SIZES = [(32, 48), (19, 34), (16, 32, 17)]
 TINY = {"encoder": (4, 4), "decoder": (4, 4, 4)}
@@ -108,10 +110,41 @@ def test_fields_stay_float32_under_autocast(size):
     assert 0 < (mixed.ddf - plain.ddf).abs().max() < 0.05 * scale
 
 
-@pytest.mark.parametrize("half_resolution", [False, True])
+@pytest.mark.parametrize("passes", [2, 3])
 @pytest.mark.parametrize("size", SIZES)
-def test_scripted_equals_eager(size, half_resolution):
-    network = awakened(size, half_resolution=half_resolution)
+def test_passes_are_a_chain_of_the_network_with_itself(size, passes):
+    once, network = awakened(size, strength=0.1), awakened(size, strength=0.1, passes=passes)
+    assert once.state_dict().keys() == network.state_dict().keys()
+    chain = once
+    for _ in range(passes - 1):
+        chain = TwoStep(chain, once)
+    with torch.no_grad():
+        ddf = network(pair(size))
+        torch.testing.assert_close(ddf, chain(pair(size)), atol=1e-5, rtol=0)
+        assert (ddf - once(pair(size))).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_velocities_of_all_passes_are_regularised(size):
+    once, network, image = awakened(size), awakened(size, passes=2), pair(size)
+    with torch.no_grad():
+        first, velocity = once.estimate(image), network.estimate(image).velocity
+        warped = torch.cat([warp(image[:, :1], first.ddf, padding="border"), image[:, 1:]], dim=1)
+        second = once.velocity(warped)
+    assert (first.velocity - second).abs().max() > 1e-3
+    torch.testing.assert_close(velocity, torch.cat([first.velocity, second], dim=1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("passes", [0, -1])
+def test_less_than_one_pass_is_refused(passes):
+    with pytest.raises(ValueError, match=f"passes: expected at least 1, got {passes}"):
+        VoxelMorph(2, passes=passes)
+
+
+@pytest.mark.parametrize("options", [{}, {"half_resolution": True}, {"passes": 2}])
+@pytest.mark.parametrize("size", SIZES)
+def test_scripted_equals_eager(size, options):
+    network = awakened(size, strength=0.1, **options)
     scripted = torch.jit.script(network)
     image = pair(size)
     with torch.no_grad():
