@@ -57,15 +57,19 @@ class RegistrationEvaluator(Evaluator):
             self.network.eval()
         image = torch.cat([moving, fixed], dim=1)
         started = time.perf_counter()
-        with torch.no_grad(), torch.autocast(moving.device.type, torch.bfloat16, enabled=self.autocast):
-            reverse = None
-            if self.both_ways and isinstance(self.network, InstanceOptimisation):
-                ddf, reverse = self.network.both_ways(image)
-            else:
-                ddf = self.network(image).float()
-            if moving.device.type == "cuda":
-                torch.cuda.synchronize(moving.device)
-            output = {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
-            if self.both_ways:
-                output["reverse_ddf"] = self.network(image.flip(1)).float() if reverse is None else reverse
+        if self.both_ways and isinstance(self.network, InstanceOptimisation):
+            ddf, reverse = self._registered(self.network.both_ways, image)
+        else:
+            ddf, reverse = self._registered(self.network, image), None
+        ddf = ddf.float()
+        if moving.device.type == "cuda":
+            torch.cuda.synchronize(moving.device)
+        output = {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
+        if self.both_ways:
+            reverse = self._registered(self.network, image.flip(1)) if reverse is None else reverse
+            output["reverse_ddf"] = reverse.float()
         return output
+
+    def _registered(self, register: Callable[[Tensor], Any], image: Tensor) -> Any:
+        with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
+            return register(image)
