@@ -27,7 +27,8 @@ class RegistrationEvaluator(Evaluator):
         val_data_loader: batches with ``moving_image`` and ``fixed_image``, (B, 1, *S) in [0, 1].
         network: ``(image) -> ddf`` on cat(moving, fixed): a displacement network, or a method that optimises pairs.
         amp: run the network in bfloat16 autocast.
-        both_ways: also register fixed onto moving, for the inverse consistency (not counted in ``seconds``).
+        both_ways: also register fixed onto moving, for the inverse consistency (not counted in ``seconds``, unless
+            one fit gives both directions).
         val_handlers: MONAI or Ignite handlers.
     """
 

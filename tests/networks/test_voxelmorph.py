@@ -144,7 +144,7 @@ def test_less_than_one_pass_is_refused(passes):
 @pytest.mark.parametrize("options", [{}, {"half_resolution": True}, {"passes": 2}])
 @pytest.mark.parametrize("size", SIZES)
 def test_scripted_equals_eager(size, options):
-    network = awakened(size, strength=0.1, **options)
+    network = awakened(size, **options)
     scripted = torch.jit.script(network)
     image = pair(size)
     with torch.no_grad():
