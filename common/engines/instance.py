@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..checks import known_name
 from ..spatial.fields import compose
-from ..spatial.warp import warp
+from ..spatial.warp import PADDINGS, warp
 from .pairwise import SHORT_LIVED, PairwiseRegistration
 from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView, channels_last
 
@@ -41,6 +41,7 @@ class InstanceOptimisation(nn.Module):
         bidirectional: give the objective both directions of the pair; for "weights".
         estimator: score or variance network that the objective reads; stays as it is.
         estimator_input: as in training, "fixed" or "fixed_warped".
+        padding, inside_only: as in training, see ``RegistrationStep``; for "weights".
         field: optimises "field", from its arguments; its ``steps`` are ``iterations`` at full resolution by default.
 
     Raises:
@@ -60,6 +61,8 @@ class InstanceOptimisation(nn.Module):
         bidirectional: bool = False,
         estimator: nn.Module | None = None,
         estimator_input: str = "fixed",
+        padding: str = "zeros",
+        inside_only: bool = False,
         field: PairwiseRegistration | None = None,
     ) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class InstanceOptimisation(nn.Module):
         self.network, self.objective, self.similarity = network, objective, similarity
         self.iterations, self.target, self.learning_rate = int(iterations), target, float(learning_rate)
         self.bidirectional, self.estimator_input = bool(bidirectional), estimator_input
+        self.padding, self.inside_only = known_name("padding", padding, PADDINGS), bool(inside_only)
         self.estimator = None if estimator is None else EstimatorView(estimator)
         self.field = field or PairwiseRegistration(similarity, levels=(1,), steps=(self.iterations,))
 
@@ -145,7 +149,7 @@ class InstanceOptimisation(nn.Module):
         names = frozenset(["displacement", "score"] if self.estimator is not None else ["displacement"])
         return RegistrationStep(
             moving, fixed, view, self.similarity, self.estimator, self.estimator_input, names,
-            frozenset(["displacement"]), self.bidirectional,
+            frozenset(["displacement"]), self.bidirectional, True, self.padding, self.inside_only,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..spatial.warp import warp
+from ..spatial.warp import samples_inside, warp
 
 ESTIMATOR_INPUTS = ("fixed", "fixed_warped")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -69,6 +69,9 @@ class RegistrationStep:
         differentiable: names of the networks ("displacement", "estimator") that some active update differentiates.
         bidirectional: ``moving`` and ``fixed`` hold every pair twice: cat(A, B) and cat(B, A).
         batched_directions: register both halves in one forward; False takes one after the other.
+        padding: what lies outside the moving image, see ``warp``.
+        inside_only: the residual counts only where the sample lies inside the moving image; its mean is then the mean
+            over these voxels (the ICON code's knees).
     """
 
     def __init__(
@@ -83,12 +86,15 @@ class RegistrationStep:
         differentiable: frozenset[str],
         bidirectional: bool = False,
         batched_directions: bool = True,
+        padding: str = "zeros",
+        inside_only: bool = False,
     ) -> None:
         self.moving, self.fixed, self.active = moving, fixed, active
         self.bidirectional = bidirectional
         self._forwards = 2 if bidirectional and not batched_directions else 1
         self._displacement, self._similarity, self._estimator = displacement, similarity, estimator
         self._estimator_input = estimator_input
+        self._padding, self._inside_only = padding, inside_only
         self._differentiable = differentiable
         self._estimate: tuple[Tensor, ...] | None = None
         self._estimated: Tensor | None = None
@@ -134,7 +140,7 @@ class RegistrationStep:
         """Moving image on the fixed one, (B, 1, *S)."""
         if self._warped is None:
             with self._gradients("displacement"):
-                self._warped = warp(self.moving, self.estimate.ddf)  # type: ignore[attr-defined]
+                self._warped = warp(self.moving, self.estimate.ddf, padding=self._padding)  # type: ignore[attr-defined]
         return self._warped
 
     @property
@@ -143,6 +149,9 @@ class RegistrationStep:
         if self._residual is None:
             with self._gradients("displacement"):
                 self._residual = self._similarity(self.warped, self.fixed)
+                if self._inside_only:
+                    valid = samples_inside(self.estimate.ddf.detach())  # type: ignore[attr-defined]
+                    self._residual = self._residual * (valid / valid.mean().clamp(min=1e-6))
         return self._residual
 
     @property

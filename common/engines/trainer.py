@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..checks import known_name
+from ..spatial.warp import PADDINGS
 from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView, channels_last
 
 
@@ -80,6 +81,8 @@ class RegistrationTrainer(Trainer):
         bidirectional: also register fixed onto moving, in the same batch; both directions count one half.
         batched_directions: with ``bidirectional``, register both directions in one forward; False runs two of half the
             batch, one after the other (batch statistics are then those of one direction).
+        padding: what lies outside the moving image: "zeros" (VoxelMorph) or "border" (ICON), see ``warp``.
+        inside_only: see ``RegistrationStep``.
         second_forward: recompute the displacement after it was updated (AdaCS's Algorithm 1, line 17); by default one
             forward serves all updates of an iteration.
         amp: bfloat16 autocast of the networks; fields, warps and losses stay float32, no gradient scaling.
@@ -105,6 +108,8 @@ class RegistrationTrainer(Trainer):
         estimator_input: str = "fixed",
         bidirectional: bool = False,
         batched_directions: bool = True,
+        padding: str = "zeros",
+        inside_only: bool = False,
         second_forward: bool = False,
         amp: bool = False,
         compile: bool = False,
@@ -122,6 +127,7 @@ class RegistrationTrainer(Trainer):
         self.similarity = similarity.to(device)
         self.estimator_input = estimator_input
         self.bidirectional, self.batched_directions = bidirectional, batched_directions
+        self.padding, self.inside_only = known_name("padding", padding, PADDINGS), inside_only
         self.second_forward = second_forward
         self.finite_check_interval = 1 if device.type == "cpu" else finite_check_interval
         self.active = frozenset(update.name for update in self.updates)
@@ -165,6 +171,8 @@ class RegistrationTrainer(Trainer):
             frozenset(name for update in running for name in update.differentiates),
             self.bidirectional,
             self.batched_directions,
+            self.padding,
+            self.inside_only,
         )
         self.state.step = step
         output: dict[str, dict[str, Tensor]] = {}

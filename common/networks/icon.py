@@ -32,11 +32,11 @@ def halve(image: Tensor) -> Tensor:
 
 
 def _match_channels(x: Tensor, channels: int) -> Tensor:
-    """Keep the first channels, or append channels of zeros."""
+    """Keep the first channels, or put channels of zeros before them: the input's take the last positions."""
     missing = channels - x.shape[1]
     if missing <= 0:
         return x[:, :channels]
-    return torch.cat([x, x.new_zeros([x.shape[0], missing] + list(x.shape[2:]))], dim=1)
+    return torch.cat([x.new_zeros([x.shape[0], missing] + list(x.shape[2:])), x], dim=1)
 
 
 class DownBlock(nn.Module):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PADDINGS = ("zeros", "border", "reflection")
 
 def identity_grid(shape: list[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Voxel coordinates of a grid.
@@ -65,6 +66,21 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding: str = "zer
         floating.to(ddf.dtype), sampling_grid(ddf), mode=mode, padding_mode=padding, align_corners=True
     )
     return warped.to(image.dtype)
+
+
+def samples_inside(ddf: Tensor) -> Tensor:
+    """1 where x + ddf(x) lies on the grid, 0 elsewhere.
+
+    Departure: the ICON code warps ones with a border of zeros, which also takes off what lies within a voxel of the
+    border, in part.
+
+    Args:
+        ddf: displacement in voxels, (B, d, *S).
+
+    Returns:
+        (B, 1, *S), of the type of ``ddf``.
+    """
+    return (sampling_grid(ddf).abs() <= 1.0 + 1e-6).all(dim=-1).unsqueeze(1).to(ddf.dtype)
 
 
 def sample(field: Tensor, points: Tensor, padding: str = "border") -> Tensor:
