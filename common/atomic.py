@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -108,7 +109,7 @@ def named_if_full(path: Path) -> Iterator[None]:
     except DiskFull as error:  # of a temporary file inside
         raise DiskFull(path, error.reason) from error
     except (OSError, RuntimeError) as error:
-        number = getattr(error, "errno", None)
+        number: Any = getattr(error, "errno", None)
         if number not in FULL and not any(text in str(error) for text in (*TORCH_FAILED, "No space")):
             raise
         raise DiskFull(path, os.strerror(number) if number in FULL else str(error).splitlines()[0]) from error

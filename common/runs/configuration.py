@@ -154,10 +154,10 @@ def _check_number(path: tuple[str, ...], value: Any, default: Any) -> None:
 
 def _arguments(target: Any) -> set[str] | None:
     """Names that a ``_target_`` takes; None where it takes any or cannot be found."""
-    found = pydoc.locate(target) if isinstance(target, str) and not is_expression(target) else None
     try:
+        found = pydoc.locate(target) if isinstance(target, str) and not is_expression(target) else None
         parameters = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, pydoc.ErrorDuringImport):
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
