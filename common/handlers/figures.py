@@ -77,11 +77,12 @@ class FigurePanels:
             score=median.get("score"),
             jacobian_determinant=median["determinant"],
             title=median["title"],
+            label_names=self._label_names(),
         )
         logger.info("Figure of the median case: %s", self.output_dir / "registration.png")
         if self.estimator is not None:
             shown = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in chosen[1:]]
-            score_panel(self.output_dir / "scores.png", shown)
+            score_panel(self.output_dir / "scores.png", shown, self._label_names())
             logger.info("Score maps: %s", self.output_dir / "scores.png")
 
     @torch.no_grad()
@@ -105,6 +106,9 @@ class FigurePanels:
         shown["ddf"] = middle_plane(ddf[0])[:2].cpu().numpy()
         shown["title"] = f"{row['case']}  Dice {row['dice_before']:.3f} → {row['dice']:.3f}"
         return shown
+
+    def _label_names(self) -> dict[int, str]:
+        return dict(zip(self.metrics.values, self.metrics.names, strict=True))
 
     def _labels(self, masks: Tensor) -> Tensor:
         """Masks (B, K, *S) -> label map (B, 1, *S); where two masks overlap the first label named wins."""

@@ -27,16 +27,24 @@ def centroid(mask: torch.Tensor) -> torch.Tensor | None:
     return positions.double().mean(0).float() if len(positions) else None
 
 
-def auto_centre(moving: torch.Tensor, fixed: torch.Tensor, sigma: float = 16.0, fraction: float = 0.8) -> torch.Tensor:
+def auto_centre(
+    moving: torch.Tensor,
+    fixed: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    sigma: float = 16.0,
+    fraction: float = 0.8,
+) -> torch.Tensor:
     """Find where two images differ most: a crop centre that needs no label.
 
-    With the map ``m = G_sigma * mean_n |moving_n - fixed_n|``, every image scaled to [0, 1] over its whole extent,
+    With the map ``m = G_sigma * mean_n |moving_n - fixed_n|``, every image scaled to [0, 1] over what both show,
     the centre of mass of ``max(m - fraction max m, 0)``: steadier than the peak alone, which jumps between the walls of
-    a large ventricle. The mean is over the stack, so that all slices of one heart share a centre.
+    a large ventricle. The mean is over the slices of the stack that both have at a place, so that all slices of one
+    heart share a centre.
 
     Args:
         moving: stack of images of one subject ``(N, C, *S)``.
         fixed: the same shape.
+        mask: the same shape, True where both images have voxels; None: everywhere. Nothing is compared elsewhere.
         sigma: standard deviation of the Gaussian, in voxels.
         fraction: of the map's peak, in [0, 1); what lies below has no weight.
 
@@ -53,7 +61,9 @@ def auto_centre(moving: torch.Tensor, fixed: torch.Tensor, sigma: float = 16.0, 
         )
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction: expected a number in [0, 1), got {fraction!r}; 0.8 is the default.")
-    difference = (min_max(moving, batched=True) - min_max(fixed, batched=True)).abs().mean((0, 1))
+    mask = torch.ones_like(moving, dtype=torch.bool) if mask is None else mask
+    difference = (_scaled(moving, mask) - _scaled(fixed, mask)).abs()
+    difference = (difference * mask).sum((0, 1)) / mask.sum((0, 1)).clamp_min(1)
     # The filter pads with zeros, which favours the middle of the field of view: that is where the organ is planned.
     smooth = GaussianFilter(difference.ndim, sigma)(difference[None, None])[0, 0]
     peak = smooth.max()
@@ -63,6 +73,12 @@ def auto_centre(moving: torch.Tensor, fixed: torch.Tensor, sigma: float = 16.0, 
     positions = weight.nonzero()
     mass = weight[tuple(positions.T)].double()
     return ((positions * mass[:, None]).sum(0) / mass.sum()).float().cpu()
+
+
+def _scaled(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Each image in [0, 1] over its part of the mask; what lies outside has no meaning."""
+    least = torch.where(mask, images, torch.inf).amin(tuple(range(1, images.ndim)), keepdim=True)
+    return min_max(torch.where(mask, images, torch.where(least.isfinite(), least, 0.0)), batched=True)
 
 
 def crop_window(

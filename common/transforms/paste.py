@@ -80,10 +80,13 @@ def paste_field(ddf: Tensor, start: Sequence[int], shape: Sequence[int], falloff
     reach = max(falloff, math.pi * max(float(face.max()) for face in faces))
     # torch pads from the last axis on
     amounts = [(a, n - 1 - b) for a, b, n in zip(first, last, shape, strict=True)]
-    field = F.pad(kept, [amount for pair in reversed(amounts) for amount in pair], mode="replicate")
+    flat = [amount for pair in reversed(amounts) for amount in pair]
+    if not any(flat):
+        return kept
+    field = F.pad(kept, flat, mode="replicate")
     for axis, (a, b, n) in enumerate(zip(first, last, shape, strict=True)):
         index = torch.arange(n, device=ddf.device, dtype=ddf.dtype)
         distance = torch.maximum(a - index, index - b).clamp(0, reach)
         weight = 0.5 * (1 + torch.cos(math.pi * distance / reach))  # cos² of half the angle, and exactly 0 at its end
-        field = field * weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        field *= weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return field
