@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class FigurePanels:
 def evaluation_handlers(
     labels: Mapping[str, int],
     output_dir: str | Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     estimator: nn.Module | None = None,
     estimator_input: str = "fixed",
 ) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class CaseMetrics:
         labels: label value by name, the scored one first.
         surface: also surface distances and the ``official`` columns (slower; validation while training leaves it out).
         output_dir: where to write; None writes nothing.
-        settings: configuration to record in ``summary.json``.
+        settings: configuration to record in ``summary.json``, or a function that returns it at the end.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class CaseMetrics:
         labels: Mapping[str, int],
         surface: bool = True,
         output_dir: str | Path | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         if not labels:
             raise ValueError("labels: expected at least one name and value, as {'myocardium': 2}; got none.")
         self.names, self.values = list(labels), [int(value) for value in labels.values()]
         self.surface = bool(surface)
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.settings = dict(settings or {})
+        self.settings = settings
         self.rows: list[dict[str, Any]] = []
         self.volumes: dict[str, Tensor] = {}
 
@@ -184,7 +184,9 @@ class CaseMetrics:
                 scores = [row[name] for row in self.rows if not math.isnan(row[name])]
                 engine.state.metrics[name] = sum(scores) / len(scores) if scores else NAN
             return
-        summary = write_results(self.rows, self.output_dir, self.settings)
+        summary = write_results(
+            self.rows, self.output_dir, dict(self.settings() if callable(self.settings) else self.settings or {})
+        )
         write_subjects(self._subject_rows(), self.output_dir)
         for name, values in summary.items():
             if isinstance(values, dict) and isinstance(values.get("mean"), float):
