@@ -57,7 +57,7 @@ OPTIONS: dict[str, Option] = {
     # data
     "split": Option("cases of validation and evaluation: train, validation, test, all", DATA),
     "pairs": Option("CSV file of the pairs to evaluate", DATA, kind="path", optional=True, reads=True),
-    "partners": Option("pairs a training subject takes part in as moving", DATA, least=1, fixed=True),
+    "partners": Option("pairs a training subject takes part in as moving", (TRAIN,), least=1, fixed=True),
     "count": Option("pairs of every split, one number or a number a split", DATA, kind="count", least=1, fixed=True),
     "style": Option("how the shapes are drawn: outlines, filled", DATA, fixed=True),
     "labels": Option("label value by name", DATA, kind="table"),
@@ -70,7 +70,7 @@ OPTIONS: dict[str, Option] = {
     "align": Option("placement of moving: physical (by the headers), centres", (INFERENCE,)),
     "percentiles": Option("intensities that become 0 and 1, in percent", kind="numbers", least=0, fixed=True),
     # the computation
-    "seed": Option("of weights, order of samples, random windows", DATA, least=0, fixed=True),
+    "seed": Option("of weights, order of samples, random windows", (TRAIN, FIT), least=0, fixed=True),
     "device": Option("cpu, cuda, cuda:1, mps", kind="device"),
     "amp": Option("compute the network in bfloat16"),
     "compile": Option("compile the network (torch.compile)", (TRAIN,)),

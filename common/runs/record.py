@@ -17,6 +17,7 @@ from .outputs import SETS, TRAINING
 # Of the parts, those that are plain and follow from options.
 DERIVED = {"chosen": (TRAIN, FIT), "data_root": (TRAIN, EVALUATE)}
 LEFT_OUT = {"resume", "debug"}
+PAIRWISE = "pairwise"  # the objective that needs no weights
 
 
 def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
@@ -33,13 +34,14 @@ def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
     parser = parser or current_parser()
     if parser is None:
         raise RuntimeError("settings: expected to be called from a bundle's JSON, or with its parser.")
-    used = {TRAIN, EVALUATE} if stage_of(parser.config) == TRAIN else {EVALUATE}
-    if EVALUATE in used and stage_of(parser.config) == EVALUATE and _fits_pairs(parser):
-        used.add(FIT)
+    stage = stage_of(parser.config)
+    pairwise = stage == EVALUATE and parser.config.get("objective") == PAIRWISE
+    used = {stage, FIT} if stage == EVALUATE and (pairwise or _optimises(parser)) else {stage}
+    left_out = LEFT_OUT | {"ckpt_path"} if pairwise else LEFT_OUT
     result = {}
     for key in parser.config:
         stages = DERIVED.get(key) or (OPTIONS[key].stages if key in OPTIONS else ())
-        if used.intersection(stages) and key not in LEFT_OUT:
+        if used.intersection(stages) and key not in left_out:
             result[key] = _text(parser.get_parsed_content(key))
     base = shipped(parser)
     for path, value in differences(base, parser.config) if base else ():
@@ -87,11 +89,9 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _fits_pairs(parser: ConfigParser) -> bool:
-    def value(key: str) -> Any:
-        return parser.get_parsed_content(key) if key in parser.config else None
-
-    return bool(value("instance_iterations")) or value("objective") == "pairwise"
+def _optimises(parser: ConfigParser) -> bool:
+    key = "instance_iterations"
+    return key in parser.config and int(parser.get_parsed_content(key)) > 0
 
 
 def _text(value: Any) -> Any:
