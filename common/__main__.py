@@ -10,8 +10,10 @@ from .cli.compare import compare
 from .cli.pack import pack
 from .cli.study import study
 from .cli.verify import verify
+from .console import forgive_signs
 
 COMMANDS = {"benchmark": benchmark, "compare": compare, "pack": pack, "study": study, "verify": verify}
 
 if __name__ == "__main__":
+    forgive_signs()
     fire.Fire(COMMANDS, name="common")

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from .checks import known_name
+from .console import forgive_signs
 
 logger = logging.getLogger(__name__)
 MONAI_ARGUMENTS = {
@@ -164,6 +165,7 @@ def start(seed: int, device: Any = "cpu") -> None:
         seed: of torch's random state in every process.
         device: decides between NCCL and gloo.
     """
+    forgive_signs()
     root_logger = logging.getLogger()
     if not root_logger.handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
