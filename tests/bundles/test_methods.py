@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from common.data import acdc
 from common.handlers.log import read_history
 from common.losses.similarity import SIMILARITIES
 from tests.bundles.test_bundles import BUNDLES_DIR, NAMES, SMALL, run
@@ -128,3 +129,27 @@ def test_the_papers_form_stays_the_default() -> None:
     assert {key: config[key] for key in published} == published
     overlay = json.loads((BUNDLES_DIR / "adacs_acdc" / "configs" / "official.json").read_text())
     assert set(overlay) - {"_doc_"} == set(published)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_bundle_names_its_scored_labels(name: str) -> None:
+    config = json.loads((BUNDLES_DIR / name / "configs" / "train.json").read_text())
+    assert config["scored"] and set(config["scored"]) <= set(config["labels"])
+
+
+def test_inference_reads_the_score_only_to_fit(acdc_dir: Path, tmp_path: Path) -> None:
+    """A pair is registered without the score; the fit of its own objective needs it, and says which file is missing."""
+    moving, fixed = acdc.frame_files(acdc_dir, "patient001")
+    overrides = {
+        "moving": str(moving), "fixed": str(fixed), "device": "cpu", "spatial_size": [32, 32],
+        "score_path": str(tmp_path / "none.pt"),
+    }  # fmt: skip
+    bundle = BUNDLES_DIR / "adacs_acdc"
+    run(bundle, "inferring", "inference.json", output_dir=str(tmp_path / "plain"), **overrides)
+    assert (tmp_path / "plain" / "ddf.nii.gz").is_file()
+    with pytest.raises(Exception) as caught:
+        run(bundle, "inferring", "inference.json", output_dir=str(tmp_path / "fit"), instance_iterations=1, **overrides)
+    causes = [caught.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert any("score_path: expected a file of weights at" in str(cause) for cause in causes)
