@@ -4,12 +4,14 @@
 import logging
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .warp import warp
 
 logger = logging.getLogger(__name__)
 LONGEST_STEP = 4.0  # voxels that one iteration of an inversion moves at most
+SHORTEST_SHARE = 1 / 16  # of a step; a voxel that would need less is stuck
 
 
 def compose(outer: Tensor, inner: Tensor, padding: str = "border") -> Tensor:
@@ -32,11 +34,11 @@ def compose(outer: Tensor, inner: Tensor, padding: str = "border") -> Tensor:
 def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Tensor:
     """Inverse displacement v, v(x) + u(x + v(x)) = 0, by Newton's method at each voxel; computed in float64.
 
-    Steps halve where the residual would grow, so that a map that does not fold, not even between its voxels, is
-    inverted however much it stretches or shrinks. Beyond the grid u continues with its border value, so that points
-    whose origin lies outside have an inverse too: the whole grid is covered. What does not converge (the map folds
-    there) is said in a warning, with the number of voxels and how far off they are; the best that was found is
-    returned.
+    Steps halve where the residual would grow, and a voxel that gets stuck starts again from its neighbours, so that a
+    map that does not fold, not even between its voxels, is inverted however much it stretches or shrinks. Beyond the
+    grid u continues with its border value, so that points whose origin lies outside have an inverse too: the whole grid
+    is covered. What does not converge, since the map folds there, is said in a warning, with the number of voxels and
+    how far off they are.
 
     Args:
         ddf: (B, d, *S) in voxels, without gradient.
@@ -58,27 +60,42 @@ def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Tensor
         )
     field = ddf.detach() if ddf.device.type == "mps" else ddf.detach().double()  # MPS has no float64
     inverse = -field
-    residual = inverse + warp(field, inverse, padding="border")
-    error = residual.norm(dim=1, keepdim=True)
+    residual, error = _residual(field, inverse)
     share = torch.ones_like(error)
     for _ in range(iterations):
         if float(error.max()) <= tolerance:
             break
         trial = inverse - share * _newton_step(field, inverse, residual)
-        trial_residual = trial + warp(field, trial, padding="border")
-        trial_error = trial_residual.norm(dim=1, keepdim=True)
-        better = trial_error < error
-        inverse, residual = torch.where(better, trial, inverse), torch.where(better, trial_residual, residual)
-        error = torch.where(better, trial_error, error)
+        better = _residual(field, trial)[1] < error
         share = torch.where(better, (2 * share).clamp(max=1), share / 2)
+        inverse = torch.where(better, trial, inverse)
+        stalled = (share < SHORTEST_SHARE) & (error > tolerance)
+        if bool(stalled.any()):
+            inverse = torch.where(stalled, _neighbours(inverse, error <= tolerance), inverse)
+            share = torch.where(stalled, 1.0, share)
+        residual, error = _residual(field, inverse)
     missed = int((error > tolerance).sum())
     if missed:
         logger.warning(
             "invert: %d of %d voxels are not inverted to %g voxel after %d iterations, the worst is off by %.3g "
-            "voxels; the map folds there. Regularise the registration more, or raise iterations.",
+            "voxels: the map folds there, or iterations are too few. Regularise the registration more, or raise them.",
             missed, error.numel(), tolerance, iterations, float(error.max()),
         )  # fmt: skip
     return inverse.to(ddf.dtype)
+
+
+def _residual(field: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """v(x) + u(x + v(x)), (B, d, *S), and its length, (B, 1, *S)."""
+    residual = inverse + warp(field, inverse, padding="border")
+    return residual, residual.norm(dim=1, keepdim=True)
+
+
+def _neighbours(inverse: Tensor, converged: Tensor) -> Tensor:
+    """Mean of the inverse over those of a voxel's neighbours that have converged; itself where there are none."""
+    pool = F.avg_pool2d if inverse.dim() == 4 else F.avg_pool3d
+    weight = converged.to(inverse.dtype)
+    share = pool(weight, 3, 1, 1)
+    return torch.where(share > 0, pool(inverse * weight, 3, 1, 1) / share.clamp(min=1e-9), inverse)
 
 
 def _newton_step(field: Tensor, inverse: Tensor, residual: Tensor) -> Tensor:

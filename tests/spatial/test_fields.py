@@ -110,16 +110,16 @@ def test_inverse_of_a_translation_is_its_negative_everywhere(shape):
     torch.testing.assert_close(invert(ddf), -ddf, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("shape", "strength"), [((64, 64), 4.0), ((24, 28, 20), 1.2)])
+@pytest.mark.parametrize(("shape", "strength"), [((64, 64), 8.0), ((24, 28, 20), 2.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inverse_of_a_strong_diffeomorphism_is_converged_in_every_voxel(shape, strength, dtype, caplog):
-    """A random velocity that does not end at the border; its map shrinks voxels to less than a third."""
+    """A random velocity that does not end at the border; its map shrinks voxels to less than a tenth."""
     generator = torch.Generator().manual_seed(0)
     nodes = strength * torch.randn(1, len(shape), *[6] * len(shape), generator=generator)
     mode = "bicubic" if len(shape) == 2 else "trilinear"
     velocity = torch.nn.functional.interpolate(nodes, size=shape, mode=mode, align_corners=True)
     ddf = integrate_svf(velocity).to(dtype)
-    assert 0 < jacobian_determinant(ddf).min() < 0.3 and ddf.abs().max() > 3
+    assert 0 < jacobian_determinant(ddf).min() < 0.1 and ddf.abs().max() > 3
     inverse = invert(ddf)
     assert inverse.dtype == dtype
     assert compose(ddf, inverse).norm(dim=1).max() < 2e-4 and not caplog.records
