@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,12 @@ class FigurePanels:
 def evaluation_handlers(
     labels: Mapping[str, int],
     output_dir: str | Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     estimator: nn.Module | None = None,
     estimator_input: str = "fixed",
+    scored: Sequence[str] | None = None,
 ) -> list[Any]:
     """The handlers of a full evaluation: progress, measures with tables, figures. Arguments as those of the classes."""
-    metrics = CaseMetrics(labels, surface=True, output_dir=output_dir, settings=settings)
+    metrics = CaseMetrics(labels, scored, surface=True, output_dir=output_dir, settings=settings)
     panels = FigurePanels(metrics, output_dir, estimator, estimator_input)
     return [ProgressBar(desc="registering", mininterval=1.0), metrics, panels]

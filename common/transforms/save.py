@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..io.fields import save_ddf
 from ..io.images import Image, save_image, write_nifti
+from ..runs.outputs import INFERENCE, replaced_set
 from .picture import draw_registration
 
 logger = logging.getLogger(__name__)
 
 
 class SaveRegistrationd(Transform):
-    """Write what ``RegistrationResultd`` computed, on the grid of fixed; each file is replaced as a whole.
+    """Write what ``RegistrationResultd`` computed, on the grid of fixed: all files or none, in place of earlier ones.
 
     ``ddf.nii.gz``: displacement in mm, LPS, as ITK and ANTs read it, from fixed to the moving file where that lies
     (it holds the translation of ``LoadPaird(align="centres")``); ``warped.nii.gz``: the moving image warped;
@@ -40,27 +41,34 @@ class SaveRegistrationd(Transform):
         """Write the files and return the dictionary unchanged.
 
         Raises:
-            ValueError: where ITK cannot express the grid of fixed (see ``common.io.fields.save_ddf``).
+            ValueError: where ITK cannot express the grid of fixed (see ``common.io.fields.save_ddf``), or
+                ``output_dir`` holds a file of these names that is not ours.
+            OSError: naming ``output_dir``, where the disk is full; what was there before is unchanged.
         """
+        with replaced_set(self.output_dir, INFERENCE) as folder:
+            kind = self._write(folder, data)
+        logger.info("Wrote the field, the warped image and the %s Jacobian to %s.", kind, self.output_dir)
+        return dict(data)
+
+    def _write(self, folder: Path, data: Mapping[str, Any]) -> str:
         fixed: Image = data["fixed_grid"]
         dims = len(data["crop_start"])
         # The field first: it is the file that a grid can make impossible, and then nothing is written.
-        save_ddf(self.output_dir / "ddf.nii.gz", _whole_transform(data["ddf"], fixed, data["translation_mm"]), fixed)
-        save_image(self.output_dir / "warped.nii.gz", data["pred"].as_subclass(Tensor)[0], fixed)
+        save_ddf(folder / "ddf.nii.gz", _whole_transform(data["ddf"], fixed, data["translation_mm"]), fixed)
+        save_image(folder / "warped.nii.gz", data["pred"].as_subclass(Tensor)[0], fixed)
         determinant = data["jacobian_determinant"].numpy()
         kind = "2D in-plane" if dims == 2 else f"{dims}D"
         write_nifti(
-            self.output_dir / "jacobian.nii.gz",
+            folder / "jacobian.nii.gz",
             determinant[..., None] if fixed.slice_axis else determinant,
             fixed,
             description=f"Jacobian determinant, {kind}",
         )
         if data.get("warped_label") is not None:
             label = data["warped_label"][0]
-            save_image(self.output_dir / "warped_label.nii.gz", label, fixed, dtype=data["label_dtype"])
-        draw_registration(self.output_dir / "registration.png", data)
-        logger.info("Wrote the field, the warped image and the %s Jacobian to %s.", kind, self.output_dir)
-        return dict(data)
+            save_image(folder / "warped_label.nii.gz", label, fixed, dtype=data["label_dtype"])
+        draw_registration(folder / "registration.png", data)
+        return kind
 
 
 def _whole_transform(ddf: Tensor, fixed: Image, translation_mm: np.ndarray) -> Tensor:
