@@ -9,6 +9,7 @@ import warnings
 import zlib
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -246,11 +247,12 @@ def _stored(nifti: nib.Nifti1Pair, path: Path, argument: str) -> tuple[np.ndarra
         raise ValueError(
             f"{argument}: expected real values; {path} holds complex numbers. Write their magnitude (numpy.abs) first."
         )
+    proxy: Any = nifti.dataobj
     try:
-        raw = np.asanyarray(nifti.dataobj.get_unscaled())
+        raw = np.asanyarray(proxy.get_unscaled())
     except (*DAMAGED, zlib.error) as error:
         raise ValueError(_unreadable(path, error, argument)) from error
-    return raw, float(nifti.dataobj.slope), float(nifti.dataobj.inter)
+    return raw, float(proxy.slope), float(proxy.inter)
 
 
 def _check_finite(values: np.ndarray, path: Path, argument: str) -> None:
