@@ -38,7 +38,7 @@ def packed(tmp_path, with_metadata=True):
     """A bundle that carries the package as scripts/common, in a folder of any name."""
     target = tmp_path / "renamed" / "scripts" / "common"
     target.mkdir(parents=True)
-    for name in ("__init__.py", "bundle.py", "checks.py"):
+    for name in ("__init__.py", "bundle.py", "checks.py", "console.py"):
         shutil.copy(ROOT / "common" / name, target / name)
     (tmp_path / "renamed" / "configs").mkdir()
     if with_metadata:

@@ -153,3 +153,9 @@ def test_inference_reads_the_score_only_to_fit(acdc_dir: Path, tmp_path: Path) -
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     assert any("score_path: expected a file of weights at" in str(cause) for cause in causes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradicon_continues_images_at_the_border_and_the_others_with_zeros(name: str) -> None:
+    for instance in instances(name):
+        assert instance.padding == ("border" if name.startswith("gradicon") else "zeros") and not instance.inside_only
