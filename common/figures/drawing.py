@@ -120,14 +120,16 @@ def draw_window(axis: Any, window: tuple[Sequence[int], Sequence[int]]) -> None:
 
 def draw_directions(axis: Any, directions: Sequence[str]) -> None:
     """Letters at the edges of a panel: where axes 0 and 1 point, and their opposites."""
+    from matplotlib.patheffects import withStroke
+
     across, down = directions
+    edge = [withStroke(linewidth=1.5, foreground="black")]
     places = {(0.02, 0.5): OPPOSITE[across], (0.98, 0.5): across, (0.5, 0.98): OPPOSITE[down], (0.5, 0.02): down}
     for (x, y), letter in places.items():
         horizontal = "left" if x < 0.1 else "right" if x > 0.9 else "center"
         vertical = "bottom" if y < 0.1 else "top" if y > 0.9 else "center"
-        axis.text(
-            x, y, letter, transform=axis.transAxes, ha=horizontal, va=vertical, fontsize=8, color=LETTER_COLOUR
-        )  # fmt: skip
+        style = {"ha": horizontal, "va": vertical, "fontsize": 8, "color": LETTER_COLOUR, "path_effects": edge}
+        axis.text(x, y, letter, transform=axis.transAxes, **style)
 
 
 def draw_images(axes: Mapping[str, Any], images: Mapping[str, Any], labels: Mapping[str, np.ndarray]) -> None:
@@ -180,12 +182,13 @@ def draw_displacement(axis: Any, ddf: np.ndarray, longest: float) -> Any:
     return picture
 
 
-def draw_jacobian(axis: Any, determinant: np.ndarray) -> Any:
-    """A determinant (H, W) around 1, foldings in red; the scale ends where 99 % of the values do."""
+def draw_jacobian(axis: Any, determinant: np.ndarray, window: tuple[Sequence[int], Sequence[int]] | None = None) -> Any:
+    """A determinant (H, W) around 1, foldings in red; the scale ends where 99 % of the values in the window do."""
     from matplotlib.colors import ListedColormap, TwoSlopeNorm
 
     # Extremes of single voxels must not wash out the rest; shrinking and growing need not be alike.
-    low, high = np.percentile(determinant, [0.5, 99.5])
+    inside = slice(None) if window is None else tuple(slice(int(a), int(b) + 1) for a, b in zip(*window, strict=True))
+    low, high = np.percentile(determinant[inside], [0.5, 99.5])
     folded = determinant <= 0
     title = f"Jacobian determinant, {100 * folded.mean():.2g} % ≤ 0" + (" (red)" if folded.any() else "")
     norm = TwoSlopeNorm(1.0, min(float(low), 0.95), max(float(high), 1.05))

@@ -78,15 +78,19 @@ def paste_field(ddf: Tensor, start: Sequence[int], shape: Sequence[int], falloff
     length = kept.norm(dim=1)
     faces = [length.select(axis + 1, end) for axis in range(len(shape)) for end in (0, -1)]
     reach = max(falloff, math.pi * max(float(face.max()) for face in faces))
+    # Nothing reaches further than the falloff: the rest of the grid is zeros that are never touched.
+    far = math.ceil(reach)
+    low = [max(a - far, 0) for a in first]
+    high = [min(b + far, n - 1) for b, n in zip(last, shape, strict=True)]
     # torch pads from the last axis on
-    amounts = [(a, n - 1 - b) for a, b, n in zip(first, last, shape, strict=True)]
+    amounts = [(a - l, h - b) for a, b, l, h in zip(first, last, low, high, strict=True)]
     flat = [amount for pair in reversed(amounts) for amount in pair]
-    if not any(flat):
-        return kept
-    field = F.pad(kept, flat, mode="replicate")
-    for axis, (a, b, n) in enumerate(zip(first, last, shape, strict=True)):
-        index = torch.arange(n, device=ddf.device, dtype=ddf.dtype)
+    part = F.pad(kept, flat, mode="replicate") if any(flat) else kept
+    for axis, (a, b, l, h) in enumerate(zip(first, last, low, high, strict=True)):
+        index = torch.arange(l, h + 1, device=ddf.device, dtype=ddf.dtype)
         distance = torch.maximum(a - index, index - b).clamp(0, reach)
         weight = 0.5 * (1 + torch.cos(math.pi * distance / reach))  # cos² of half the angle, and exactly 0 at its end
-        field *= weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        part = part * weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    field = ddf.new_zeros(*ddf.shape[:2], *shape)
+    field[(slice(None), slice(None), *(slice(l, h + 1) for l, h in zip(low, high, strict=True)))] = part
     return field

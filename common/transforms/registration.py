@@ -9,7 +9,7 @@ axes, then come the Z slices. F are the axes of the fixed file as they are store
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..io.images import Image
+from ..io.images import Image, same_grid
 from ..io.orientation import Axes, reoriented, resample_axes
 from ..spatial.jacobian import jacobian_determinant
 from .crop import auto_centre, crop_window
-from .intensity import clip_percentiles, min_max
+from .intensity import clipped, min_max
 from .paste import from_stack, overlap, paste_field, to_stack
 from .resampling import grid_only, nearest_values, points_in, relative_affine, sampled_onto, warped_values
 
@@ -53,7 +53,7 @@ class CropPaird(Transform):
             geometric centre of fixed. Of larger images the network sees the window alone, and the log says which part
             that is.
         percentiles: lower and upper, in per cent, to which each file's intensities are clipped before anything else
-            (``common.transforms.intensity.clip_percentiles``); None leaves them.
+            (``common.transforms.intensity.clipped``); None leaves them.
 
     Raises:
         ValueError: for sizes that are not positive whole numbers, or percentiles that are not two.
@@ -88,8 +88,7 @@ class CropPaird(Transform):
                 f"{fixed.array.dim()}D images, {data['image']} of shape {tuple(moving.array.shape)}; pass whole "
                 f"volumes, or run a bundle for {fixed.array.dim()}D."
             )
-        if self.percentiles is not None:
-            moving, fixed = (i._replace(array=clip_percentiles(i.array, *self.percentiles)) for i in (moving, fixed))
+        moving, fixed = (image._replace(array=clipped(image.array, self.percentiles)) for image in (moving, fixed))
         centre = self._centre(moving, fixed, working, data["fixed_axes"])
         start, _, _ = crop_window(working.array.shape[:dims], centre.tolist(), self.size)
         self._log_cut(moving, working, start)
@@ -162,8 +161,8 @@ class CropPaird(Transform):
         # A window that was asked for or searched is meant to cut; one in the middle is meant to hold the volumes.
         logger.log(
             logging.WARNING if self.crop_center == "middle" else logging.INFO,
-            "Larger than spatial_size %s: %s. The network sees what lies around the centre, voxels %s to %s of fixed; "
-            "outside, the displacement falls off to 0. Crop the files to what matters, or move the window with "
+            "Larger than spatial_size %s: %s. The network sees what lies around the centre, voxels %s to %s of fixed as "
+            "it sees it; outside, the displacement falls off to 0. Crop the files to what matters, or move the window with "
             "crop_center; weights are good at the spatial_size of their training only.",
             self.size, " and ".join(larger), first, last,
         )  # fmt: skip
@@ -232,17 +231,29 @@ def _resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
 
 
 def _determinant(field: Tensor, dims: int) -> Tensor:
-    """Jacobian determinant of (d, *S[, Z]), (*S[, Z]), a few planes at a time."""
-    length = field.shape[-1]
+    """Jacobian determinant of (d, *S[, Z]), (*S[, Z]): 1 far from where anything is displaced."""
+    determinant = field.new_ones(field.shape[1:])
+    moved = (field != 0).any(0)
+    box = []
+    for axis in range(dims):
+        planes = moved.any(tuple(other for other in range(moved.dim()) if other != axis)).nonzero()
+        if not len(planes):
+            return determinant
+        # two voxels more: central differences reach one further, and end in zeros
+        box.append(slice(max(int(planes[0]) - 2, 0), int(planes[-1]) + 3))
+    part = field[(slice(None), *box)]
     if field.dim() > dims + 1:
-        return torch.stack([jacobian_determinant(plane[None])[0] for plane in field.unbind(-1)], dim=-1)
-    parts = []
+        slices = [jacobian_determinant(plane[None])[0] for plane in part.unbind(-1)]
+        determinant[tuple(box)] = torch.stack(slices, dim=-1)
+        return determinant
+    length, done = part.shape[-1], []
     for first in range(0, length, SLAB):
-        # with a neighbour on either side, so that differences are central; three planes at least at the end
+        # with a neighbour on either side, so that differences are central
         a, b = max(min(first, length - 2) - 1, 0), min(first + SLAB + 1, length)
-        part = jacobian_determinant(field[None, ..., a:b])[0]
-        parts.append(part[..., first - a : min(first + SLAB, length) - a])
-    return torch.cat(parts, dim=-1)
+        slab = jacobian_determinant(part[None, ..., a:b])[0]
+        done.append(slab[..., first - a : min(first + SLAB, length) - a])
+    determinant[tuple(box)] = torch.cat(done, dim=-1)
+    return determinant
 
 
 def window_on(turned: Image, working: Image, start: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -257,11 +268,12 @@ def window_on(turned: Image, working: Image, start: Sequence[int], size: Sequenc
 
 def _stored_field(field: Tensor, axes: Axes) -> Tensor:
     """(d, *S[, Z]) in voxels of reoriented axes to (axes of F, *F) in voxels of the stored ones."""
-    stored = [torch.zeros(())] * len(axes.order)
-    for number, (axis, flipped) in enumerate(zip(axes.order, axes.flipped, strict=True)):
-        channel = axes.restore(field[number]) if number < len(field) else torch.zeros_like(stored[axes.order[0]])
-        stored[axis] = -channel if flipped and number < len(field) else channel
-    return torch.stack(stored)
+    if axes.order == tuple(range(len(field))) and not any(axes.flipped):
+        return field
+    stored = [axes.restore(channel) * (-1 if flip else 1) for channel, flip in zip(field, axes.flipped, strict=False)]
+    if len(stored) < len(axes.order):
+        stored.append(torch.zeros_like(stored[0]))
+    return torch.stack([stored[axes.order.index(axis)] for axis in range(len(axes.order))])
 
 
 def _warped(ddf: Tensor, fixed: Image, moving: Image, label: Image | None) -> dict[str, Tensor]:
@@ -272,11 +284,20 @@ def _warped(ddf: Tensor, fixed: Image, moving: Image, label: Image | None) -> di
     labels = None if label is None else label.array.new_empty(shape)
     for first in range(0, shape[0], SLAB):
         part = slice(first, first + SLAB)
-        warped[part] = warped_values(moving, points_in(moving, fixed, ddf[:, part], first))
+        still = not ddf[:, part].any()
+        warped[part] = _warped_slab(moving, fixed, ddf[:, part], first, still, warped_values)
         if label is not None and labels is not None:
-            labels[part] = nearest_values(label, points_in(label, fixed, ddf[:, part], first))
+            labels[part] = _warped_slab(label, fixed, ddf[:, part], first, still, nearest_values)
     result: dict[str, Tensor] = {"pred": MetaTensor(warped[None], affine=torch.from_numpy(fixed.affine))}
     return result if labels is None else result | {"warped_label": labels[None]}
+
+
+def _warped_slab(
+    image: Image, fixed: Image, ddf: Tensor, first: int, still: bool, read: Callable[[Image, Tensor], Tensor]
+) -> Tensor:
+    if still and same_grid(image, fixed):
+        return image.array[first : first + ddf.shape[1]]
+    return read(image, points_in(image, fixed, ddf, first))
 
 
 def _log_outcome(ddf: Tensor, determinant: Tensor, window: tuple[list[int], list[int]]) -> None:
