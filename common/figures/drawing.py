@@ -19,6 +19,7 @@ LABEL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00
 FOLDING_COLOUR, LINE_COLOUR, WINDOW_COLOUR, LETTER_COLOUR = "#E00000", "#0072B2", "#FFFFFF", "#F0E442"
 # Of labels with more values than this the legend names the first ones.
 LEGEND_LABELS = 14
+Window = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 DPI = 150
 # Height of the row of colour bars over that of a row of panels.
@@ -107,7 +108,7 @@ def zoom(
     return tuple(slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True)), (first - low, last - low)
 
 
-def draw_window(axis: Any, window: tuple[Sequence[int], Sequence[int]]) -> None:
+def draw_window(axis: Any, window: Window) -> None:
     """Outline the voxels from the first to the last of a window."""
     from matplotlib.patches import Rectangle
 
@@ -182,7 +183,7 @@ def draw_displacement(axis: Any, ddf: np.ndarray, longest: float) -> Any:
     return picture
 
 
-def draw_jacobian(axis: Any, determinant: np.ndarray, window: tuple[Sequence[int], Sequence[int]] | None = None) -> Any:
+def draw_jacobian(axis: Any, determinant: np.ndarray, window: Window | None = None) -> Any:
     """A determinant (H, W) around 1, foldings in red; the scale ends where 99 % of the values in the window do."""
     from matplotlib.colors import ListedColormap, TwoSlopeNorm
 

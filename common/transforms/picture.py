@@ -15,7 +15,7 @@ from ..figures.panels import registration_panel
 from ..io.images import Image
 from ..io.orientation import Axes, reoriented, spacing_is_unknown
 from .intensity import clip_percentiles
-from .registration import window_on
+from .paste import window_on
 from .resampling import grid_only, nearest_values, points_in, sampled_onto
 
 

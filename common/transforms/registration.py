@@ -9,7 +9,7 @@ axes, then come the Z slices. F are the axes of the fixed file as they are store
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,26 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..io.images import Image, same_grid
-from ..io.orientation import Axes, reoriented, resample_axes
-from ..spatial.jacobian import jacobian_determinant
+from ..io.images import Image
+from ..io.orientation import Axes, reoriented
 from .crop import auto_centre, crop_window
 from .intensity import clipped, min_max
-from .paste import from_stack, overlap, paste_field, to_stack
-from .resampling import grid_only, nearest_values, points_in, relative_affine, sampled_onto, warped_values
+from .paste import (
+    determinant_of,
+    from_stack,
+    overlap,
+    paste_field,
+    resampled_field,
+    stored_field,
+    to_stack,
+    window_on,
+)
+from .resampling import grid_only, nearest_values, relative_affine, sampled_onto, warped_by, warped_values
 
 logger = logging.getLogger(__name__)
 
 # Foldings above this share of the window, in per cent, are a warning.
 MANY_FOLDINGS = 0.5
-# Planes of the fixed grid that are warped at a time: memory in proportion to the images.
-SLAB = 16
 
 
 class CropPaird(Transform):
@@ -161,9 +167,9 @@ class CropPaird(Transform):
         # A window that was asked for or searched is meant to cut; one in the middle is meant to hold the volumes.
         logger.log(
             logging.WARNING if self.crop_center == "middle" else logging.INFO,
-            "Larger than spatial_size %s: %s. The network sees what lies around the centre, voxels %s to %s of fixed as "
-            "it sees it; outside, the displacement falls off to 0. Crop the files to what matters, or move the window with "
-            "crop_center; weights are good at the spatial_size of their training only.",
+            "Larger than spatial_size %s: %s. The network sees what lies around the centre, voxels %s to %s of fixed "
+            "as it sees it; outside, the displacement falls off to 0. Crop the files to what matters, or move the "
+            "window with crop_center; weights are good at the spatial_size of their training only.",
             self.size, " and ".join(larger), first, last,
         )  # fmt: skip
 
@@ -192,15 +198,20 @@ class RegistrationResultd(Transform):
         logger.info("Putting the displacement back on the grid of fixed, %s voxels.", tuple(fixed.array.shape))
         pasted = from_stack(paste_field(crop, start, working.array.shape[:dims]), working.array.dim() > dims)
         turned = reoriented(grid_only(fixed), axes)
-        field = _resampled_field(pasted, working, turned)
-        determinant = _determinant(field, dims)
+        field = resampled_field(pasted, working, turned)
+        determinant = determinant_of(field, dims)
         _log_outcome(field, determinant, window_on(turned, working, start, crop.shape[2:]))
-        ddf = _stored_field(field, axes)
+        ddf = stored_field(field, axes)
+        logger.info("Warping moving%s.", "" if data.get("label_grid") is None else " and its label")
+        warped = warped_by(data["moving_grid"], fixed, ddf, warped_values)[None]
+        results = {"pred": MetaTensor(warped, affine=torch.from_numpy(fixed.affine))}
+        if data.get("label_grid") is not None:
+            results["warped_label"] = warped_by(data["label_grid"], fixed, ddf, nearest_values)[None]
         return {
             **data,
             "ddf": ddf,
             "jacobian_determinant": axes.restore(determinant),
-            **_warped(ddf, fixed, data["moving_grid"], data.get("label_grid")),
+            **results,
         }
 
 
@@ -217,87 +228,6 @@ def _on_file(centre: Tensor, fixed: Image, working: Image, axes: Axes) -> list[f
     relative = relative_affine(fixed, working)
     point = relative[:-1, : len(centre)] @ centre.numpy() + relative[:-1, -1]
     return [round(float(point[axis]), 1) for axis in sorted(axes.order[: len(centre)])]
-
-
-def _resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
-    """(d, *S[, Z]) in voxels of the working grid to voxels of one with the same axes; the field itself if it is it."""
-    if working.array.shape == turned.array.shape and np.allclose(working.spacing, turned.spacing, rtol=1e-6):
-        return field
-    channels = [
-        resample_axes(channel, working, turned) * (mm / own)
-        for channel, mm, own in zip(field, working.spacing, turned.spacing, strict=False)
-    ]
-    return torch.stack(channels)
-
-
-def _determinant(field: Tensor, dims: int) -> Tensor:
-    """Jacobian determinant of (d, *S[, Z]), (*S[, Z]): 1 far from where anything is displaced."""
-    determinant = field.new_ones(field.shape[1:])
-    moved = (field != 0).any(0)
-    box = []
-    for axis in range(dims):
-        planes = moved.any(tuple(other for other in range(moved.dim()) if other != axis)).nonzero()
-        if not len(planes):
-            return determinant
-        # two voxels more: central differences reach one further, and end in zeros
-        box.append(slice(max(int(planes[0]) - 2, 0), int(planes[-1]) + 3))
-    part = field[(slice(None), *box)]
-    if field.dim() > dims + 1:
-        slices = [jacobian_determinant(plane[None])[0] for plane in part.unbind(-1)]
-        determinant[tuple(box)] = torch.stack(slices, dim=-1)
-        return determinant
-    length, done = part.shape[-1], []
-    for first in range(0, length, SLAB):
-        # with a neighbour on either side, so that differences are central
-        a, b = max(min(first, length - 2) - 1, 0), min(first + SLAB + 1, length)
-        slab = jacobian_determinant(part[None, ..., a:b])[0]
-        done.append(slab[..., first - a : min(first + SLAB, length) - a])
-    determinant[tuple(box)] = torch.cat(done, dim=-1)
-    return determinant
-
-
-def window_on(turned: Image, working: Image, start: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
-    """First and last voxel of the window on the grid of fixed, its axes in the order of the working grid."""
-    dims = len(start)
-    relative = relative_affine(turned, working)
-    first, last = overlap(start, size, working.array.shape[:dims])
-    ends = [np.round(np.diag(relative)[:dims] * end + relative[:dims, -1]).astype(int) for end in (first, last)]
-    limit = np.array(turned.array.shape[:dims]) - 1
-    return np.clip(ends[0], 0, limit).tolist(), np.clip(ends[1], 0, limit).tolist()
-
-
-def _stored_field(field: Tensor, axes: Axes) -> Tensor:
-    """(d, *S[, Z]) in voxels of reoriented axes to (axes of F, *F) in voxels of the stored ones."""
-    if axes.order == tuple(range(len(field))) and not any(axes.flipped):
-        return field
-    stored = [axes.restore(channel) * (-1 if flip else 1) for channel, flip in zip(field, axes.flipped, strict=False)]
-    if len(stored) < len(axes.order):
-        stored.append(torch.zeros_like(stored[0]))
-    return torch.stack([stored[axes.order.index(axis)] for axis in range(len(axes.order))])
-
-
-def _warped(ddf: Tensor, fixed: Image, moving: Image, label: Image | None) -> dict[str, Tensor]:
-    """The warped image, and the warped label where there is one, a few planes at a time."""
-    logger.info("Warping moving%s.", "" if label is None else " and its label")
-    shape = tuple(fixed.array.shape)
-    warped = moving.array.new_empty(shape)
-    labels = None if label is None else label.array.new_empty(shape)
-    for first in range(0, shape[0], SLAB):
-        part = slice(first, first + SLAB)
-        still = not ddf[:, part].any()
-        warped[part] = _warped_slab(moving, fixed, ddf[:, part], first, still, warped_values)
-        if label is not None and labels is not None:
-            labels[part] = _warped_slab(label, fixed, ddf[:, part], first, still, nearest_values)
-    result: dict[str, Tensor] = {"pred": MetaTensor(warped[None], affine=torch.from_numpy(fixed.affine))}
-    return result if labels is None else result | {"warped_label": labels[None]}
-
-
-def _warped_slab(
-    image: Image, fixed: Image, ddf: Tensor, first: int, still: bool, read: Callable[[Image, Tensor], Tensor]
-) -> Tensor:
-    if still and same_grid(image, fixed):
-        return image.array[first : first + ddf.shape[1]]
-    return read(image, points_in(image, fixed, ddf, first))
 
 
 def _log_outcome(ddf: Tensor, determinant: Tensor, window: tuple[list[int], list[int]]) -> None:
