@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -147,10 +146,7 @@ def undeformed(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, MONAI, PyTorch, NumPy and Python; "unknown" for what is not installed as a package.
-
-    In a clone also ``commit``, "…-dirty" where a tracked file differs from it.
-    """
+    """Versions of this package, MONAI, PyTorch, NumPy and Python; "unknown" for what is not installed as a package."""
     found = {}
     for name in (DISTRIBUTION, "monai", "torch", "numpy"):
         try:
@@ -158,19 +154,7 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             # a packed bundle carries this code without installing it
             found[name] = "unknown"
-    commit = _commit(Path(__file__).resolve().parents[2])
-    return {**found, "python": platform.python_version(), **({"commit": commit} if commit else {})}
-
-
-def _commit(repository: Path) -> str | None:
-    if not (repository / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+    return {**found, "python": platform.python_version()}
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:

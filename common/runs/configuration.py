@@ -29,7 +29,7 @@ MONAI_ARGUMENTS = {
 }  # fmt: skip
 TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
 # Tables whose entries are chosen by another key, and what is passed on to a builder that knows its own arguments.
-CHOSEN_BY = {("objectives",): "objective", ("architectures",): "architecture"}
+CHOSEN_BY: dict[tuple[str, ...], str] = {("objectives",): "objective", ("architectures",): "architecture"}
 
 
 def current_parser() -> ConfigParser | None:

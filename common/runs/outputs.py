@@ -161,7 +161,8 @@ def _owned_by_an_earlier_version(folder: Path) -> dict[str, tuple[str, ...]]:
     found = []
     if _first_row(folder / "history.csv")[:3] == ["epoch", "updates", "active"]:
         found.append(TRAINING)
-    if "registration-bundles" in read_json(folder / "summary.json").get("versions", {}):
+    versions = read_json(folder / "summary.json").get("versions")
+    if isinstance(versions, dict) and "registration-bundles" in versions:
         found.append(EVALUATION)
     elif _describes(folder / "jacobian.nii.gz", b"Jacobian determinant"):
         found.append(INFERENCE)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
 
 
 def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Callable[[], dict[str, Any]]:
-    """A function that returns ``settings`` and, under ``weights``, the SHA-256 of every weights file.
+    """A function that returns ``settings``, the ``commit`` of a clone, and as ``weights`` the SHA-256 of their files.
 
     Those that are read are summed now, those that a training writes when the function is called.
 
@@ -63,12 +64,16 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
     parser = parser or current_parser()
     found = settings(parser)
     read = {str(path): sha256(path) for path in weights_read(found).values() if Path(path).is_file()}
+    commit = _commit(Path(__file__).resolve().parents[2])
     training = parser is not None and stage_of(parser.config) == TRAIN
 
     def finished() -> dict[str, Any]:
         names = [name for name in SETS[TRAINING] if name.endswith(".pt") and name != "last.pt"] if training else []
         written = [Path(output_dir) / name for name in names]
-        return found | {"weights": read | {str(path): sha256(path) for path in written if path.is_file()}}
+        return found | {
+            "commit": commit,
+            "weights": read | {str(path): sha256(path) for path in written if path.is_file()},
+        }
 
     return finished
 
@@ -87,6 +92,18 @@ def fixed(values: Mapping[str, Any]) -> dict[str, Any]:
 def sha256(path: str | Path) -> str:
     """Of a file's content."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _commit(repository: Path) -> str | None:
+    """Of a clone; "…-dirty" where a tracked file differs from it."""
+    if not (repository / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def _optimises(parser: ConfigParser) -> bool:
