@@ -237,7 +237,8 @@ def _log_outcome(ddf: Tensor, determinant: Tensor, window: tuple[list[int], list
     percent = 100 * float(inside.float().mean())
     logger.info(
         "Largest displacement %.2f voxels; foldings (%s |J| <= 0): %.3g %% of the crop, %d voxels in all.",
-        float(ddf.norm(dim=0).max()), "2D in-plane" if len(ddf) == 2 else f"{len(ddf)}D", percent, int(folded.sum()),
+        sum(channel.square() for channel in ddf).max().item() ** 0.5,
+        "2D in-plane" if len(ddf) == 2 else f"{len(ddf)}D", percent, int(folded.sum()),
     )  # fmt: skip
     if percent > MANY_FOLDINGS:
         logger.warning(
