@@ -19,6 +19,7 @@ LABEL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00
 FOLDING_COLOUR, LINE_COLOUR, WINDOW_COLOUR, LETTER_COLOUR = "#E00000", "#0072B2", "#FFFFFF", "#F0E442"
 # Of labels with more values than this the legend names the first ones.
 LEGEND_LABELS = 14
+Window = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 DPI = 150
 # Height of the row of colour bars over that of a row of panels.
@@ -107,7 +108,7 @@ def zoom(
     return tuple(slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True)), (first - low, last - low)
 
 
-def draw_window(axis: Any, window: tuple[Sequence[int], Sequence[int]]) -> None:
+def draw_window(axis: Any, window: Window) -> None:
     """Outline the voxels from the first to the last of a window."""
     from matplotlib.patches import Rectangle
 
@@ -120,14 +121,16 @@ def draw_window(axis: Any, window: tuple[Sequence[int], Sequence[int]]) -> None:
 
 def draw_directions(axis: Any, directions: Sequence[str]) -> None:
     """Letters at the edges of a panel: where axes 0 and 1 point, and their opposites."""
+    from matplotlib.patheffects import withStroke
+
     across, down = directions
+    edge = [withStroke(linewidth=1.5, foreground="black")]
     places = {(0.02, 0.5): OPPOSITE[across], (0.98, 0.5): across, (0.5, 0.98): OPPOSITE[down], (0.5, 0.02): down}
     for (x, y), letter in places.items():
         horizontal = "left" if x < 0.1 else "right" if x > 0.9 else "center"
         vertical = "bottom" if y < 0.1 else "top" if y > 0.9 else "center"
-        axis.text(
-            x, y, letter, transform=axis.transAxes, ha=horizontal, va=vertical, fontsize=8, color=LETTER_COLOUR
-        )  # fmt: skip
+        style = {"ha": horizontal, "va": vertical, "fontsize": 8, "color": LETTER_COLOUR, "path_effects": edge}
+        axis.text(x, y, letter, transform=axis.transAxes, **style)
 
 
 def draw_images(axes: Mapping[str, Any], images: Mapping[str, Any], labels: Mapping[str, np.ndarray]) -> None:
@@ -180,12 +183,13 @@ def draw_displacement(axis: Any, ddf: np.ndarray, longest: float) -> Any:
     return picture
 
 
-def draw_jacobian(axis: Any, determinant: np.ndarray) -> Any:
-    """A determinant (H, W) around 1, foldings in red; the scale ends where 99 % of the values do."""
+def draw_jacobian(axis: Any, determinant: np.ndarray, window: Window | None = None) -> Any:
+    """A determinant (H, W) around 1, foldings in red; the scale ends where 99 % of the values in the window do."""
     from matplotlib.colors import ListedColormap, TwoSlopeNorm
 
     # Extremes of single voxels must not wash out the rest; shrinking and growing need not be alike.
-    low, high = np.percentile(determinant, [0.5, 99.5])
+    inside = slice(None) if window is None else tuple(slice(int(a), int(b) + 1) for a, b in zip(*window, strict=True))
+    low, high = np.percentile(determinant[inside], [0.5, 99.5])
     folded = determinant <= 0
     title = f"Jacobian determinant, {100 * folded.mean():.2g} % ≤ 0" + (" (red)" if folded.any() else "")
     norm = TwoSlopeNorm(1.0, min(float(low), 0.95), max(float(high), 1.05))

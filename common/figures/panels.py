@@ -58,7 +58,8 @@ def registration_panel(
         moving_label, fixed_label, warped_label: (H, W) integer, 0 the background; each structure is outlined in a
             colour of its own, that of fixed by a broken line.
         score: (H, W) in [0, 1].
-        jacobian_determinant: (H, W), white at 1, foldings (≤ 0) in red; the bar ends where 99 % of the values do.
+        jacobian_determinant: (H, W), white at 1, foldings (≤ 0) in red; the bar ends where 99 % of the
+            values in the window do.
         title: heading.
         window: first and last voxel, two numbers each, of what the network saw: outlined on moving and fixed. Where it
             is a tenth of the slice or less, the panels show it and as much again around it.
@@ -75,8 +76,9 @@ def registration_panel(
     given = {"score": score, "jacobian_determinant": jacobian_determinant}
     maps = _checked_all({name: array for name, array in given.items() if array is not None}, shape)
     field = _checked("ddf", ddf, (2, *shape))
+    box = None
     if window is not None:
-        part, window = zoom(window, shape)
+        part, box = zoom(window, shape)
         images, labels, maps = ({k: v[part] for k, v in arrays.items()} for arrays in (images, labels, maps))
         field = field[(slice(None), *part)]
         if images["fixed"].shape != shape:
@@ -93,9 +95,9 @@ def registration_panel(
     draw_images(axes, images, labels)
     draw_differences(figure, axes, images)
     draw_grid(axes["grid"], field)
-    if window is not None:
+    if box is not None:
         for name in ("moving", "fixed"):
-            draw_window(axes[name], window)
+            draw_window(axes[name], box)
     if directions is not None:
         for name in ("moving", "fixed", "warped"):
             draw_directions(axes[name], directions)
@@ -103,9 +105,9 @@ def registration_panel(
         picture = show(axes["score"], maps["score"], "score", cmap="viridis", vmin=0, vmax=1)
         colour_bar(figure, picture, axes["score_bar"])
     if "jacobian_determinant" in maps:
-        picture = draw_jacobian(axes["jacobian_determinant"], maps["jacobian_determinant"])
+        picture = draw_jacobian(axes["jacobian_determinant"], maps["jacobian_determinant"], box)
         colour_bar(figure, picture, axes["jacobian_determinant_bar"])
-    draw_legend(figure, labels, label_names or {}, windowed=window is not None)
+    draw_legend(figure, labels, label_names or {}, windowed=box is not None)
     save_figure(figure, path)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
-from ..io.images import Image, load_image, load_label, open_nifti, same_grid
-from ..io.orientation import Axes, grid_of_spacing, reoriented, stored_axes
+from ..io.images import Image, load_image, load_label, same_grid
+from ..io.orientation import Axes, grid_of_spacing, reoriented, spacing_is_unknown, stored_axes, training_spacing
 from .resampling import excess_voxels, grid_only, share_within
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,8 @@ class LoadPaird(Transform):
             are translated within the plane of fixed.
         orientation: of the training's images, such as "RAS" (``common.io.orientation.reorient``).
         spacing: of the training's images, mm along each of the network's axes; None: that of the file.
-        spacing_range: lowest and highest spacing in mm, along the network's axes, that is left as it is; None: 1 %
-            around ``spacing``. Where a network for slices meets voxels of exactly 1 mm all round, the spacing counts
-            as unknown and is left as well.
+        spacing_range: lowest and highest spacing in mm that is left as it is, see
+            ``common.io.orientation.training_spacing``.
 
     Raises:
         ValueError: for an unknown alignment, or spacings that are not one an axis or not above 0.
@@ -116,7 +115,7 @@ class LoadPaird(Transform):
         if absent:
             raise KeyError(f"LoadPaird: expected file paths under 'image' (moving) and 'fixed', {absent} is missing.")
         logger.info("Reading moving %s and fixed %s.", data["image"], data["fixed"])
-        moving, fixed = load_image(data["image"]), load_image(data["fixed"])
+        moving, fixed = load_image(data["image"], "moving"), load_image(data["fixed"], "fixed")
         if moving.array.dim() != fixed.array.dim():
             raise ValueError(
                 f"moving and fixed: expected two 2D images or two stacks, got {data['image']} of shape "
@@ -132,8 +131,8 @@ class LoadPaird(Transform):
             )
         result = {key: value for key, value in data.items() if key != "moving_label"}
         if data.get("moving_label") is not None:
-            label, result["label_dtype"] = _moving_label(data["moving_label"], moving, data["image"])
-            result["label_grid"] = _moved(label, translation_mm)
+            label = _moving_label(data["moving_label"], moving, data["image"])
+            result |= {"label_grid": _moved(label, translation_mm), "label_dtype": label.stored}
         moving = _moved(moving, translation_mm)
         _check_overlap(moving, fixed, str(data["image"]), str(data["fixed"]))
         result |= {"moving_grid": moving, "fixed_grid": fixed, "translation_mm": translation_mm}
@@ -158,24 +157,14 @@ class LoadPaird(Transform):
                 "%s is brought from its stored axes to %s for the network%s; results are written as %s is stored.",
                 name, self.orientation, f", its slices lie along axis {axes.order[2] + 1} of 3" if slices else "", name,
             )  # fmt: skip
-        spacing = self._training_spacing(turned)
-        if spacing is not None:
+        spacing = training_spacing(turned, self.spatial_dims, self.spacing, self.spacing_range)
+        if spacing != list(turned.spacing):
             logger.info("%s has voxels of %s mm: registered at %s mm, as in training.", name,
                         _rounded(turned.spacing), _rounded(spacing))  # fmt: skip
             turned = grid_only(grid_of_spacing(turned, spacing))
+        elif self.spacing is not None and self.spatial_dims == 2 and spacing_is_unknown(turned):
+            logger.info("%s has voxels of 1 mm all round: its spacing is taken as unknown.", name)
         return turned, axes
-
-    def _training_spacing(self, grid: Image) -> list[float] | None:
-        if self.spacing is None or len(grid.spacing) < len(self.spacing):
-            return None
-        own, wanted = np.array(grid.spacing[: len(self.spacing)]), np.array(self.spacing, dtype=float)
-        if self.spatial_dims == 2 and np.abs(np.array(grid.spacing) - 1).max() < 1e-3:
-            logger.info("Voxels of 1 mm all round in an image for slices: the spacing is taken as unknown.")
-            return None
-        low, high = (0.99 * wanted, 1.01 * wanted) if self.spacing_range is None else self.spacing_range
-        if ((low <= own) & (own <= high)).all():
-            return None
-        return [*wanted.tolist(), *grid.spacing[len(wanted) :]]
 
 
 def _between_centres(moving: Image, fixed: Image) -> np.ndarray:
@@ -223,8 +212,8 @@ def _check_overlap(moving: Image, fixed: Image, moving_path: str, fixed_path: st
         )  # fmt: skip
 
 
-def _moving_label(path: str | Path, moving: Image, moving_path: str | Path) -> tuple[Image, np.dtype | None]:
-    label = load_label(path)
+def _moving_label(path: str | Path, moving: Image, moving_path: str | Path) -> Image:
+    label = load_label(path, "moving_label")
     shapes = f"{path} of shape {tuple(label.array.shape)} and {moving_path} of shape {tuple(moving.array.shape)}"
     if label.array.dim() != moving.array.dim():
         raise ValueError(f"moving_label: expected as many axes as moving, got {shapes}; pass moving's own label map.")
@@ -237,8 +226,7 @@ def _moving_label(path: str | Path, moving: Image, moving_path: str | Path) -> t
                 f"reaches {beyond:.3g} voxels beyond the label; pass the label of this image."
             )
         logger.info("moving_label lies on another grid than moving, and is read where the two headers place it.")
-    stored = open_nifti(Path(path)).get_data_dtype()
-    return label, stored if np.issubdtype(stored, np.integer) else None
+    return label
 
 
 def _rounded(spacing: Sequence[float]) -> str:

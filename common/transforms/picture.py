@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..figures.panels import registration_panel
 from ..io.images import Image
-from ..io.orientation import Axes, reoriented
+from ..io.orientation import Axes, reoriented, spacing_is_unknown
 from .intensity import clip_percentiles
-from .registration import window_on
+from .paste import window_on
 from .resampling import grid_only, nearest_values, points_in, sampled_onto
 
 
@@ -53,8 +53,15 @@ def draw_registration(path: str | Path, data: Mapping[str, Any]) -> None:
         jacobian_determinant=_plane(data["jacobian_determinant"], axes, number),
         title=title,
         window=(window[0][:2], window[1][:2]),
-        directions=None if fixed.form_codes == (0, 0) else nib.aff2axcodes(turned.affine)[:2],
+        directions=_directions(turned, dims),
     )
+
+
+def _directions(turned: Image, dims: int) -> tuple[str, ...] | None:
+    # Stacks that have lost their spacing have lost their orientation with it.
+    if turned.form_codes == (0, 0) or (dims == 2 and spacing_is_unknown(turned)):
+        return None
+    return nib.aff2axcodes(turned.affine)[:2]
 
 
 def _plane_of(turned: Image, number: int) -> Image:

@@ -19,19 +19,25 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from ..io.images import Image
-from ..io.orientation import Axes, reoriented, resample_axes
-from ..spatial.jacobian import jacobian_determinant
+from ..io.orientation import Axes, reoriented
 from .crop import auto_centre, crop_window
-from .intensity import clip_percentiles, min_max
-from .paste import from_stack, overlap, paste_field, to_stack
-from .resampling import grid_only, nearest_values, points_in, relative_affine, sampled_onto, warped_values
+from .intensity import clipped, min_max
+from .paste import (
+    determinant_of,
+    from_stack,
+    overlap,
+    paste_field,
+    resampled_field,
+    stored_field,
+    to_stack,
+    window_on,
+)
+from .resampling import grid_only, nearest_values, relative_affine, sampled_onto, warped_by, warped_values
 
 logger = logging.getLogger(__name__)
 
 # Foldings above this share of the window, in per cent, are a warning.
 MANY_FOLDINGS = 0.5
-# Planes of the fixed grid that are warped at a time: memory in proportion to the images.
-SLAB = 16
 
 
 class CropPaird(Transform):
@@ -53,7 +59,7 @@ class CropPaird(Transform):
             geometric centre of fixed. Of larger images the network sees the window alone, and the log says which part
             that is.
         percentiles: lower and upper, in per cent, to which each file's intensities are clipped before anything else
-            (``common.transforms.intensity.clip_percentiles``); None leaves them.
+            (``common.transforms.intensity.clipped``); None leaves them.
 
     Raises:
         ValueError: for sizes that are not positive whole numbers, or percentiles that are not two.
@@ -88,8 +94,7 @@ class CropPaird(Transform):
                 f"{fixed.array.dim()}D images, {data['image']} of shape {tuple(moving.array.shape)}; pass whole "
                 f"volumes, or run a bundle for {fixed.array.dim()}D."
             )
-        if self.percentiles is not None:
-            moving, fixed = (i._replace(array=clip_percentiles(i.array, *self.percentiles)) for i in (moving, fixed))
+        moving, fixed = (image._replace(array=clipped(image.array, self.percentiles)) for image in (moving, fixed))
         centre = self._centre(moving, fixed, working, data["fixed_axes"])
         start, _, _ = crop_window(working.array.shape[:dims], centre.tolist(), self.size)
         self._log_cut(moving, working, start)
@@ -162,9 +167,9 @@ class CropPaird(Transform):
         # A window that was asked for or searched is meant to cut; one in the middle is meant to hold the volumes.
         logger.log(
             logging.WARNING if self.crop_center == "middle" else logging.INFO,
-            "Larger than spatial_size %s: %s. The network sees what lies around the centre, voxels %s to %s of fixed; "
-            "outside, the displacement falls off to 0. Crop the files to what matters, or move the window with "
-            "crop_center; weights are good at the spatial_size of their training only.",
+            "Larger than spatial_size %s: %s. The network sees what lies around the centre, voxels %s to %s of fixed "
+            "as it sees it; outside, the displacement falls off to 0. Crop the files to what matters, or move the "
+            "window with crop_center; weights are good at the spatial_size of their training only.",
             self.size, " and ".join(larger), first, last,
         )  # fmt: skip
 
@@ -193,15 +198,20 @@ class RegistrationResultd(Transform):
         logger.info("Putting the displacement back on the grid of fixed, %s voxels.", tuple(fixed.array.shape))
         pasted = from_stack(paste_field(crop, start, working.array.shape[:dims]), working.array.dim() > dims)
         turned = reoriented(grid_only(fixed), axes)
-        field = _resampled_field(pasted, working, turned)
-        determinant = _determinant(field, dims)
+        field = resampled_field(pasted, working, turned)
+        determinant = determinant_of(field, dims)
         _log_outcome(field, determinant, window_on(turned, working, start, crop.shape[2:]))
-        ddf = _stored_field(field, axes)
+        ddf = stored_field(field, axes)
+        logger.info("Warping moving%s.", "" if data.get("label_grid") is None else " and its label")
+        warped = warped_by(data["moving_grid"], fixed, ddf, warped_values)[None]
+        results = {"pred": MetaTensor(warped, affine=torch.from_numpy(fixed.affine))}
+        if data.get("label_grid") is not None:
+            results["warped_label"] = warped_by(data["label_grid"], fixed, ddf, nearest_values)[None]
         return {
             **data,
             "ddf": ddf,
             "jacobian_determinant": axes.restore(determinant),
-            **_warped(ddf, fixed, data["moving_grid"], data.get("label_grid")),
+            **results,
         }
 
 
@@ -220,65 +230,6 @@ def _on_file(centre: Tensor, fixed: Image, working: Image, axes: Axes) -> list[f
     return [round(float(point[axis]), 1) for axis in sorted(axes.order[: len(centre)])]
 
 
-def _resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
-    """(d, *S[, Z]) in voxels of the working grid to voxels of one with the same axes; the field itself if it is it."""
-    if working.array.shape == turned.array.shape and np.allclose(working.spacing, turned.spacing, rtol=1e-6):
-        return field
-    channels = [
-        resample_axes(channel, working, turned) * (mm / own)
-        for channel, mm, own in zip(field, working.spacing, turned.spacing, strict=False)
-    ]
-    return torch.stack(channels)
-
-
-def _determinant(field: Tensor, dims: int) -> Tensor:
-    """Jacobian determinant of (d, *S[, Z]), (*S[, Z]), a few planes at a time."""
-    length = field.shape[-1]
-    if field.dim() > dims + 1:
-        return torch.stack([jacobian_determinant(plane[None])[0] for plane in field.unbind(-1)], dim=-1)
-    parts = []
-    for first in range(0, length, SLAB):
-        # with a neighbour on either side, so that differences are central; three planes at least at the end
-        a, b = max(min(first, length - 2) - 1, 0), min(first + SLAB + 1, length)
-        part = jacobian_determinant(field[None, ..., a:b])[0]
-        parts.append(part[..., first - a : min(first + SLAB, length) - a])
-    return torch.cat(parts, dim=-1)
-
-
-def window_on(turned: Image, working: Image, start: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
-    """First and last voxel of the window on the grid of fixed, its axes in the order of the working grid."""
-    dims = len(start)
-    relative = relative_affine(turned, working)
-    first, last = overlap(start, size, working.array.shape[:dims])
-    ends = [np.round(np.diag(relative)[:dims] * end + relative[:dims, -1]).astype(int) for end in (first, last)]
-    limit = np.array(turned.array.shape[:dims]) - 1
-    return np.clip(ends[0], 0, limit).tolist(), np.clip(ends[1], 0, limit).tolist()
-
-
-def _stored_field(field: Tensor, axes: Axes) -> Tensor:
-    """(d, *S[, Z]) in voxels of reoriented axes to (axes of F, *F) in voxels of the stored ones."""
-    stored = [torch.zeros(())] * len(axes.order)
-    for number, (axis, flipped) in enumerate(zip(axes.order, axes.flipped, strict=True)):
-        channel = axes.restore(field[number]) if number < len(field) else torch.zeros_like(stored[axes.order[0]])
-        stored[axis] = -channel if flipped and number < len(field) else channel
-    return torch.stack(stored)
-
-
-def _warped(ddf: Tensor, fixed: Image, moving: Image, label: Image | None) -> dict[str, Tensor]:
-    """The warped image, and the warped label where there is one, a few planes at a time."""
-    logger.info("Warping moving%s.", "" if label is None else " and its label")
-    shape = tuple(fixed.array.shape)
-    warped = moving.array.new_empty(shape)
-    labels = None if label is None else label.array.new_empty(shape)
-    for first in range(0, shape[0], SLAB):
-        part = slice(first, first + SLAB)
-        warped[part] = warped_values(moving, points_in(moving, fixed, ddf[:, part], first))
-        if label is not None and labels is not None:
-            labels[part] = nearest_values(label, points_in(label, fixed, ddf[:, part], first))
-    result: dict[str, Tensor] = {"pred": MetaTensor(warped[None], affine=torch.from_numpy(fixed.affine))}
-    return result if labels is None else result | {"warped_label": labels[None]}
-
-
 def _log_outcome(ddf: Tensor, determinant: Tensor, window: tuple[list[int], list[int]]) -> None:
     # The share is of the window, as in evaluation: the still surroundings would dilute it.
     folded = determinant <= 0
@@ -286,7 +237,8 @@ def _log_outcome(ddf: Tensor, determinant: Tensor, window: tuple[list[int], list
     percent = 100 * float(inside.float().mean())
     logger.info(
         "Largest displacement %.2f voxels; foldings (%s |J| <= 0): %.3g %% of the crop, %d voxels in all.",
-        float(ddf.norm(dim=0).max()), "2D in-plane" if len(ddf) == 2 else f"{len(ddf)}D", percent, int(folded.sum()),
+        sum(channel.square() for channel in ddf).max().item() ** 0.5,
+        "2D in-plane" if len(ddf) == 2 else f"{len(ddf)}D", percent, int(folded.sum()),
     )  # fmt: skip
     if percent > MANY_FOLDINGS:
         logger.warning(

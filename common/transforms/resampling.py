@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..io.images import Image
+from ..io.images import Image, same_grid
 from ..spatial.warp import identity_grid, sample
 
 # Positions this near to whole numbers, in voxels, are whole: headers hold float32.
 WHOLE = 1e-3
+# Planes that are worked on at a time: memory in proportion to the images.
+SLAB = 16
 
 
 def grid_only(image: Image) -> Image:
@@ -130,6 +133,29 @@ def nearest_values(label: Image, points: Tensor) -> Tensor:
     limit = torch.tensor(label.array.shape).reshape([-1] + [1] * label.array.dim())
     inside = ((index >= 0) & (index < limit)).all(0)
     return label.array[tuple(index.clamp_min(0).minimum(limit - 1))] * inside
+
+
+def warped_by(image: Image, fixed: Image, ddf: Tensor, read: Callable[[Image, Tensor], Tensor]) -> Tensor:
+    """An image warped onto the grid of fixed, a few planes at a time.
+
+    Args:
+        image: with values, on any grid.
+        fixed: the grid of ``ddf``.
+        ddf: (axes, *S) in voxels of ``fixed``, all of its axes.
+        read: ``warped_values`` for intensities, ``nearest_values`` for labels.
+
+    Returns:
+        (*S), of the type of ``image``.
+    """
+    warped = image.array.new_empty(ddf.shape[1:])
+    aligned = same_grid(image, fixed)
+    for first in range(0, len(warped), SLAB):
+        part = slice(first, first + SLAB)
+        if aligned and not ddf[:, part].any():
+            warped[part] = image.array[part]
+        else:
+            warped[part] = read(image, points_in(image, fixed, ddf[:, part], first))
+    return warped
 
 
 def share_within(image: Image, other: Image) -> float:
