@@ -124,11 +124,11 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
 
 
 def _settings(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The bundle's settings, and what the study changes, as JSON holds it."""
+    """The settings of a run, with what the study changes, as JSON holds them."""
     parser = ConfigParser()
     parser.read_config(str(Path(root(run.bundle)) / "configs" / "train.json"))
     parser.update(overrides)
-    settings = overrides | settings_of(parser)
+    settings = settings_of(parser)
     kept = {key: value for key, value in settings.items() if key not in NOT_SETTINGS}
     return json.loads(json.dumps(kept, default=str))
 

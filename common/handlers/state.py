@@ -53,7 +53,10 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{argument}: {path} is no file of torch weights, or it is damaged: {error}") from error
+        raise ValueError(
+            f"{argument}: {path} is no file of torch weights, or it is damaged ({_line(error)}). Pass one that a "
+            "training wrote."
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{argument}: {path} holds no bare state dict (a training state?). Pass model.pt instead.")
     if lengthen:
@@ -70,6 +73,11 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
         )
     module.load_state_dict(state)
     return module
+
+
+def _line(error: BaseException) -> str:
+    """The beginning of a library's message, which may have many lines."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -157,7 +165,8 @@ class TrainingState:
             self._apply(engine, state)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"resume: {self.path} does not hold the state of this training, or is damaged: {error}. {REMEDY}"
+                f"resume: {self.path} does not hold the state of this training, or is damaged ({_line(error)}). "
+                f"{REMEDY}"
             ) from error
         logger.info("Resumed after epoch %d of %d from %s.", state["epoch"], engine.state.max_epochs, self.path)
 
@@ -170,7 +179,7 @@ class TrainingState:
         try:
             state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise ValueError(f"resume: {self.path} cannot be read, it is damaged: {error}. {REMEDY}") from error
+            raise ValueError(f"resume: {self.path} cannot be read, it is damaged ({_line(error)}). {REMEDY}") from error
         missing = STATE_KEYS - set(state) if isinstance(state, dict) else STATE_KEYS
         if missing:
             raise ValueError(f"resume: {self.path} is no state of a training, it lacks {sorted(missing)}. {REMEDY}")

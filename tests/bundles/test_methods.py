@@ -18,11 +18,14 @@ from common.losses.similarity import SIMILARITIES
 from tests.bundles.test_bundles import BUNDLES_DIR, NAMES, SMALL, run
 
 
-def instances(name: str, **options: Any) -> list[Any]:
-    """The instance optimisation of a bundle's evaluation and of its inference."""
+EVALUATION, INFERENCE = ("train.json", "evaluate.json"), ("inference.json",)
+
+
+def instances(name: str, *configurations: tuple[str, ...], **options: Any) -> list[Any]:
+    """The instance optimisation of a bundle's evaluation and of its inference, or of what is named."""
     configs = BUNDLES_DIR / name / "configs"
     found = []
-    for files in (["train.json", "evaluate.json"], ["inference.json"]):
+    for files in configurations or (EVALUATION, INFERENCE):
         workflow = ConfigWorkflow(
             config_file=[str(configs / file) for file in files], meta_file=str(configs / "metadata.json"),
             logging_file=False, workflow_type="train", device="cpu", **options,
@@ -79,7 +82,7 @@ def objectives_of(name: str) -> list[str]:
 )  # fmt: skip
 def test_every_objective_names_the_weight_of_its_field(name: str, objective: str) -> None:
     """A weight tuned for one similarity is no weight for another; and the fit has the objective's own similarity."""
-    instance, _ = instances(name, instance_target="field", instance_iterations=2, objective=objective)
+    (instance,) = instances(name, EVALUATION, instance_target="field", instance_iterations=2, objective=objective)
     settings = json.loads((BUNDLES_DIR / name / "configs" / "train.json").read_text())["objectives"][objective]
     assert instance.field.smoothness_weight == settings["field_weight"] > 0
     assert instance.field.similarity is instance.similarity
@@ -119,6 +122,12 @@ def test_official_training_is_the_published_one_part_by_part(acdc_dir: Path, tmp
     assert np.isfinite(float(history[2]["score/total"])) and abs(float(momenta[2]) - float(momenta[1])) > 1e-3
 
 
+def test_evaluation_of_the_official_training_optimises_its_objective() -> None:
+    (instance,) = instances("adacs_acdc", ("train.json", "official.json", "evaluate.json"))
+    assert instance.bidirectional and instance.inverse_by_negation and instance.foreground
+    assert instance.updates == {"displacement", "score"}
+
+
 def test_the_papers_form_stays_the_default() -> None:
     config = json.loads((BUNDLES_DIR / "adacs_acdc" / "configs" / "train.json").read_text())
     published = {
@@ -153,3 +162,9 @@ def test_inference_reads_the_score_only_to_fit(acdc_dir: Path, tmp_path: Path) -
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     assert any("score_path: expected a file of weights at" in str(cause) for cause in causes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradicon_continues_images_at_the_border_and_the_others_with_zeros(name: str) -> None:
+    for instance in instances(name):
+        assert instance.padding == ("border" if name.startswith("gradicon") else "zeros") and not instance.inside_only
