@@ -281,3 +281,17 @@ def test_the_automatic_centre_looks_where_moving_is(tmp_path, kept):
     }
     start = CropPaird([32, 32], "auto")(LoadPaird(2)(files))["crop_start"].tolist()
     assert np.abs(np.array(start) + 15.5 - centre).max() <= 4
+
+
+def test_a_given_centre_is_that_of_the_fixed_file(tmp_path):
+    expected = prepare(2, [10.0, 14.0])(pair(tmp_path, 2))["image"].as_subclass(torch.Tensor)
+    for axes in STORED[1::7]:
+        files = pair(tmp_path, 2, None, axes)
+        shape = load_image(files["fixed"]).array.shape
+        point = [
+            shape[axis] - 1 - (10.0, 14.0)[old] if flipped else (10.0, 14.0)[old]
+            for axis, (old, flipped) in enumerate(zip(*axes, strict=True))
+            if old < 2
+        ]
+        item = prepare(2, point)(files)
+        assert torch.equal(item["image"].as_subclass(torch.Tensor), expected)
