@@ -72,11 +72,17 @@ def show(axis: Any, array: np.ndarray, title: str, **options: Any) -> Any:
 
 
 def colour_bar(figure: Any, picture: Any, axis: Any, label: str = "") -> None:
-    """A horizontal colour bar that fills an axes."""
+    """A horizontal colour bar that fills an axes; of a scale with a centre, its ends and centre are marked."""
+    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
 
+    norm = picture.norm
+    centred = isinstance(norm, TwoSlopeNorm)
+    ticks = [norm.vmin, norm.vcenter, norm.vmax] if centred else MaxNLocator(nbins=4)
     # In an axes of its own: bars that steal room from some panels of a row would leave them smaller than the others.
-    bar = figure.colorbar(picture, cax=axis, orientation="horizontal", ticks=MaxNLocator(nbins=4))
+    bar = figure.colorbar(picture, cax=axis, orientation="horizontal", ticks=ticks)
+    if centred:
+        bar.ax.set_xticklabels([f"{tick:.2g}" for tick in ticks])
     bar.ax.tick_params(labelsize=7, width=0.5)
     bar.outline.set_linewidth(0.5)
     if label:

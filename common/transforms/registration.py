@@ -133,9 +133,7 @@ class CropPaird(Transform):
                 )
             moved, still, mask = (to_stack(array[None], dims) for array in (seen, other, both))
             centre = auto_centre(moved, still, mask)
-            logger.info("Crop centre found automatically: %s voxels (%s of the fixed file).",
-                        [round(float(c), 1) for c in centre],
-                        _on_file(centre, fixed, working, axes))  # fmt: skip
+            logger.info("Crop centre found automatically: voxels %s of fixed.", _on_file(centre, fixed, working, axes))
             return centre
         if isinstance(given, str) and given == "middle":
             return (torch.tensor(working.array.shape[:dims]) - 1) / 2

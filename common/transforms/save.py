@@ -45,7 +45,7 @@ class SaveRegistrationd(Transform):
                 ``output_dir`` holds a file of these names that is not ours.
             OSError: naming ``output_dir``, where the disk is full; what was there before is unchanged.
         """
-        logger.info("Writing the results to %s: minutes, where volumes are large.", self.output_dir)
+        logger.info("Writing the results to %s.", self.output_dir)
         with replaced_set(self.output_dir, INFERENCE) as folder:
             kind = self._write(folder, data)
         logger.info("Wrote the field, the warped image and the %s Jacobian to %s.", kind, self.output_dir)

@@ -30,6 +30,21 @@ def test_auto_centre_finds_a_contracting_ball(shape: tuple[int, ...], centre: tu
     assert torch.allclose(found, torch.tensor(centre), atol=1.5)
 
 
+@pytest.mark.parametrize("kept", [slice(40, 120), slice(0, 90)])
+def test_auto_centre_compares_what_both_show(kept: slice) -> None:
+    """What one image lacks, of the plane or of the stack, is no difference, and sets no range."""
+    shape, centre = (120, 96), (70.0, 38.0)
+    noise = torch.rand(4, 1, *shape, generator=torch.Generator().manual_seed(0)) * 0.02 + 0.3
+    mask = torch.zeros(4, 1, *shape, dtype=torch.bool)
+    mask[1:, :, kept, 10:70] = True
+    moving = (noise + _disc(shape, centre, 10.0)) * mask
+    fixed = noise + _disc(shape, centre, 6.0)
+    fixed[:, :, :, 80:] += 9
+    found = auto_centre(moving, fixed, mask, sigma=6.0)
+    assert torch.allclose(found, torch.tensor(centre), atol=1.5)
+    assert not torch.allclose(auto_centre(moving, fixed, sigma=6.0), torch.tensor(centre), atol=10)
+
+
 def test_auto_centre_of_equal_images_is_their_middle() -> None:
     image = torch.rand(2, 1, 9, 14, generator=torch.Generator().manual_seed(0))
     assert auto_centre(image, image).tolist() == [4.0, 6.5]

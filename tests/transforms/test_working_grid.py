@@ -261,3 +261,37 @@ def test_a_label_on_another_grid_that_covers_moving_is_read_where_it_lies(tmp_pa
     expected = RegistrationResultd()(prepare(3)(files) | {"pred": still})["warped_label"]
     write(files["moving_label"], fine, affine, np.int16)
     assert torch.equal(RegistrationResultd()(prepare(3)(files) | {"pred": still})["warped_label"].int(), expected.int())
+
+
+@pytest.mark.parametrize(
+    "kept", [(slice(30, 100), slice(0, 90), slice(0, 6)), (slice(0, 120), slice(0, 96), slice(2, 4))]
+)
+def test_the_automatic_centre_looks_where_moving_is(tmp_path, kept):
+    """Moving covers less of the plane, or fewer slices, than fixed."""
+    shape, centre = (120, 96, 6), (64.0, 40.0)
+    x, y = np.meshgrid(*map(np.arange, shape[:2]), indexing="ij")
+    distance = np.hypot(x - centre[0], y - centre[1])[..., None]
+    texture = 100 + 20 * np.random.default_rng(0).random(shape)
+    affine = np.diag([1.5, 1.5, 8.0, 1.0])
+    placed = affine.copy()
+    placed[:3, 3] += affine[:3, :3] @ [part.start for part in kept]
+    files = {
+        "image": write(tmp_path / "moving.nii", (texture + 80 * (distance < 14))[kept], placed),
+        "fixed": write(tmp_path / "fixed.nii", texture + 80 * (distance < 9), affine),
+    }
+    start = CropPaird([32, 32], "auto")(LoadPaird(2)(files))["crop_start"].tolist()
+    assert np.abs(np.array(start) + 15.5 - centre).max() <= 4
+
+
+def test_a_given_centre_is_that_of_the_fixed_file(tmp_path):
+    expected = prepare(2, [10.0, 14.0])(pair(tmp_path, 2))["image"].as_subclass(torch.Tensor)
+    for axes in STORED[1::7]:
+        files = pair(tmp_path, 2, None, axes)
+        shape = load_image(files["fixed"]).array.shape
+        point = [
+            shape[axis] - 1 - (10.0, 14.0)[old] if flipped else (10.0, 14.0)[old]
+            for axis, (old, flipped) in enumerate(zip(*axes, strict=True))
+            if old < 2
+        ]
+        item = prepare(2, point)(files)
+        assert torch.equal(item["image"].as_subclass(torch.Tensor), expected)
