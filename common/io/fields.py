@@ -17,6 +17,7 @@ from .nifti import file_affine, is_orthonormal, open_nifti, read_values
 INTENT_VECTOR = 1007
 # ITK reads a field of one slice as 2D and drops its tilt, but an image of one slice as 3D: the slice is written twice.
 ONE_SLICE = "displacement field of one slice, written twice"
+SLAB = 16  # voxels along the first axis whose units are changed at a time, to save memory
 
 
 def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) -> None:
@@ -119,8 +120,8 @@ def _check_field(ddf: Tensor, like: Image, stack: bool) -> None:
 
 
 def _slabwise(change: Callable[[Tensor], Tensor], field: Tensor) -> Tensor:
-    """Apply a change of units to (d, *S), calculating in float64 for one slab of the last axis at a time."""
+    """Apply a change of units to (d, *S), calculating in float64 for a slab of the first spatial axis at a time."""
     changed = torch.empty(field.shape, dtype=torch.float32)
-    for last in range(field.shape[-1]):
-        changed[..., last : last + 1] = change(field[..., last : last + 1].double())
+    for part, result in zip(field.split(SLAB, dim=1), changed.split(SLAB, dim=1), strict=True):
+        result.copy_(change(part.double()))
     return changed
