@@ -47,16 +47,34 @@ def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) ->
     if like.slice_axis:
         field = field[..., None].expand(-1, -1, -1, 2)
     dims = field.shape[0]
+    check_grid(like)
     affine = plane_affine(like.affine) if dims == 2 else like.affine
-    if not is_orthonormal(like.affine):
-        raise ValueError(
-            "save_ddf: like must have orthogonal axes, the only grids that ITK knows; got a sheared affine"
-            f" {like.affine.tolist()}. Resample the fixed image onto an orthogonal grid first."
-        )
     ddf_mm = _slabwise(lambda part: flip_ras_lps(voxel_to_physical(part, affine), channel=0), field)
     values = ddf_mm.movedim(0, -1).numpy()
     values = values[:, :, None, None] if dims == 2 else values[:, :, :, None]
     write_nifti(path, values, like, INTENT_VECTOR, ONE_SLICE if like.slice_axis else "")
+
+
+def check_grid(like: Image, argument: str = "save_ddf: like") -> None:
+    """Make sure, before any work, that a field on the grid of an image can be written for ITK.
+
+    Args:
+        like: the fixed image.
+        argument: what the error calls it.
+
+    Raises:
+        ValueError: for sheared axes, or a tilted plane of the form (X, Y), whose file has no place for the tilt.
+    """
+    if like.array.dim() == 2 and not like.slice_axis:
+        try:
+            plane_affine(like.affine)
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from error
+    if not is_orthonormal(like.affine):
+        raise ValueError(
+            f"{argument} must have orthogonal axes, the only grids that ITK knows; got a sheared affine"
+            f" {like.affine.tolist()}. Resample the fixed image onto an orthogonal grid first."
+        )
 
 
 def load_ddf(path: str | Path, argument: str = "path") -> tuple[Tensor, np.ndarray]:
