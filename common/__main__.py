@@ -13,6 +13,7 @@ from .cli.options import options
 from .cli.pack import pack
 from .cli.study import study
 from .cli.verify import verify
+from .console import forgive_signs
 
 COMMANDS = {
     "benchmark": benchmark, "compare": compare, "options": options, "pack": pack, "study": study, "verify": verify,
@@ -25,4 +26,5 @@ SetParseFns(measures=DefaultParseValue, tested=DefaultParseValue)(compare)
 SetParseFns(name=str, output_dir=str, device=str)(study)
 
 if __name__ == "__main__":
+    forgive_signs()
     fire.Fire(COMMANDS, name="common")

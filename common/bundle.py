@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from .checks import known_name
+from .console import forgive_signs
 from .runs import arguments, command_line, messages, options, outputs, record
 from .runs.configuration import current_parser, stage_of
 from .runs.options import INFERENCE, TRAIN
@@ -160,6 +161,7 @@ def start(seed: int, device: Any = "cpu") -> None:
         seed: of torch's random state in every process.
         device: decides between NCCL and gloo.
     """
+    forgive_signs()
     root_logger = logging.getLogger()
     if not root_logger.handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -30,7 +30,7 @@ def packed(tmp_path, with_metadata=True):
     """A bundle that carries the package as scripts/common, in a folder of any name."""
     target = tmp_path / "renamed" / "scripts" / "common"
     target.mkdir(parents=True)
-    for name in ("__init__.py", "bundle.py", "checks.py", "atomic.py"):
+    for name in ("__init__.py", "bundle.py", "checks.py", "atomic.py", "console.py"):
         shutil.copy(ROOT / "common" / name, target / name)
     shutil.copytree(ROOT / "common" / "runs", target / "runs", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "renamed" / "configs").mkdir()

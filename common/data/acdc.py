@@ -13,8 +13,10 @@ or the patient folders directly under ``dataset_dir``; ``*_4d.nii.gz`` is not re
 ``patient001_frame01_to_frame12_ddf.nii.gz``, the true displacement ``(X, Y, Z, 2)`` in voxels of the slice:
 fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES.
 
-Spacing: zooms of exactly (1, 1, 1) mean 'unknown', since processed copies of the data lose the spacing that way; it is
-NaN then, and nothing may be given in millimetres.
+Files are read by their headers (``common.data.reading``): slices last, wherever they are stored, the plane's axes as
+`ORIENTATION` where the header gives one, labels where their affine places them. Voxels of 1 mm all round mean 'unknown
+spacing', since processed copies of the data lose it that way; it is NaN then, and nothing may be given in millimetres.
+Known spacing in the plane outside `SPACING_RANGE` is brought to `SPACING`.
 
 Reference: Bernard et al., IEEE Transactions on Medical Imaging 37(11), 2018.
 """
@@ -23,22 +25,27 @@ from __future__ import annotations
 
 import logging
 import re
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 
+from ..io.images import Image, same_grid
+from ..io.nifti import file_affine, open_nifti, read_values
+from ..io.orientation import resample_to_spacing, spacing_is_unknown
 from ..transforms.crop import auto_centre, centroid
+from ..transforms.intensity import clipped
 from .layout import DatasetLayoutError
+from .reading import read_case, slices_first
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "all")
 CROP_CENTERS = ("middle_slice", "slice", "volume", "auto")
-MYOCARDIUM = 2
+LABELS, MYOCARDIUM = range(4), 2
+ORIENTATION, SPACING, SPACING_RANGE = "RAS", (1.5, 1.5), (1.2, 2.0)  # mm, in the plane
 LAYOUT = (
     "expected DIR/training/patient001/{Info.cfg, patient001_frame01.nii.gz, patient001_frame01_gt.nii.gz, ...} and "
     "DIR/testing/patient101/..., or the patient folders directly under DIR. Request the data from the ACDC challenge "
@@ -103,7 +110,11 @@ def frame_files(dataset_dir: str | Path, subject: str) -> tuple[Path, Path]:
 
 
 def load_pairs(
-    dataset_dir: str | Path, split: str = "train", crop_center: str = "middle_slice", skip_invalid: bool = False
+    dataset_dir: str | Path,
+    split: str = "train",
+    crop_center: str = "middle_slice",
+    skip_invalid: bool = False,
+    percentiles: Sequence[float] | None = (0, 99),
 ) -> list[dict[str, Any]]:
     """Read a split into memory: every short-axis slice a pair, moving = ED, fixed = ES. Each file is decoded once.
 
@@ -114,24 +125,27 @@ def load_pairs(
             nearest slice that has myocardium stands in); 'slice': in the slice itself, else as 'middle_slice';
             'volume': over all slices; 'auto': without labels, ``transforms.crop.auto_centre`` over the patient's stack.
         skip_invalid: leave unreadable patients out, with a logged warning each and their count.
+        percentiles: lower and upper, in per cent, to which the intensities of each volume are clipped; None leaves
+            them. The processed copies in circulation are clipped at 99, the release is not.
 
     Returns:
-        A dict a slice. ``moving_image``, ``fixed_image``: float32 ``(1, X, Y)``, intensities and axes as stored;
+        A dict a slice. ``moving_image``, ``fixed_image``: float32 ``(1, X, Y)``, on the data set's axes;
         ``moving_label``, ``fixed_label``: uint8 ``(1, X, Y)``; ``centre``: float32 ``(2,)``, voxels; ``subject``:
         'patient001'; ``group``: diagnosis, '' where not given; ``slice``: int; ``spacing``: float32 ``(2,)`` in mm, in
         the plane, NaN where unknown; ``true_ddf``: float32 ``(2, X, Y)``, voxels, for phantoms.
 
     Raises:
         DatasetLayoutError: for a missing folder, an empty split, or a patient that is not as published.
-        ValueError: for an unknown ``split`` or ``crop_center``.
+        ValueError: for an unknown ``split`` or ``crop_center``, or percentiles that are not two in order.
     """
+    clipped(torch.zeros(1), percentiles)  # before anything is read
     if crop_center not in CROP_CENTERS:
         raise ValueError(f"crop_center: expected one of {CROP_CENTERS}, got {crop_center!r}.")
     pairs: list[dict[str, Any]] = []
     skipped = []
     for folder in _folders(dataset_dir, split):
         try:
-            pairs += _patient(folder, crop_center)
+            pairs += _patient(folder, crop_center, percentiles)
         except DatasetLayoutError as error:
             if not skip_invalid:
                 raise
@@ -162,39 +176,61 @@ def _folders(dataset_dir: str | Path, split: str) -> list[Path]:
     return chosen
 
 
-def _patient(folder: Path, crop_center: str) -> list[dict[str, Any]]:
+def _patient(folder: Path, crop_center: str, percentiles: Sequence[float] | None) -> list[dict[str, Any]]:
     info = _info(folder)
-    ed, es = _frames(folder, info)
-    stem = f"{folder.name}_"
-    header = _open(folder / f"{stem}{ed}.nii.gz")
-    other = _open(folder / f"{stem}{es}.nii.gz")
-    if header.shape != other.shape or not np.allclose(header.affine, other.affine, atol=1e-3):
+    frames = _frames(folder, info)
+    (moving, moving_label), (fixed, fixed_label) = (_frame(folder, frame) for frame in frames)
+    if not same_grid(moving, fixed):
         raise DatasetLayoutError(
-            f"{folder.name}: expected ED and ES on one grid, got shapes {header.shape} and {other.shape} with affines "
-            f"{header.affine.tolist()} and {other.affine.tolist()}; resample ES to ED."
+            f"{folder.name}: expected ED and ES on one grid, got shapes {tuple(moving.array.shape)} and "
+            f"{tuple(fixed.array.shape)} with affines {moving.affine.tolist()} and {fixed.affine.tolist()}; resample ES"
+            " to ED."
         )
     stacks = {
-        "moving_image": _image(header, folder.name),
-        "fixed_image": _image(other, folder.name),
-        "moving_label": _label(folder / f"{stem}{ed}_gt.nii.gz", header.shape),
-        "fixed_label": _label(folder / f"{stem}{es}_gt.nii.gz", header.shape),
+        "moving_image": slices_first(clipped(moving.array, percentiles)),
+        "fixed_image": slices_first(clipped(fixed.array, percentiles)),
+        "moving_label": slices_first(moving_label.array.byte()),
+        "fixed_label": slices_first(fixed_label.array.byte()),
     }
-    truth = folder / f"{stem}{ed}_to_{es}_ddf.nii.gz"
+    truth = folder / f"{folder.name}_{frames[0]}_to_{frames[1]}_ddf.nii.gz"
     if truth.is_file():
-        stacks["true_ddf"] = _displacement(truth, header.shape)
+        stacks["true_ddf"] = _displacement(truth, moving)
     centres = _centres(stacks, crop_center, folder.name)
-    shared = {"subject": folder.name, "group": info.get("Group", ""), "spacing": _spacing(header)}
+    spacing = torch.tensor([torch.nan] * 2 if spacing_is_unknown(moving) else moving.spacing[:2])
+    shared = {"subject": folder.name, "group": info.get("Group", ""), "spacing": spacing}
     return [
         {key: stack[z] for key, stack in stacks.items()} | {"centre": centres[z], "slice": z} | shared
-        for z in range(header.shape[2])
+        for z in range(moving.array.shape[2])
     ]
+
+
+def _frame(folder: Path, frame: str) -> tuple[Image, Image]:
+    """Image and labels of one frame."""
+    image, label = (folder / f"{folder.name}_{frame}{kind}.nii.gz" for kind in ("", "_gt"))
+    for path in (image, label):
+        if not path.is_file():
+            raise DatasetLayoutError(f"{folder.name}: no file {path}; {LAYOUT}.")
+    try:
+        read = read_case(
+            image, label, LABELS, spatial_dims=2, orientation=ORIENTATION, spacing=SPACING, spacing_range=SPACING_RANGE
+        )
+    except DatasetLayoutError as error:
+        raise DatasetLayoutError(f"{folder.name}: {error}") from error
+    if read[0].array.shape[2] == 1:
+        logger.warning("%s: %s holds one slice.", folder.name, image)
+    return read
 
 
 def _info(folder: Path) -> dict[str, str]:
     path = folder / "Info.cfg"
     if not path.is_file():
         raise DatasetLayoutError(f"{folder.name}: no file {path}; {LAYOUT}.")
-    lines = [line.partition(":") for line in path.read_text().splitlines() if ":" in line]
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")  # accents in names of groups
+    lines = [line.partition(":") for line in text.splitlines() if ":" in line]
     return {key.strip(): value.strip() for key, _, value in lines}
 
 
@@ -209,73 +245,34 @@ def _frames(folder: Path, info: dict[str, str]) -> tuple[str, str]:
         ) from None
 
 
-def _open(path: Path) -> nibabel.Nifti1Image:
-    if not path.is_file():
-        raise DatasetLayoutError(f"{path.parent.name}: no file {path}; {LAYOUT}.")
+def _displacement(path: Path, image: Image) -> torch.Tensor:
+    """True displacement (Z, 2, X, Y) in voxels of the image, which is reoriented and of the data set's spacing."""
+    subject = path.parent.name
     try:
-        volume = nibabel.load(path)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
-        raise DatasetLayoutError(f"{path.parent.name}: cannot read {path} ({error}); copy it anew.") from error
-    return cast(nibabel.Nifti1Image, volume)
-
-
-def _array(volume: nibabel.Nifti1Image, subject: str) -> np.ndarray:
-    try:
-        return np.asanyarray(volume.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        nifti = open_nifti(path, "true displacement")
+        values, affine = read_values(nifti, path, "true displacement"), file_affine(nifti, path, "true displacement")
+    except ValueError as error:
+        raise DatasetLayoutError(f"{subject}: {error}") from error
+    if values.ndim != 4 or values.shape[2:] != (image.array.shape[2], 2) or (np.diag(affine) <= 0).any():
         raise DatasetLayoutError(
-            f"{subject}: cannot decode {volume.get_filename()} ({error}); copy it anew."
-        ) from error
-
-
-def _stack(array: np.ndarray, dtype: Any) -> torch.Tensor:
-    """(X, Y, Z) -> (Z, 1, X, Y), contiguous, so that each slice is."""
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)[:, None], dtype=dtype))
-
-
-def _image(volume: nibabel.Nifti1Image, subject: str) -> torch.Tensor:
-    name = volume.get_filename()
-    array = _array(volume, subject)
-    if array.ndim != 3:
-        raise DatasetLayoutError(f"{subject}: expected (X, Y, Z) in {name}, got the shape {array.shape}.")
-    stack = _stack(array, np.float32)
-    if not torch.isfinite(stack).all():
-        raise DatasetLayoutError(
-            f"{subject}: expected finite intensities in {name}, got NaN or infinity; copy it anew."
+            f"{subject}: expected displacements of shape (X, Y, {image.array.shape[2]}, 2) along axes that point right,"
+            f" anterior and superior in {path}, got {values.shape} with the affine {affine.tolist()}; generate the "
+            "phantom anew."
         )
-    if stack.min() == stack.max():
-        raise DatasetLayoutError(f"{subject}: expected an image in {name}, got the constant {float(stack.min())}.")
-    return stack
-
-
-def _label(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    array = _array(_open(path), path.parent.name)
-    if array.shape != shape:
+    field = torch.from_numpy(np.ascontiguousarray(values))
+    if field.shape[:2] != image.array.shape[:2]:  # the images were brought to the data set's spacing
+        parts = []
+        for axis in range(2):
+            own = Image(field[..., axis], affine, tuple(np.linalg.norm(affine[:3, :3], axis=0)))
+            part = resample_to_spacing(own, image.spacing, "bilinear")
+            parts.append(part.array * (own.spacing[axis] / image.spacing[axis]))
+        field = torch.stack(parts, dim=-1)
+    if field.shape[:3] != image.array.shape:
         raise DatasetLayoutError(
-            f"{path.parent.name}: expected the images' shape {shape} in {path}, got {array.shape}; resample the labels "
-            "to the images' grid (nearest neighbour)."
+            f"{subject}: expected the images' shape {tuple(image.array.shape)} in {path}, got {tuple(field.shape[:3])};"
+            " generate the phantom anew."
         )
-    if not np.isin(array, (0, 1, 2, 3)).all():
-        raise DatasetLayoutError(
-            f"{path.parent.name}: expected the labels 0 to 3 in {path}, got {np.unique(array)[:8].tolist()}; restore "
-            "the published file."
-        )
-    return _stack(array, np.uint8)
-
-
-def _displacement(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    array = _array(_open(path), path.parent.name)
-    if array.shape != (*shape, 2) or not np.isfinite(array).all():
-        raise DatasetLayoutError(
-            f"{path.parent.name}: expected finite displacements of shape {(*shape, 2)} in {path}, got {array.shape}; "
-            "generate the phantom anew."
-        )
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 3, 0, 1), dtype=np.float32))
-
-
-def _spacing(volume: nibabel.Nifti1Image) -> torch.Tensor:
-    zooms = [float(zoom) for zoom in volume.header.get_zooms()[:3]]
-    return torch.full((2,), torch.nan) if zooms == [1.0, 1.0, 1.0] else torch.tensor(zooms[:2])
+    return field.permute(2, 3, 0, 1).contiguous()
 
 
 def _centres(stacks: dict[str, torch.Tensor], crop_center: str, subject: str) -> list[torch.Tensor]:

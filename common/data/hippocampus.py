@@ -6,7 +6,8 @@ Layout, as published::
     dataset_dir/[Task04_Hippocampus/]imagesTr/hippocampus_001.nii.gz    image, 1 mm
                                      labelsTr/hippocampus_001.nii.gz    labels: 1 anterior, 2 posterior
 
-``imagesTs`` has no labels and is not read.
+``imagesTs`` has no labels and is not read. Files are read by their headers (``common.data.reading``): axes brought to
+RAS, voxels to 1 mm, labels laid where their affine places them.
 
 Volumes differ in shape. Each is laid with its geometric centre on that of one working grid, not corner on corner: the
 identity's Dice is 0.55 then, and 0.46 with aligned corners. What a volume lacks is padded, what is too large cut off.
@@ -31,14 +32,16 @@ from typing import Any
 import torch
 
 from ..checks import known_name
-from ..io.images import load_image, load_label
 from ..transforms.crop import centre_on_grid
-from ..transforms.intensity import clip_percentiles
+from ..transforms.intensity import clipped
 from .layout import DatasetLayoutError
+from .reading import read_case
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "all")
+LABELS = range(3)
+ORIENTATION, SPACING = "RAS", (1.0, 1.0, 1.0)  # mm
 LAYOUT = (
     "expected DIR/imagesTr/hippocampus_001.nii.gz, … and DIR/labelsTr/hippocampus_001.nii.gz, …; get "
     "Task04_Hippocampus from the Medical Segmentation Decathlon and unpack it there unchanged"
@@ -100,10 +103,14 @@ def read_pairs(path: str | Path, names: Sequence[str]) -> list[tuple[str, str]]:
         names: the subjects that there are.
 
     Raises:
-        DatasetLayoutError: for a file without these columns or without rows, for a row without both, and naming the
-            absent subjects.
+        DatasetLayoutError: for an absent file, one without these columns or without rows, for a row without both, for
+            a pair that is listed twice, and naming the absent subjects.
     """
-    with Path(path).open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte order mark
+    if not Path(path).is_file():
+        raise DatasetLayoutError(f"pairs: expected a CSV file, {path} is none. Check the path's spelling.")
+    with Path(path).open(
+        newline="", encoding="utf-8-sig", errors="replace"
+    ) as stream:  # spreadsheets write a byte order mark
         reader = csv.DictReader(stream)
         rows, columns = list(reader), reader.fieldnames
     if not rows or not all(row.get("moving") and row.get("fixed") for row in rows):
@@ -118,6 +125,9 @@ def read_pairs(path: str | Path, names: Sequence[str]) -> list[tuple[str, str]]:
             f"pairs: {path} names {absent}, which the data set does not hold (there are {len(names)} subjects, "
             f"{names[0]} … {names[-1]}); mend the list or the data."
         )
+    twice = sorted({f"{moving}, {fixed}" for moving, fixed in pairs if pairs.count((moving, fixed)) > 1})
+    if twice:
+        raise DatasetLayoutError(f"pairs: {path} lists a pair twice: {'; '.join(twice)}. Keep one row of each.")
     return pairs
 
 
@@ -127,11 +137,9 @@ def load_pairs(
     spatial_size: Sequence[int] = (40, 56, 40),
     partners: int = 1,
     pairs: str | Path | None = None,
+    percentiles: Sequence[float] | None = (1, 99),
 ) -> list[dict[str, Any]]:
     """Read a split into memory, each file once, and pair its subjects.
-
-    Intensities outside the 1st to 99th percentile of a volume are clipped: single voxels several times brighter than
-    all tissue would set its range.
 
     Args:
         dataset_dir: see the module's layout.
@@ -139,6 +147,8 @@ def load_pairs(
         spatial_size: working grid in voxels, three numbers; every volume is centred on it.
         partners: of each subject; see ``pair_names``.
         pairs: file with a list of pairs to take instead (``read_pairs``); it may name any subject of the data set.
+        percentiles: lower and upper, in per cent, to which the intensities of each volume are clipped, as single voxels
+            several times brighter than all tissue would set its range; None leaves them.
 
     Returns:
         A dict a pair, volumes shared between them. ``moving_image``, ``fixed_image``: float32 ``(1, *S)``;
@@ -146,8 +156,10 @@ def load_pairs(
         the fixed one; ``case``: 'hippocampus_007_to_hippocampus_003'; ``spacing``: float32 ``(3,)`` in mm.
 
     Raises:
-        DatasetLayoutError: for missing folders or files, labels of another shape, or an absent subject in ``pairs``.
-        ValueError: for an unknown split, a size that is not three numbers, or no partners.
+        DatasetLayoutError: for missing folders or files, labels of another field of view or with other values, or an
+            absent subject or a repeated pair in ``pairs``.
+        ValueError: for an unknown split, a size that is not three numbers, no partners, or percentiles that are not two
+            in order.
     """
     if len(spatial_size) != 3:
         raise ValueError(
@@ -159,7 +171,8 @@ def load_pairs(
         listed = read_pairs(pairs, find_subjects(dataset_dir))
     folder = _folder(dataset_dir)
     names = sorted({name for pair in listed for name in pair})
-    volumes = {name: _volume(folder, name, spatial_size) for name in names}
+    clipped(torch.zeros(1), percentiles)  # before anything is read
+    volumes = {name: _volume(folder, name, spatial_size, percentiles) for name in names}
     cut = [name for name, volume in volumes.items() if volume["cut"]]
     if cut:
         logger.warning(
@@ -200,19 +213,17 @@ def _name(text: str) -> str:
     return f"hippocampus_{int(number[1]):03d}" if number else stem
 
 
-def _volume(folder: Path, name: str, size: Sequence[int]) -> dict[str, Any]:
+def _volume(folder: Path, name: str, size: Sequence[int], percentiles: Sequence[float] | None) -> dict[str, Any]:
     image_file, label_file = (folder / part / f"{name}.nii.gz" for part in ("imagesTr", "labelsTr"))
     if not label_file.is_file():
         raise DatasetLayoutError(f"{name}: there is {image_file}, but no labels {label_file}; {LAYOUT}.")
-    image, label = load_image(image_file), load_label(label_file)
-    if image.array.dim() != 3 or label.array.shape != image.array.shape:
-        raise DatasetLayoutError(
-            f"{name}: expected an image and labels of one shape (X, Y, Z), got {tuple(image.array.shape)} in "
-            f"{image_file} and {tuple(label.array.shape)} in {label_file}; replace the damaged file."
-        )
+    try:
+        image, label = read_case(image_file, label_file, LABELS, orientation=ORIENTATION, spacing=SPACING)
+    except DatasetLayoutError as error:
+        raise DatasetLayoutError(f"{name}: {error}") from error
     return {
-        "image": centre_on_grid(clip_percentiles(image.array[None]), size),
-        "label": centre_on_grid(label.array[None].to(torch.uint8), size, label=True),
+        "image": centre_on_grid(clipped(image.array[None], percentiles), size),
+        "label": centre_on_grid(label.array[None].byte(), size, label=True),
         "spacing": torch.tensor(image.spacing),
         "cut": any(n > s for n, s in zip(image.array.shape, size, strict=True)),
     }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ..spatial.units import flip_ras_lps, physical_to_voxel, plane_affine, voxel_to_physical
-from .images import Image, file_affine, open_nifti, read_values, write_nifti
+from .images import Image, write_nifti
+from .nifti import file_affine, is_orthonormal, open_nifti, read_values
 
 INTENT_VECTOR = 1007
 # ITK reads a field of one slice as 2D and drops its tilt, but an image of one slice as 3D: the slice is written twice.
 ONE_SLICE = "displacement field of one slice, written twice"
+SLAB = 16  # voxels along the first axis whose units are changed at a time, to save memory
 
 
 def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) -> None:
@@ -38,25 +41,50 @@ def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) ->
             tilted plane of the form (X, Y).
     """
     _check_field(ddf, like, stack)
-    field = ddf.detach().cpu().double()
+    field = ddf.detach().cpu()
     if stack or like.slice_axis:
         field = torch.cat([field, torch.zeros_like(field[:1])])
     if like.slice_axis:
         field = field[..., None].expand(-1, -1, -1, 2)
     dims = field.shape[0]
+    check_grid(like)
     affine = plane_affine(like.affine) if dims == 2 else like.affine
-    _check_orthogonal(affine, dims)
-    ddf_mm = flip_ras_lps(voxel_to_physical(field, affine), channel=0)
-    values = ddf_mm.movedim(0, -1).float().numpy()
+    ddf_mm = _slabwise(lambda part: flip_ras_lps(voxel_to_physical(part, affine), channel=0), field)
+    values = ddf_mm.movedim(0, -1).numpy()
     values = values[:, :, None, None] if dims == 2 else values[:, :, :, None]
     write_nifti(path, values, like, INTENT_VECTOR, ONE_SLICE if like.slice_axis else "")
 
 
-def load_ddf(path: str | Path) -> tuple[Tensor, np.ndarray]:
+def check_grid(like: Image, argument: str = "save_ddf: like") -> None:
+    """Make sure, before any work, that a field on the grid of an image can be written for ITK.
+
+    Args:
+        like: the fixed image.
+        argument: what the error calls it.
+
+    Raises:
+        ValueError: for sheared axes, or a tilted plane of the form (X, Y), whose file has no place for the tilt.
+    """
+    if like.array.dim() == 2 and not like.slice_axis:
+        try:
+            plane_affine(like.affine)
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from error
+    if not is_orthonormal(like.affine):
+        raise ValueError(
+            f"{argument} must have orthogonal axes, the only grids that ITK knows; got a sheared affine"
+            f" {like.affine.tolist()}. Resample the fixed image onto an orthogonal grid first."
+        )
+
+
+def load_ddf(path: str | Path, argument: str = "path") -> tuple[Tensor, np.ndarray]:
     """Read a displacement field in mm, LPS, as ``save_ddf``, ITK and ANTs write it.
+
+    A header in metres or microns is converted for the grid; the vectors are mm all the same, as ITK reads them.
 
     Args:
         path: a .nii or .nii.gz file of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with intent 1007.
+        argument: what errors call it: the option that gave the path.
 
     Returns:
         ddf (d, *S) float32 in voxels of the file's own grid, and its affine (4, 4), voxels to mm, RAS. A field that
@@ -67,27 +95,27 @@ def load_ddf(path: str | Path) -> tuple[Tensor, np.ndarray]:
         ValueError: if it is not such a field, is cut short, or holds values that are not finite.
     """
     path = Path(path)
-    nifti = open_nifti(path)
+    nifti = open_nifti(path, argument)
     shape, intent = nifti.shape, int(nifti.header["intent_code"])
     planar = len(shape) == 5 and shape[2:] == (1, 1, 2)
     if not planar and (len(shape) != 5 or shape[3:] != (1, 3)):
         raise ValueError(
-            f"load_ddf: expected a field of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2); {path} has shape {shape}."
+            f"{argument}: expected a field of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2); {path} has shape {shape}."
             " Images are read with load_image; convert affine and B-spline transforms to a displacement field first."
         )
     if intent != INTENT_VECTOR:
         raise ValueError(
-            f"load_ddf: expected intent code {INTENT_VECTOR} (vectors in mm, LPS, as ITK and ANTs write); {path} has"
+            f"{argument}: expected intent code {INTENT_VECTOR} (vectors in mm, LPS, as ITK and ANTs write); {path} has"
             f" {intent}, whose convention differs between tools. Export the field again from ITK, ANTs or 3D Slicer."
         )
-    values = read_values(nifti, path)
+    affine = file_affine(nifti, path, argument)
+    values = read_values(nifti, path, argument)
     vectors = torch.from_numpy(values[:, :, 0, 0] if planar else values[:, :, :, 0]).movedim(-1, 0)
-    affine = file_affine(nifti, path)
-    ddf_mm = flip_ras_lps(vectors.double(), channel=0)
-    ddf = physical_to_voxel(ddf_mm, plane_affine(affine) if planar else affine)
+    grid = plane_affine(affine) if planar else affine
+    ddf = _slabwise(lambda part: physical_to_voxel(flip_ras_lps(part, channel=0), grid), vectors)
     if not planar and bytes(nifti.header["descrip"].item()).decode("latin1") == ONE_SLICE:
         ddf = ddf[:2, :, :, 0]
-    return ddf.float().contiguous(), affine
+    return ddf.contiguous(), affine
 
 
 def _check_field(ddf: Tensor, like: Image, stack: bool) -> None:
@@ -109,10 +137,9 @@ def _check_field(ddf: Tensor, like: Image, stack: bool) -> None:
         raise ValueError("save_ddf: ddf must be finite; got NaN or infinite values. Check the registration's loss.")
 
 
-def _check_orthogonal(affine: np.ndarray, dims: int) -> None:
-    axes = affine[:dims, :dims] / np.linalg.norm(affine[:dims, :dims], axis=0)
-    if np.abs(axes.T @ axes - np.eye(dims)).max() > 1e-3:
-        raise ValueError(
-            "save_ddf: like must have orthogonal axes, the only grids that ITK knows; got a sheared affine"
-            f" {affine.tolist()}. Resample the fixed image onto an orthogonal grid first."
-        )
+def _slabwise(change: Callable[[Tensor], Tensor], field: Tensor) -> Tensor:
+    """Apply a change of units to (d, *S), calculating in float64 for a slab of the first spatial axis at a time."""
+    changed = torch.empty(field.shape, dtype=torch.float32)
+    for part, result in zip(field.split(SLAB, dim=1), changed.split(SLAB, dim=1), strict=True):
+        result.copy_(change(part.double()))
+    return changed

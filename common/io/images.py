@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import warnings
+import io
+import logging
 import zlib
 from itertools import product
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import SpatialResample
+from scipy import ndimage
 from torch import Tensor
 
 from ..atomic import atomic_path
+from .nifti import file_affine, largest_distance, open_nifti, read_values, read_whole_numbers
+
+logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -29,6 +32,7 @@ class Image(NamedTuple):
     spacing: mm an axis, one entry an axis of ``array``.
     form_codes: the NIfTI codes of qform and sform, written back by ``save_image``.
     slice_axis: the file holds a 2D image as (X, Y, 1), and so do files written like it.
+    stored: of a label map whose file holds integers, unscaled: their type, to write labels in again; else None.
     """
 
     array: Tensor
@@ -36,127 +40,56 @@ class Image(NamedTuple):
     spacing: tuple[float, ...]
     form_codes: tuple[int, int] = (1, 1)
     slice_axis: bool = False
+    stored: np.dtype | None = None
 
 
-def load_image(path: str | Path) -> Image:
+def load_image(path: str | Path, argument: str = "path") -> Image:
     """Load a 2D or 3D intensity image.
 
-    The affine is the sform if the file has one, else the qform, else (both codes 0) spacing alone in ITK's reading:
-    LPS axes and origin 0, so that ITK, ANTs and we place such a file alike. (X, Y, 1) is a 2D image.
+    The affine is the sform if the file has one, else the qform, else (both codes 0, which is logged) spacing alone in
+    ITK's reading: LPS axes and origin 0, so that ITK, ANTs and we place such a file alike. Lengths in metres or microns
+    become mm. (X, Y, 1) is a 2D image. What is accepted, ITK opens, and so it does a field written on its grid.
 
     Args:
         path: a .nii or .nii.gz file.
+        argument: what errors call it: the option that gave the path, as "moving".
 
     Returns:
         Image with float32 ``array``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not readable as NIfTI, has several frames or colours, or values that are not finite or
-            all equal.
+        ValueError: if it is a folder or not readable as NIfTI, has several frames or colours, complex values, values
+            that are not finite or all equal, or axes that are not orthogonal to ITK's tolerance.
     """
-    image, values = _read(Path(path))
+    nifti, image, shape = _opened(Path(path), argument)
+    values = read_values(nifti, path, argument).reshape(shape)
     if values.min() == values.max():
         raise ValueError(
-            f"load_image: expected an image with contrast; {path} is constant ({values.flat[0]:g} everywhere)."
+            f"{argument}: expected an image with contrast; {path} is constant ({values.flat[0]:g} everywhere)."
             " Check that the export or crop did not lose its content; load label maps with load_label."
         )
     return image._replace(array=torch.from_numpy(np.ascontiguousarray(values)))
 
 
-def load_label(path: str | Path) -> Image:
+def load_label(path: str | Path, argument: str = "path") -> Image:
     """Load a 2D or 3D label map; as ``load_image``, but values must be whole numbers and may all be equal.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: a .nii or .nii.gz file, of any type; integers are never read as floating-point numbers.
+        argument: what errors call it.
 
     Returns:
-        Image with int32 ``array``.
+        Image with int32 ``array``, int64 where values need it, and ``stored``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: as ``load_image``, and if a value is not a whole number.
+        ValueError: as ``load_image``, and if a value is not a whole number or does not fit in 64 bits.
     """
-    image, values = _read(Path(path))
-    if not np.array_equal(values, np.round(values)):
-        raise ValueError(
-            f"load_label: expected whole numbers; {path} holds {values[values != np.round(values)][0]:g}."
-            " Was it resampled with linear interpolation? Export the labels again with nearest neighbour."
-        )
-    return image._replace(array=torch.from_numpy(np.ascontiguousarray(values)).to(torch.int32))
-
-
-def open_nifti(path: Path) -> nib.Nifti1Pair:
-    """Open a NIfTI file, values not read yet.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a NIfTI file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"path: expected a NIfTI file; {path} does not exist. Check the path's spelling.")
-    try:
-        image = nib.load(path)
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        OSError,
-        EOFError,
-        zlib.error,
-    ) as error:
-        raise ValueError(_unreadable(path, error)) from error
-    if not isinstance(image, nib.Nifti1Pair):
-        raise ValueError(_unreadable(path, TypeError(f"it is {type(image).__name__}")))
-    return image
-
-
-def read_values(nifti: nib.Nifti1Pair, path: Path) -> np.ndarray:
-    """All values of an opened file as float32, scaled as its header says.
-
-    Raises:
-        ValueError: if the file is cut short or holds NaN or infinite values.
-    """
-    try:
-        values = nifti.get_fdata(dtype=np.float32)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(_unreadable(path, error)) from error
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"path: expected finite values; {path} holds {int(np.isnan(values).sum())} NaN and"
-            f" {int(np.isinf(values).sum())} infinite values. Replace them first, for example with numpy.nan_to_num."
-        )
-    return values
-
-
-def file_affine(nifti: nib.Nifti1Pair, path: Path) -> np.ndarray:
-    """The (4, 4) float64 RAS affine of an opened file, as ``load_image`` documents it.
-
-    Raises:
-        ValueError: if the affine is not invertible.
-    """
-    header = nifti.header
-    qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
-    if qform_code == 0 and sform_code == 0:
-        spacing = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
-        # Files written in 2D may leave the third spacing at 0.
-        spacing[spacing == 0] = 1.0
-        return np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
-    affine = np.array(nifti.affine, dtype=np.float64)
-    if nifti.ndim == 2 and not affine[:3, 2].any():
-        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1]) / np.linalg.norm(affine[:3, 0])
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ValueError(
-            f"path: expected an invertible affine; {path} has {affine.tolist()}. Repair its qform and sform."
-        )
-    if qform_code > 0 and sform_code > 0:
-        apart = _largest_distance(nifti.get_qform(), affine, nifti.shape[:3])
-        if apart > 1e-2:
-            warnings.warn(
-                f"{path}: qform and sform disagree by up to {apart:.3g} mm; the sform is used. ITK and ANTs may use the"
-                " qform: make them equal before exchanging transforms with them.",
-                stacklevel=3,
-            )
-    return affine
+    nifti, image, shape = _opened(Path(path), argument)
+    values, unscaled = read_whole_numbers(nifti, path, argument)
+    array = torch.from_numpy(np.ascontiguousarray(values.reshape(shape)))
+    return image._replace(array=array, stored=nifti.get_data_dtype().newbyteorder("=") if unscaled else None)
 
 
 def save_image(path: str | Path, array: Tensor, like: Image, dtype: np.dtype | type | None = None) -> None:
@@ -166,8 +99,8 @@ def save_image(path: str | Path, array: Tensor, like: Image, dtype: np.dtype | t
         path: a .nii or .nii.gz file to (over)write.
         array: (X, Y) or (X, Y, Z), the shape of ``like.array``.
         like: gives affine, qform and sform codes and, for 2D, the (X, Y) or (X, Y, 1) form of the file.
-        dtype: NumPy type in the file; None: float32 for floating ``array``, the smallest of uint8, int16 and int32
-            that holds the values for integer ``array``.
+        dtype: NumPy type in the file; None: float32 for floating ``array``, the smallest of uint8, int16, int32 and
+            int64 that holds the values for integer ``array``.
 
     Raises:
         ValueError: if the path's suffix, the shape or the type do not fit.
@@ -179,12 +112,7 @@ def save_image(path: str | Path, array: Tensor, like: Image, dtype: np.dtype | t
         )
     values = array.detach().cpu().numpy()
     target = _storage_type(values) if dtype is None else np.dtype(dtype)
-    stored = values.astype(target)
-    if np.issubdtype(target, np.integer) and not np.array_equal(stored, values):
-        raise ValueError(
-            f"save_image: dtype {target} cannot hold the array's values ({values.min():g} to {values.max():g})"
-            " exactly. Use a floating or larger dtype, or warp labels with nearest neighbour."
-        )
+    stored = _cast(values, target)
     write_nifti(path, stored[..., None] if like.slice_axis and stored.ndim == 2 else stored, like)
 
 
@@ -203,6 +131,8 @@ def write_nifti(path: str | Path, values: np.ndarray, like: Image, intent: int =
     """
     if not str(path).endswith(NIFTI_SUFFIXES):
         raise ValueError(f"path: expected a name that ends in .nii or .nii.gz; got {path}. Rename the output.")
+    if values.nbytes > 5e7:
+        logger.info("Writing %s, %.0f MB before compression.", path, values.nbytes / 1e6)
     nifti = nib.Nifti1Image(values, None, dtype=values.dtype)
     nifti.header.set_intent(intent)
     nifti.header.set_xyzt_units("mm")
@@ -210,23 +140,27 @@ def write_nifti(path: str | Path, values: np.ndarray, like: Image, intent: int =
     nifti.set_qform(like.affine, code=like.form_codes[0], update_affine=False)
     nifti.set_sform(like.affine, code=like.form_codes[1], update_affine=False)
     with atomic_path(path) as temporary:
-        nib.save(nifti, temporary)
+        if str(path).endswith(".gz"):
+            _save_gzip(nifti, temporary)
+        else:
+            nib.save(nifti, temporary)
 
 
-def same_grid(first: Image, second: Image, atol: float = 1e-3) -> bool:
+def same_grid(first: Image, second: Image, atol: float | None = None) -> bool:
     """Whether two images have the same shape and voxel positions.
 
     Args:
         first, second: images of any size.
-        atol: largest distance in mm between corresponding voxels.
+        atol: largest distance in mm between corresponding voxels; default 1e-3, for voxels below 0.1 mm 1 % of them.
     """
     if first.array.shape != second.array.shape:
         return False
-    return _largest_distance(first.affine, second.affine, tuple(first.array.shape)) <= atol
+    atol = min(1e-3, 0.01 * min(first.spacing)) if atol is None else atol
+    return largest_distance(first.affine, second.affine, tuple(first.array.shape)) <= atol
 
 
 def resample_like(moving: Image, fixed: Image, mode: str) -> Image:
-    """Bring ``moving`` onto the grid of ``fixed`` by their affines (MONAI's SpatialResample); zeros outside.
+    """Bring ``moving`` onto the grid of ``fixed`` by their affines; zeros outside.
 
     Args:
         moving: image or label map.
@@ -256,55 +190,74 @@ def resample_like(moving: Image, fixed: Image, mode: str) -> Image:
                 f" {np.abs(corners).max():.3g} slices off fixed. Pass the volumes that the slices come from."
             )
         relative = relative[np.ix_([0, 1, 3], [0, 1, 3])]
-    source = MetaTensor(moving.array[None].double(), affine=torch.from_numpy(relative))
-    resampler = SpatialResample(mode=mode, padding_mode="zeros", align_corners=True, dtype=np.float64)
-    output = resampler(source, dst_affine=torch.eye(dims + 1).double(), spatial_size=tuple(fixed.array.shape))
-    array = output.as_subclass(Tensor)[0]
-    array = array.to(moving.array.dtype) if moving.array.is_floating_point() else array.round().to(moving.array.dtype)
-    return fixed._replace(array=array)
+    backward = np.linalg.inv(relative)
+    array, values = moving.array, torch.empty(0)
+    if array.dtype == torch.int64:  # numbers that float64 does not hold: resample their ranks, 0 outside
+        values, ranks = array.unique(return_inverse=True)
+        array = (ranks + 1).int()
+    order = 1 if mode == "bilinear" else 0
+    resampled = torch.from_numpy(
+        ndimage.affine_transform(
+            array.numpy(), backward[:-1, :-1], backward[:-1, -1], tuple(fixed.array.shape), order=order,
+            mode="grid-constant",
+        )
+    )  # fmt: skip
+    if len(values):
+        resampled = torch.cat([values.new_zeros(1), values])[resampled.long()]
+    return fixed._replace(array=resampled, stored=moving.stored)
 
 
-def _read(path: Path) -> tuple[Image, np.ndarray]:
-    nifti = open_nifti(path)
-    if nifti.get_data_dtype().fields is not None:
-        raise ValueError(f"path: expected one value a voxel; {path} is a colour image. Convert it to grey values.")
+def _opened(path: Path, argument: str) -> tuple[nib.Nifti1Pair, Image, tuple[int, ...]]:
+    """The file, its image without values, and their shape."""
+    nifti = open_nifti(path, argument)
     # Trailing axes of one frame or channel say nothing; a third axis of one slice makes a 2D image.
     shape = list(nifti.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(
-            f"path: expected an image of shape (X, Y) or (X, Y, Z); {path} has shape {nifti.shape}. Extract one"
+            f"{argument}: expected an image of shape (X, Y) or (X, Y, Z); {path} has shape {nifti.shape}. Extract one"
             " frame of a sequence; read displacement fields with load_ddf."
         )
-    values = read_values(nifti, path).reshape(shape)
     slice_axis = len(shape) == 3 and shape[2] == 1
-    values = values[..., 0] if slice_axis else values
-    affine = file_affine(nifti, path)
+    shape = shape[:2] if slice_axis else shape
+    affine = file_affine(nifti, path, argument)
     codes = (int(nifti.header["qform_code"]), int(nifti.header["sform_code"]))
-    spacing = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)[: values.ndim])
-    return Image(torch.empty(0), affine, spacing, codes, slice_axis), values
+    spacing = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)[: len(shape)])
+    return nifti, Image(torch.empty(0), affine, spacing, codes, slice_axis), tuple(shape)
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    return (
-        f"path: expected a readable NIfTI file (.nii, .nii.gz); {path} is not ({error}). Copy it again if it"
-        " is cut short; convert other formats with dcm2niix or 3D Slicer."
-    )
+def _save_gzip(nifti: nib.Nifti1Image, path: Path) -> None:
+    """As nibabel's level 1, but with zlib's run-length strategy, which for images is as small and twice as fast."""
+    header = io.BytesIO()
+    nifti.header.set_slope_inter(1, 0)
+    nifti.header.write_to(header)
+    values = np.asanyarray(nifti.dataobj)
+    stream = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    with path.open("wb") as file:
+        file.write(stream.compress(header.getvalue()))
+        for index in np.ndindex(*values.shape[:1:-1]):  # planes, the first axis fastest
+            file.write(stream.compress(values[(..., *index[::-1])].tobytes(order="F")))
+        file.write(stream.flush())
 
 
-def _largest_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
-    # The distance is convex in the position, hence largest at a corner of the grid.
-    sizes = (list(shape) + [1, 1])[:3]
-    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in sizes))])
-    return float(np.linalg.norm(corners @ (first - second).T, axis=1).max())
+def _cast(values: np.ndarray, target: np.dtype) -> np.ndarray:
+    """Values as ``target``, the same numbers; only from floating to floating they may be rounded."""
+    whole = target.kind in "iu"
+    fits = not (whole and values.size) or np.iinfo(target).min <= values.min() <= values.max() <= np.iinfo(target).max
+    stored = values.astype(target, copy=False) if fits else values
+    exact = whole or values.dtype.kind in "iub"
+    if not fits or (exact and not np.array_equal(stored.astype(values.dtype, copy=False), values)):
+        raise ValueError(
+            f"save_image: dtype {target} cannot hold the array's values ({values.min():g} to {values.max():g})"
+            " exactly. Use a floating or larger dtype, or warp labels with nearest neighbour."
+        )
+    return stored
 
 
 def _storage_type(values: np.ndarray) -> np.dtype:
     if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
         return np.dtype(np.float32)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    for candidate in (np.uint8, np.int16, np.int32):
-        if np.iinfo(candidate).min <= low and high <= np.iinfo(candidate).max:
-            return np.dtype(candidate)
-    raise ValueError(f"save_image: labels must fit in 32 bits; got {low} to {high}. Renumber the labels.")
+    fitting = (np.uint8, np.int16, np.int32, np.int64)
+    return next(np.dtype(kind) for kind in fitting if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)

@@ -91,7 +91,8 @@ def _directions(name: str, ddf: Tensor, affine: np.ndarray | Tensor) -> np.ndarr
             f" of shape {matrix.shape}; got {tuple(ddf.shape)}."
         )
     linear = matrix[:dims, :dims].astype(np.float64)
-    if not np.isfinite(linear).all() or abs(np.linalg.det(linear)) < 1e-12:
+    volume = np.linalg.norm(linear, axis=0).prod()  # of the voxel, were its edges orthogonal
+    if not np.isfinite(linear).all() or abs(np.linalg.det(linear)) <= 1e-9 * volume:
         raise ValueError(f"{name}: affine must be finite and invertible; got {matrix.tolist()}. Repair the header.")
     return linear
 

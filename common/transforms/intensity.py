@@ -3,48 +3,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+SAMPLE = 4_000_000  # voxels: percentiles of more than twice as many are those of every third, fifth, … voxel
 
-def min_max(image: torch.Tensor, eps: float = 1e-8, batched: bool = False) -> torch.Tensor:
+
+def min_max(image: torch.Tensor, eps: float = 1e-6, batched: bool = False) -> torch.Tensor:
     """Scale each image linearly to [0, 1].
 
-    ``y = (x - min x) / max(max x - min x, eps)``; a constant image becomes zeros. All channels of an image share one
-    range.
+    ``y = (x - min x) / (max x - min x)``, whatever the unit; a constant image becomes zeros. All channels of an image
+    share one range.
 
     Args:
         image: ``(C, *S)``, or ``(B, C, *S)`` with ``batched=True``; integer images become float32. Finite values:
             the loaders refuse NaN.
-        eps: smallest range that is stretched to 1, in units of the image.
+        eps: smallest range that is stretched to 1, in parts of the largest magnitude: below, it is rounding.
         batched: whether the first axis is a batch, each of whose images has its own range.
 
     Returns:
         The scaled image, same shape.
     """
     image = image if image.is_floating_point() else image.float()
-    if not batched:
-        low, high = torch.aminmax(image)
-        return (image - low) / (high - low).clamp_min(eps)
-    axes = tuple(range(1, image.ndim))
+    axes = tuple(range(1 if batched else 0, image.ndim))
     low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
-    return (image - low) / (high - low).clamp_min(eps)
+    contrast = high - low
+    constant = contrast <= eps * torch.maximum(low.abs(), high.abs())
+    return (image - low) / torch.where(constant, torch.inf, contrast)
+
+
+def clipped(image: torch.Tensor, percentiles: Sequence[float] | None) -> torch.Tensor:
+    """The image clipped to two of its own percentiles, or as it is; see ``clip_percentiles``.
+
+    Args:
+        image: ``(C, *S)``, the whole file's values.
+        percentiles: lower and upper, in per cent; None leaves the image.
+
+    Raises:
+        ValueError: for percentiles that are not two, or out of order.
+    """
+    if percentiles is None:
+        return image
+    if isinstance(percentiles, str) or not isinstance(percentiles, Sequence) or len(percentiles) != 2:
+        raise ValueError(f"percentiles: expected two numbers like [1, 99], or None, got {percentiles!r}.")
+    return clip_percentiles(image, *percentiles)
 
 
 def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.0) -> torch.Tensor:
     """Clip an image to two of its own percentiles, so that a few extreme voxels do not set its range.
+
+    Where more than half of the voxels hold one value, a masked image's background, the percentiles are those of the
+    other voxels; the background is kept.
 
     Args:
         image: ``(C, *S)``, floating point; all channels share the percentiles.
         lower, upper: in per cent, 0 <= lower < upper <= 100.
 
     Returns:
-        The clipped image, same shape; one whose percentiles coincide (nearly all background) is returned as it is.
+        The clipped image, same shape; one whose percentiles coincide is returned as it is.
 
     Raises:
         ValueError: for percentiles out of order.
     """
     if not 0 <= lower < upper <= 100:
         raise ValueError(f"lower, upper: expected 0 <= lower < upper <= 100 per cent, got {lower} and {upper}.")
-    low, high = (float(value) for value in np.percentile(image.cpu().numpy(), [lower, upper]))
+    values = image.detach().cpu().numpy().reshape(-1)
+    values = values[:: (values.size // SAMPLE) | 1]
+    low, middle, high = (float(value) for value in np.percentile(values, [lower, 50, upper]))
+    inside = values[values != middle]
+    if 0 < inside.size < values.size / 2:
+        inner = [float(value) for value in np.percentile(inside, [lower, upper])]
+        low, high = min(middle, inner[0]), max(middle, inner[1])
     return image.clamp(low, high) if low < high else image

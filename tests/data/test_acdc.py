@@ -53,7 +53,7 @@ def _raw(folder: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("parent", ["training", "database/training", "."])
 def test_every_slice_is_a_pair_as_stored(tmp_path: Path, parent: str) -> None:
     folder = _patient(tmp_path / parent, 7, ddf=True)
-    pairs = load_pairs(tmp_path)
+    pairs = load_pairs(tmp_path, percentiles=None)
     assert [pair["slice"] for pair in pairs] == [0, 1, 2, 3]
     for z, pair in enumerate(pairs):
         for key, name in [
@@ -76,7 +76,9 @@ def test_spacing_of_one_millimetre_everywhere_is_unknown(tmp_path: Path) -> None
     _patient(tmp_path, 2, zooms=(1.0, 1.0, 8.0))
     pairs = load_pairs(tmp_path)
     assert pairs[0]["spacing"].isnan().all() and "true_ddf" not in pairs[0]
-    assert pairs[-1]["spacing"].tolist() == [1.0, 1.0]
+    assert pairs[0]["fixed_image"].shape == (1, 24, 20)
+    # known, and not that of training
+    assert pairs[-1]["spacing"].tolist() == [1.5, 1.5] and pairs[-1]["fixed_image"].shape == (1, 16, 13)
 
 
 def test_split_rule_gives_the_published_sizes() -> None:
@@ -145,13 +147,15 @@ def _break(folder: Path, fault: str) -> None:
     elif fault == "label":
         Path(f"{stem}_frame12_gt.nii.gz").unlink()
     elif fault == "image shape":
-        _save(Path(f"{stem}_frame12.nii.gz"), image[:-1])
+        for kind, values in (("", image), ("_gt", _labels(CENTRES))):
+            _save(Path(f"{stem}_frame12{kind}.nii.gz"), values[:-1])
     elif fault == "affine":
-        _save(Path(f"{stem}_frame12.nii.gz"), image, (1.5, 1.5, 10.0))
+        for kind, values in (("", image), ("_gt", _labels(CENTRES))):
+            _save(Path(f"{stem}_frame12{kind}.nii.gz"), values, (1.5, 1.5, 10.0))
     elif fault == "label shape":
         _save(Path(f"{stem}_frame01_gt.nii.gz"), _labels(CENTRES)[:, :-1])
     elif fault == "label value":
-        _save(Path(f"{stem}_frame01_gt.nii.gz"), _labels(CENTRES) * 100)
+        _save(Path(f"{stem}_frame01_gt.nii.gz"), _labels(CENTRES).astype(np.int16) * 100)
     elif fault == "nan":
         image[3, 2, 1] = np.nan
         _save(Path(f"{stem}_frame12.nii.gz"), image)
@@ -159,7 +163,7 @@ def _break(folder: Path, fault: str) -> None:
         _save(Path(f"{stem}_frame12.nii.gz"), np.full(SHAPE, 7, np.int16))
     elif fault == "no volume":
         for frame in ("01", "12"):
-            _save(Path(f"{stem}_frame{frame}.nii.gz"), image[..., 0])
+            _save(Path(f"{stem}_frame{frame}.nii.gz"), image[:, 0])
     elif fault == "truncated":
         path = Path(f"{stem}_frame12.nii.gz")
         path.write_bytes(path.read_bytes()[:-600])
@@ -176,14 +180,14 @@ FAULTS = {
     "label": "no file .*patient002_frame12_gt.nii.gz",
     "image shape": "expected ED and ES on one grid",
     "affine": "expected ED and ES on one grid",
-    "label shape": "expected the images' shape",
-    "label value": "expected the labels 0 to 3",
-    "nan": "expected finite intensities",
-    "constant": "expected an image in .*, got the constant 7",
-    "no volume": r"expected \(X, Y, Z\)",
-    "truncated": "cannot decode",
-    "garbage": "cannot read",
-    "ddf": "expected finite displacements",
+    "label shape": "expected labels of the image's field of view; the borders of .*patient002_frame01_gt.nii.gz",
+    "label value": r"expected the labels 0, 1, 2, 3 in .*_frame01_gt.nii.gz, got \[0, 200, 300\]",
+    "nan": "image: expected finite values; .*patient002_frame12.nii.gz holds 1 NaN",
+    "constant": "image: expected an image with contrast; .*patient002_frame12.nii.gz is constant .7 everywhere",
+    "no volume": r"expected an image and labels of one shape \(X, Y, Z\), got \(24, 4\)",
+    "truncated": "image: expected a readable NIfTI file .*patient002_frame12.nii.gz is not .*cut short",
+    "garbage": "image: expected a readable NIfTI file .*patient002_frame12.nii.gz is not",
+    "ddf": "expected displacements of shape",
 }
 
 

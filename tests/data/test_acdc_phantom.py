@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from common.data import acdc_phantom
 from common.data.acdc_phantom import ensure_acdc_phantom, make_acdc_phantom
+from common.data.layout import DatasetLayoutError
 
 SMALL = {"n_train": 1, "n_test": 1, "shape": (64, 48), "n_slices": 3}
 
@@ -223,9 +225,34 @@ def test_a_failure_leaves_no_half_made_cache(tmp_path: Path, monkeypatch: pytest
         raise OSError("No space left on device")
 
     monkeypatch.setattr(acdc_phantom, "make_acdc_phantom", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="cannot be made in .*No space left.*REGISTRATION_BUNDLES_CACHE"):
         ensure_acdc_phantom(tmp_path)
     assert list((tmp_path / "registration-bundles").iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["shorter", "other", "missing", "empty"])
+def test_a_damaged_cache_says_what_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    def small(root: Path) -> Path:
+        return make_acdc_phantom(root, **SMALL)
+
+    monkeypatch.setattr(acdc_phantom, "make_acdc_phantom", small)
+    folder = ensure_acdc_phantom(tmp_path)
+    image = next(folder.rglob("*_frame01.nii.gz"))
+    raw = image.read_bytes()
+    image.unlink()
+    if fault == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif fault != "missing":
+        image.write_bytes(raw[:1000] if fault == "shorter" else raw[:1000] + bytes(len(raw) - 1000))
+    name = "SHA256SUMS" if fault == "empty" else image.relative_to(folder)
+    message = (
+        f"the phantom in the cache {folder} is damaged: {name} missing or changed. Delete .*REGISTRATION_BUNDLES_CACHE"
+    )
+    with pytest.raises(DatasetLayoutError, match=message):
+        ensure_acdc_phantom(tmp_path)
+    shutil.rmtree(folder)
+    assert ensure_acdc_phantom(tmp_path) == folder
 
 
 @pytest.mark.parametrize(

@@ -158,11 +158,20 @@ def test_only_the_subjects_of_the_split_or_list_are_read(folder: Path) -> None:
     assert [pair["case"] for pair in pairs] == ["hippocampus_001_to_hippocampus_004"]
 
 
-def test_spacing_is_that_of_the_fixed_file(tmp_path: Path) -> None:
-    _subject(tmp_path, 1, spacing=1.5)
-    _subject(tmp_path, 2)
-    by_subject = {pair["subject"]: pair["spacing"].tolist() for pair in load_pairs(tmp_path, "train", SIZE)}
-    assert by_subject == {"hippocampus_001": [1.5] * 3, "hippocampus_002": [1.0] * 3}
+def test_another_spacing_is_brought_to_that_of_the_data_set(tmp_path: Path) -> None:
+    """The same subject at 2 mm: its labels cover nearly the same of the working grid."""
+    fine, size = np.indices((24, 28, 20)).astype(np.float32), (26, 30, 22)
+    image = np.sin(fine / 4).sum(0).astype(np.float32)
+    label = (np.abs(fine - np.array([11.5, 13.5, 9.5])[:, None, None, None]) < 6).all(0).astype(np.uint8)
+    _save(tmp_path, 1, image, label)
+    _save(tmp_path, 2, image[::2, ::2, ::2], label[::2, ::2, ::2], spacing=2.0)
+    by_subject = {pair["subject"]: pair for pair in load_pairs(tmp_path, "train", size, percentiles=None)}
+    own, coarse = by_subject["hippocampus_001"], by_subject["hippocampus_002"]
+    assert coarse["spacing"].tolist() == own["spacing"].tolist() == [1.0] * 3
+    both = (own["fixed_label"] * coarse["fixed_label"]).sum()
+    assert 2 * both / (own["fixed_label"].sum() + coarse["fixed_label"].sum()) > 0.85
+    inside = (slice(None), slice(4, -4), slice(4, -4), slice(4, -4))
+    assert np.corrcoef(own["fixed_image"][inside].ravel(), coarse["fixed_image"][inside].ravel())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("size", [(12, 14, 10), (13, 15, 11), (8, 9, 8), (9, 10, 13)])
@@ -214,7 +223,7 @@ def test_extreme_voxels_are_clipped_to_the_percentiles_of_the_whole_volume(tmp_p
 def test_missing_and_unfitting_labels_are_errors(folder: Path) -> None:
     label_file = folder / "labelsTr" / "hippocampus_017.nii.gz"
     _save(folder, 17, np.random.default_rng(0).random((9, 12, 10), np.float32), np.ones((9, 12, 11), np.uint8))
-    with pytest.raises(DatasetLayoutError, match=r"hippocampus_017: expected .* one shape .*\(9, 12, 10\).*9, 12, 11"):
+    with pytest.raises(DatasetLayoutError, match=r"hippocampus_017: expected labels of .*\(9, 12, 11\).*\(9, 12, 10\)"):
         load_pairs(folder, "train", SIZE)
     label_file.unlink()
     with pytest.raises(DatasetLayoutError, match=r"hippocampus_017: there is .*imagesTr.* but no labels .*labelsTr"):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from monai.transforms import ClipIntensityPercentiles, ScaleIntensity
 
-from common.transforms.intensity import clip_percentiles, min_max
+from common.transforms.intensity import clip_percentiles, clipped, min_max
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 5), (2, 6, 5, 9)])
@@ -68,3 +68,58 @@ def test_an_image_of_nearly_all_background_is_not_clipped() -> None:
 def test_percentiles_out_of_order_are_errors(lower: float, upper: float) -> None:
     with pytest.raises(ValueError, match=r"lower, upper: expected 0 <= lower < upper <= 100"):
         clip_percentiles(torch.rand(1, 4, 5), lower, upper)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1.0, 1e30])
+@pytest.mark.parametrize("batched", [False, True])
+def test_min_max_does_not_depend_on_the_unit(unit: float, batched: bool) -> None:
+    """Diffusivities in m²/s are of the order of 1e-9."""
+    image = 1 + torch.rand(1, 9, 8, generator=torch.Generator().manual_seed(1))
+    scaled = min_max((image * unit)[None], batched=True)[0] if batched else min_max(image * unit)
+    assert torch.allclose(scaled, min_max(image), atol=1e-5) and (scaled.min(), scaled.max()) == (0.0, 1.0)
+
+
+def test_a_range_of_rounding_errors_is_constant() -> None:
+    image = torch.full((1, 4, 5), 1e6)
+    image[0, 1, 1] += 0.125  # two units in the last place
+    assert torch.equal(min_max(image), torch.zeros(1, 4, 5))
+
+
+@pytest.mark.parametrize("shape", [(1, 128, 128), (1, 30, 40, 20)])
+@pytest.mark.parametrize("percentiles", [(0, 99), (1, 99)])
+@pytest.mark.parametrize("background", [0.0, 0.4, 0.7, 0.95, 0.99])
+def test_a_few_bright_voxels_leave_the_image_as_it_was(
+    shape: tuple[int, ...], percentiles: tuple[float, float], background: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(shape, generator=generator) + 1
+    image[torch.rand(shape, generator=generator) < background] = 0
+    spiked = image.clone()
+    where = torch.randint(image.numel(), (max(1, int(3e-5 * image.numel())),), generator=generator)
+    spiked.view(-1)[where] = 20 * image.max()
+    expected = min_max(clip_percentiles(image, *percentiles))
+    changed = (min_max(clip_percentiles(spiked, *percentiles)) - expected).abs().view(-1)
+    changed[where] = 0
+    assert changed.max() < 0.02
+
+
+def test_percentiles_of_a_masked_image_are_those_inside_the_mask() -> None:
+    image = torch.zeros(1, 40, 40)
+    image[0, :10, :10] = torch.arange(1.0, 101).reshape(10, 10)
+    result = clip_percentiles(image, 10, 90)
+    assert result.min() == 0 and result.max() == pytest.approx(90.1)
+    assert torch.equal(result[0, 10:], image[0, 10:])
+
+
+def test_percentiles_of_a_large_volume_are_sampled() -> None:
+    image = torch.randn(1, 400, 300, 100, generator=torch.Generator().manual_seed(0))
+    low, high = torch.aminmax(clip_percentiles(image))
+    assert (low.item(), high.item()) == pytest.approx((-2.326, 2.326), abs=0.01)
+
+
+def test_clipped_takes_two_percentiles_or_none() -> None:
+    image = torch.arange(201.0)[None]
+    assert torch.equal(clipped(image, [0, 99]), image.clamp(0, 198)) and clipped(image, None) is image
+    for wrong in ("1, 99", [1], [1, 50, 99], 99):
+        with pytest.raises(ValueError, match=r"percentiles: expected two numbers like \[1, 99\], or None"):
+            clipped(image, wrong)  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image and its labels, as every data set's reader takes them from files: by their headers, as inference does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..io.images import Image, load_image, load_label, resample_like, same_grid
+from ..io.orientation import reorient, resample_to_spacing, training_spacing
+from .layout import DatasetLayoutError
+
+logger = logging.getLogger(__name__)
+
+# How far the borders of the labels' and the image's field of view may lie apart, in voxels of the coarser.
+APART = 0.51
+
+
+def read_case(
+    image_file: str | Path,
+    label_file: str | Path,
+    labels: Collection[int],
+    *,
+    spatial_dims: int = 3,
+    orientation: str = "RAS",
+    spacing: Sequence[float] | None = None,
+    spacing_range: tuple[float, float] | None = None,
+) -> tuple[Image, Image]:
+    """Read a volume or stack and its labels, on one grid of the data set's orientation and spacing.
+
+    The labels are laid on the image's grid where their affine places them: exactly where only the axes' order and
+    direction differ, else by the nearest voxel. Where one of the two files gives no orientation and the shapes are
+    equal, voxel lies on voxel.
+
+    Args:
+        image_file, label_file: NIfTI files, three axes; (X, Y, 1) is a stack of one slice where ``spatial_dims`` is 2.
+        labels: all values that labels may have.
+        spatial_dims: 3, or 2 for a stack: its slices are found and come last.
+        orientation: of the volume, or of the plane of a stack; see ``io.orientation.reorient``.
+        spacing: mm along each of the ``spatial_dims`` axes; None leaves the files'.
+        spacing_range: lowest and highest spacing in mm that is left as it is; None: 1 % around ``spacing``. A stack of
+            1 mm all round counts as of unknown spacing and is left as well.
+
+    Returns:
+        Image, float32, and labels, integers.
+
+    Raises:
+        DatasetLayoutError: for files that are missing or refused by ``common.io``, labels of another field of
+            view or with other values.
+    """
+    try:
+        image, label = load_image(image_file, "image"), load_label(label_file, "labels")
+        if spatial_dims == 2:
+            image, label = _as_stack(image), _as_stack(label)
+        if image.array.dim() != 3 or label.array.dim() != 3:
+            raise ValueError(
+                f"expected an image and labels of one shape (X, Y, Z), got {tuple(image.array.shape)} in {image_file} "
+                f"and {tuple(label.array.shape)} in {label_file}; replace the damaged file."
+            )
+        label = _on_grid_of(image, label, image_file, label_file)
+        image, label = (reorient(part, orientation, spatial_dims) for part in (image, label))
+    except (ValueError, FileNotFoundError) as error:
+        raise DatasetLayoutError(str(error)) from error
+    if not np.isin(label.array.numpy(), list(labels)).all():
+        raise DatasetLayoutError(
+            f"expected the labels {', '.join(map(str, sorted(labels)))} in {label_file}, got "
+            f"{label.array.unique().tolist()[:8]}; restore the published file."
+        )
+    wanted = training_spacing(image, spatial_dims, spacing, spacing_range)
+    return resample_to_spacing(image, wanted, "bilinear"), resample_to_spacing(label, wanted, "nearest")
+
+
+def _as_stack(image: Image) -> Image:
+    if not image.slice_axis:
+        return image
+    thickness = float(np.linalg.norm(image.affine[:3, 2]))
+    return image._replace(array=image.array[..., None], spacing=(*image.spacing, thickness), slice_axis=False)
+
+
+def _on_grid_of(image: Image, label: Image, image_file: str | Path, label_file: str | Path) -> Image:
+    same_shape = image.array.shape == label.array.shape
+    if same_grid(image, label) or (same_shape and (0, 0) in (image.form_codes, label.form_codes)):
+        return image._replace(array=label.array)
+    relative = np.linalg.inv(image.affine) @ label.affine
+    edges = np.array([(*corner, 1) for corner in product(*((-0.5, n - 0.5) for n in label.array.shape))])
+    corners = (edges @ relative.T)[:, :3]  # of the labels' field of view, in voxels of the image
+    apart = np.maximum(np.abs(corners.min(0) + 0.5), np.abs(corners.max(0) + 0.5 - image.array.shape))
+    if (apart > APART * np.maximum(np.abs(relative[:3, :3]).sum(1), 1)).any():
+        raise ValueError(
+            f"expected labels of the image's field of view; the borders of {label_file}, shape "
+            f"{tuple(label.array.shape)}, lie up to {apart.max():.3g} voxels from those of {image_file}, shape "
+            f"{tuple(image.array.shape)}, where their affines place them; restore the published file, or resample the "
+            "labels to the image's grid (nearest neighbour)."
+        )
+    logger.info("%s lies on another grid than its image and is read where its affine places it.", label_file)
+    return resample_like(label, image, "nearest")
+
+
+def slices_first(array: torch.Tensor) -> torch.Tensor:
+    """(X, Y, Z) -> (Z, 1, X, Y), contiguous, so that each slice is."""
+    return array.movedim(-1, 0)[:, None].contiguous()

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NIfTI files as they lie on disk: opening them, their values, and where their header places the voxels."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+import zlib
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # the codes of metre and micron; mm, and no or another unit, count as mm
+# ITK 5.4 refuses an sform whose axes, scaled to 1, are further than 1e-4 from orthonormal; it calculates in float32.
+ORTHONORMAL = 0.99e-4
+DAMAGED = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError)
+DCM2NIIX = "convert the series with 'dcm2niix -z y -o OUT FOLDER' or 3D Slicer"
+WITH_ITK = "convert it with 3D Slicer or python -c \"import itk; itk.imwrite(itk.imread('IN'), 'OUT.nii.gz')\""
+WITH_NIBABEL = "convert it with FreeSurfer's 'mri_convert IN OUT.nii.gz' or 3D Slicer"
+PHOTOGRAPH = (
+    "it has no voxel size and perhaps colours: read its grey values, and write them with nibabel.Nifti1Image and the "
+    "voxel size as (X, Y)"
+)
+# What a file that is not NIfTI begins with, and how to make NIfTI of it.
+FORMATS = (
+    (b"\x89PNG", "a PNG picture", PHOTOGRAPH),
+    (b"\xff\xd8\xff", "a JPEG picture", PHOTOGRAPH),
+    (b"GIF8", "a GIF picture", PHOTOGRAPH),
+    (b"BM", "a BMP picture", PHOTOGRAPH),
+    (b"II*\x00", "a TIFF picture", PHOTOGRAPH),
+    (b"MM\x00*", "a TIFF picture", PHOTOGRAPH),
+    (b"NRRD", "in the NRRD format", WITH_ITK),
+    (b"ObjectType", "in the MetaImage format (.mha, .mhd)", WITH_ITK),
+    (b"\x89HDF", "an HDF5 file", WITH_ITK),
+    (b"\x93NUMPY", "a NumPy array", "write it with nibabel.Nifti1Image and its affine"),
+    (b"PK\x03\x04", "a zip archive", "unpack it"),
+)
+SUFFIXES = {
+    ".mgz": ("in FreeSurfer's MGH format", WITH_NIBABEL),
+    ".mgh": ("in FreeSurfer's MGH format", WITH_NIBABEL),
+    ".nhdr": ("in the NRRD format", WITH_ITK),
+    ".mhd": ("in the MetaImage format (.mha, .mhd)", WITH_ITK),
+    ".mha": ("in the MetaImage format (.mha, .mhd)", WITH_ITK),
+    ".dcm": ("a DICOM file", DCM2NIIX),
+}
+
+
+class _UnitQuaternion:
+    """Takes a quaternion that is longer than 1, by rounding, for a unit one, as ITK does; nibabel refuses 1e-6."""
+
+    def get_qform_quaternion(self) -> np.ndarray:
+        b, c, d = (float(self[f"quatern_{axis}"]) for axis in "bcd")  # type: ignore[index]
+        return np.array([math.sqrt(max(1 - b * b - c * c - d * d, 0)), b, c, d])  # its users scale it to 1
+
+
+class _Header1(_UnitQuaternion, nib.Nifti1Header):
+    pass
+
+
+class _Header2(_UnitQuaternion, nib.Nifti2Header):
+    pass
+
+
+class _Nifti1(nib.Nifti1Image):
+    header_class = _Header1
+
+
+class _Nifti2(nib.Nifti2Image):
+    header_class = _Header2
+
+
+def open_nifti(path: str | Path, argument: str = "path") -> nib.Nifti1Pair:
+    """Open a NIfTI file, values not read yet.
+
+    Args:
+        path: the file.
+        argument: what errors call it: the option that gave the path.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is a folder, or not a NIfTI file: naming the format and how to convert it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{argument}: expected a NIfTI file (.nii, .nii.gz); {path} is a folder. {_of_folder(path)}")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{argument}: expected a NIfTI file (.nii, .nii.gz); {path} does not exist. Check the path's spelling."
+        )
+    try:
+        for kind in (_Nifti1, _Nifti2):
+            if kind.path_maybe_image(path)[0]:
+                return kind.from_filename(path)
+        image = nib.load(path)
+    except (*DAMAGED, zlib.error) as error:
+        raise ValueError(_unreadable(path, error, argument)) from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise ValueError(_unreadable(path, TypeError(f"it is {type(image).__name__}"), argument))
+    return image
+
+
+def read_values(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path") -> np.ndarray:
+    """All values of an opened file as float32, scaled as its header says.
+
+    Raises:
+        ValueError: if the file is cut short, or holds colours, complex numbers, NaN or infinite values.
+    """
+    raw, slope, inter = _stored(nifti, Path(path), argument)
+    if (slope, inter) == (1, 0):
+        values = raw.astype(np.float32, copy=False)
+    else:
+        values = np.empty(raw.shape, np.float32, order="F")
+        for last in range(raw.shape[-1]):  # float64 for a part of the values at a time
+            values[..., last] = raw[..., last] * slope + inter
+    _check_finite(values, Path(path), argument)
+    return values
+
+
+def read_whole_numbers(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path") -> tuple[np.ndarray, bool]:
+    """All values of an opened file as integers, which never pass through float32.
+
+    Returns:
+        int32 where the values fit, else int64; and whether the file holds just these values, as integers unscaled.
+
+    Raises:
+        ValueError: as ``read_values``, and for values that are not whole numbers (scaled ones may be off by the
+            rounding of the header's float32 slope) or do not fit in 64 bits.
+    """
+    raw, slope, inter = _stored(nifti, Path(path), argument)
+    unscaled = (slope, inter) == (1, 0)
+    values, limit = raw, 2**63 - 1
+    if raw.dtype.kind == "f" or not unscaled:
+        scaled = raw.astype(np.float64) * slope + inter
+        _check_finite(scaled, Path(path), argument)
+        values, limit = np.rint(scaled), 2**53
+        slack = 0 if unscaled else np.minimum(np.abs(values) * 2.0**-23, 0.01)
+        off = np.abs(scaled - values) > slack
+        if off.any():
+            raise ValueError(
+                f"{argument}: expected whole numbers, labels; {path} holds {scaled[off][0]:g}. Was it resampled with "
+                "linear interpolation? Export the labels again with nearest neighbour."
+            )
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if max(-low, high) > limit:
+        raise ValueError(
+            f"{argument}: expected labels of at most {limit} (beyond, its type is not exact); {path} holds {low} to "
+            f"{high}. Renumber the labels."
+        )
+    small = np.iinfo(np.int32).min <= low and high <= np.iinfo(np.int32).max
+    return values.astype(np.int32 if small else np.int64, copy=False), unscaled and raw.dtype.kind in "iu"
+
+
+def file_affine(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path") -> np.ndarray:
+    """The (4, 4) float64 RAS affine of an opened file, voxels to mm.
+
+    The sform if the file has one, else the qform, else (both codes 0) spacing alone in ITK's reading: LPS axes and
+    origin 0. Metres and microns (``xyzt_units``) become mm.
+
+    Raises:
+        ValueError: if the affine is not invertible, or its axes are not orthogonal to ITK's tolerance.
+    """
+    qform_code, sform_code = int(nifti.header["qform_code"]), int(nifti.header["sform_code"])
+    scale = _mm_per_unit(nifti)
+    if qform_code == 0 and sform_code == 0:
+        pixdim = _pixdim_mm(nifti)
+        pixdim[pixdim == 0] = 1.0  # files written in 2D may leave the third spacing at 0
+        logger.warning(
+            "%s: %s gives no orientation (qform and sform codes are 0): its axes are taken as left, posterior, "
+            "superior, as ITK does, but where they point is not known.", argument, path,
+        )  # fmt: skip
+        return np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])
+    affine = np.array(nifti.affine, dtype=np.float64)
+    affine[:3] *= scale
+    if nifti.ndim == 2 and not affine[:3, 2].any():
+        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1]) / np.linalg.norm(affine[:3, 0])
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-9 * lengths.prod():
+        raise ValueError(
+            f"{argument}: expected an invertible affine; {path} has {affine.tolist()}. Repair its qform and sform."
+        )
+    if not is_orthonormal(affine):
+        raise ValueError(
+            f"{argument}: expected orthogonal axes, the only ones that ITK, ANTs and 3D Slicer know; {path} has a "
+            f"sheared sform {affine.tolist()}. Resample it onto an orthogonal grid, or, where its qform is the true "
+            "one, set the sform to that."
+        )
+    if sform_code > 0:
+        _warn_of_other_readings(nifti, affine, path, argument)
+    return affine
+
+
+def is_orthonormal(affine: np.ndarray) -> bool:
+    """Whether ITK opens a file with this (4, 4) affine: its axes are orthogonal to ITK's tolerance."""
+    axes = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).astype(np.float32)
+    return float(np.abs(axes @ axes.T - np.eye(3, dtype=np.float32)).max()) <= ORTHONORMAL
+
+
+def largest_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Largest distance in mm between where two (4, 4) affines place the voxels of a grid."""
+    # The distance is convex in the position, hence largest at a corner of the grid.
+    sizes = (list(shape) + [1, 1])[:3]
+    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in sizes))])
+    return float(np.linalg.norm(corners @ (first - second).T, axis=1).max())
+
+
+def _mm_per_unit(nifti: nib.Nifti1Pair) -> float:
+    return MM_PER_UNIT.get(int(nifti.header["xyzt_units"]) & 7, 1.0)
+
+
+def _pixdim_mm(nifti: nib.Nifti1Pair) -> np.ndarray:
+    return np.abs(np.asarray(nifti.header["pixdim"][1:4], dtype=np.float64)) * _mm_per_unit(nifti)
+
+
+def _warn_of_other_readings(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path, argument: str) -> None:
+    """ITK takes the spacing from pixdim always, the directions from the qform where that is not the sform's."""
+    shape, lengths = nifti.shape[:3], np.linalg.norm(affine[:3, :3], axis=0)
+    rescaled = affine.copy()
+    rescaled[:3, : len(shape)] *= (_pixdim_mm(nifti) / lengths)[: len(shape)]
+    readings = {"pixdim": rescaled}
+    if int(nifti.header["qform_code"]) > 0:
+        readings["qform"] = np.diag([*[_mm_per_unit(nifti)] * 3, 1.0]) @ nifti.get_qform()
+    for name, reading in readings.items():
+        apart = largest_distance(reading, affine, shape)
+        if apart > min(1e-2, 0.1 * lengths[: len(shape)].min()):
+            warnings.warn(
+                f"{argument}: {path}: {name} and sform disagree by up to {apart:.3g} mm; the sform is used. ITK and"
+                " ANTs take the spacing from pixdim and may use the qform: make them equal before exchanging transforms"
+                " with them.",
+                stacklevel=4,
+            )
+
+
+def _stored(nifti: nib.Nifti1Pair, path: Path, argument: str) -> tuple[np.ndarray, float, float]:
+    """Values as they lie in the file, slope and intercept."""
+    stored = nifti.get_data_dtype()
+    if stored.fields is not None:
+        raise ValueError(
+            f"{argument}: expected one value a voxel; {path} is a colour image. Convert it to grey values."
+        )
+    if stored.kind == "c":
+        raise ValueError(
+            f"{argument}: expected real values; {path} holds complex numbers. Write their magnitude (numpy.abs) first."
+        )
+    proxy: Any = nifti.dataobj
+    try:
+        raw = np.asanyarray(proxy.get_unscaled())
+    except (*DAMAGED, zlib.error) as error:
+        raise ValueError(_unreadable(path, error, argument)) from error
+    return raw, float(proxy.slope), float(proxy.inter)
+
+
+def _check_finite(values: np.ndarray, path: Path, argument: str) -> None:
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        raise ValueError(
+            f"{argument}: expected finite values; {path} holds {int(np.isnan(values).sum())} NaN and"
+            f" {int(np.isinf(values).sum())} infinite values. Replace them first, for example with numpy.nan_to_num."
+        )
+
+
+def _of_folder(folder: Path) -> str:
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    if any(_is_dicom(file) for file in files[:20]):
+        return f"It holds DICOM files: {DCM2NIIX.replace('FOLDER', str(folder))}, and give the .nii.gz that it writes."
+    inside = [file.name for file in files if file.name.endswith((".nii", ".nii.gz"))]
+    return f"Give a file in it: {', '.join(inside[:5])}." if inside else "It holds no NIfTI file."
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return path.suffix.lower() in (".dcm", ".ima") or stream.read(132)[128:] == b"DICM"
+
+
+def _unreadable(path: Path, error: Exception, argument: str) -> str:
+    with path.open("rb") as stream:
+        start = stream.read(132)
+    known = [(name, remedy) for magic, name, remedy in FORMATS if start.startswith(magic)]
+    if start[128:] == b"DICM":
+        known = [SUFFIXES[".dcm"]]
+    elif path.suffix.lower() in SUFFIXES:
+        known = [SUFFIXES[path.suffix.lower()]]
+    elif start[:2] == b"\x1f\x8b" and path.suffix == ".nii":
+        known = [("gzipped", "rename it to end in .nii.gz")]
+    if known:
+        name, remedy = known[0]
+        return f"{argument}: expected a NIfTI file (.nii, .nii.gz); {path} is {name}: {remedy}."
+    reason = " ".join(str(error).split())
+    return (
+        f"{argument}: expected a readable NIfTI file (.nii, .nii.gz); {path} is not ({reason}). It may be cut short:"
+        " copy it again; convert other formats with dcm2niix or 3D Slicer."
+    )

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images brought to one orientation and spacing, and which axis of a stack holds its slices."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from .images import Image
+
+logger = logging.getLogger(__name__)
+
+# An axis is clearly coarser, or shorter, than another where the ratio is at least this.
+CLEAR = 1.5
+
+
+class Axes(NamedTuple):
+    """Axis i of a reoriented array is axis ``order[i]`` of the stored one, from its end where ``flipped[i]``."""
+
+    order: tuple[int, ...]
+    flipped: tuple[bool, ...]
+
+    def apply(self, array: Tensor) -> Tensor:
+        """From the stored array ``(..., *S)`` to the reoriented one."""
+        lead = array.dim() - len(self.order)
+        moved = array.permute(*range(lead), *(lead + axis for axis in self.order))
+        ends = [lead + axis for axis, flip in enumerate(self.flipped) if flip]
+        return (moved.flip(ends) if ends else moved).contiguous()
+
+    def restore(self, array: Tensor) -> Tensor:
+        """From the reoriented array ``(..., *S)`` back to the stored one."""
+        lead = array.dim() - len(self.order)
+        ends = [lead + axis for axis, flip in enumerate(self.flipped) if flip]
+        back = (array.flip(ends) if ends else array).permute(
+            *range(lead), *(lead + self.order.index(axis) for axis in range(len(self.order)))
+        )
+        return back.contiguous()
+
+
+def slice_axis(image: Image) -> int:
+    """Which axis of a stack (X, Y, Z) holds its slices.
+
+    The one along which voxels are clearly larger (1.5 times at least) than along both others; where none is, the one
+    with clearly fewer voxels.
+
+    Raises:
+        ValueError: for a 2D image, and where neither says it.
+    """
+    if image.array.dim() != 3:
+        raise ValueError(f"slice_axis: expected a stack (X, Y, Z), got the shape {tuple(image.array.shape)}.")
+    spacing, shape = np.array(image.spacing), np.array(image.array.shape)
+    for extent in (spacing, 1 / shape):
+        largest = int(extent.argmax())
+        if extent[largest] >= CLEAR * np.delete(extent, largest).max() * (1 - 1e-6):
+            return largest
+    raise ValueError(
+        f"expected a stack of slices, its voxels clearly larger along one axis or clearly fewer; got the shape "
+        f"{tuple(image.array.shape)} with voxels of {' x '.join(f'{mm:.4g}' for mm in image.spacing)} mm, which does "
+        "not say which axis holds the slices. Set the spacing in the header, or pass slices as 2D files."
+    )
+
+
+def stored_axes(image: Image, orientation: str = "RAS", spatial_dims: int = 3) -> Axes:
+    """How ``reorient`` permutes and flips the axes of an image; arguments as there."""
+    dims = image.array.dim()
+    free, last = list(range(dims)), []
+    if spatial_dims == 2 and dims == 3:
+        last = [slice_axis(image)]
+        free.remove(last[0])
+    if image.form_codes == (0, 0):
+        return Axes((*free, *last), (False,) * dims)
+    wanted = _directions(orientation)[:, :dims]
+    stored = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    candidates = []
+    for order in itertools.permutations(free):
+        for flipped in itertools.product((False, True), repeat=dims):
+            turned = stored[:, [*order, *last]] * np.where(flipped, -1, 1)
+            # Ties of oblique images are settled by where the axes point, never by how they are stored.
+            closeness = round(float((turned * wanted).sum()), 5)
+            candidates.append((closeness, turned.round(5).ravel().tolist(), Axes((*order, *last), flipped)))
+    return max(candidates, key=lambda candidate: candidate[:2])[2]
+
+
+def reorient(image: Image, orientation: str = "RAS", spatial_dims: int = 3) -> Image:
+    """Permute and flip the axes, so that an image stored in any order gives the same array; nothing is interpolated.
+
+    Where the header gives no orientation (both form codes 0) the axes stay as they are stored, apart from slices that
+    are moved last, and the log says so.
+
+    Args:
+        image: 2D or 3D.
+        orientation: where the axes point, as in "RAS" (right, anterior, superior).
+        spatial_dims: 3: the axes lie closest to ``orientation``. 2, of a stack: slices last (``slice_axis``), and the
+            two axes of the plane closest to its first two letters. 2D images are turned in their plane.
+
+    Returns:
+        Image whose affine places every voxel where it was.
+
+    Raises:
+        ValueError: for an unknown orientation, or a stack whose slices cannot be told.
+    """
+    axes = stored_axes(image, orientation, spatial_dims)
+    if image.form_codes == (0, 0):
+        logger.info("The header gives no orientation (both form codes 0): axes are taken as they are stored.")
+    return reoriented(image, axes)
+
+
+def reoriented(image: Image, axes: Axes) -> Image:
+    """An image with its axes permuted and flipped as ``axes`` says, its affine with them."""
+    if axes == Axes(tuple(range(image.array.dim())), (False,) * image.array.dim()):
+        return image
+    stored_from_new = np.eye(4)
+    stored_from_new[:3, :3] = 0
+    for new in range(3):
+        if new >= len(axes.order):  # the plane of a 2D image stays
+            stored_from_new[new, new] = 1
+            continue
+        old = axes.order[new]
+        stored_from_new[old, new] = -1 if axes.flipped[new] else 1
+        if axes.flipped[new]:
+            stored_from_new[old, 3] = image.array.shape[old] - 1
+    return image._replace(
+        array=axes.apply(image.array),
+        affine=image.affine @ stored_from_new,
+        spacing=tuple(image.spacing[axis] for axis in axes.order),
+    )
+
+
+def spacing_is_unknown(image: Image) -> bool:
+    """Whether all axes have 1 mm, as in copies of stacks that have lost their spacing."""
+    return bool(np.abs(np.array(image.spacing) - 1).max() < 1e-3)
+
+
+def training_spacing(
+    image: Image, spatial_dims: int, spacing: Sequence[float] | None, limits: Sequence[float] | None = None
+) -> list[float]:
+    """The spacing at which images are registered: the training's where that of the file lies far from it.
+
+    Args:
+        image: slices last, where it is a stack.
+        spatial_dims: d, of the network; the other axes keep their spacing.
+        spacing: of the training, mm along each of the d axes; None: that of the image.
+        limits: lowest and highest spacing in mm that is left as it is; None: 1 % around ``spacing``. Where a network
+            for slices meets voxels of 1 mm all round, the spacing counts as unknown and is left as well.
+
+    Returns:
+        mm, one number an axis of the image.
+    """
+    if spacing is None or (spatial_dims == 2 and spacing_is_unknown(image)):
+        return list(image.spacing)
+    own, wanted = np.array(image.spacing[:spatial_dims]), np.array(spacing, dtype=float)
+    low, high = (0.99 * wanted, 1.01 * wanted) if limits is None else limits
+    if ((low <= own) & (own <= high)).all():
+        return list(image.spacing)
+    return [*wanted.tolist(), *image.spacing[spatial_dims:]]
+
+
+def resample_to_spacing(image: Image, spacing: Sequence[float], mode: str) -> Image:
+    """Resample to another voxel size about the same centre of the field of view; borders go on with their values.
+
+    Intensities are smoothed before along axes that become coarser (Gaussian of (factor − 1)/2 voxels).
+
+    Args:
+        image: image or label map.
+        spacing: mm an axis, one entry an axis of the image.
+        mode: "bilinear" (trilinear in 3D) or "nearest" (labels, not smoothed).
+
+    Returns:
+        Image of round(size · old / new) voxels an axis, one at least; the image itself where the spacing is met.
+
+    Raises:
+        ValueError: for spacings that are not positive or not one an axis, or an unknown mode.
+    """
+    if mode not in ("bilinear", "nearest"):
+        raise ValueError(f"mode: expected 'bilinear' (images) or 'nearest' (labels), got {mode!r}.")
+    grid = grid_of_spacing(image, spacing)
+    if grid is image:
+        return image
+    values = image.array.numpy()
+    factor = np.array(grid.spacing) / np.array(image.spacing)
+    if mode == "bilinear":
+        values = ndimage.gaussian_filter(values, np.maximum((factor - 1) / 2, 0), mode="nearest", truncate=3.0)
+    return grid._replace(array=resample_axes(torch.from_numpy(values), image, grid, order=int(mode == "bilinear")))
+
+
+def resample_axes(array: Tensor, source: Image, target: Image, order: int = 1) -> Tensor:
+    """Values on another grid whose axes are those of their own, of other spacing or origin.
+
+    Args:
+        array: on the grid of ``source``.
+        source, target: grids whose axes point the same ways; 2D ones lie in one plane.
+        order: 1: linear. 0: the nearest voxel's. Beyond the border the border's value.
+
+    Returns:
+        On the grid of ``target``, of the type of ``array``.
+    """
+    dims = array.dim()
+    relative = np.linalg.inv(source.affine) @ target.affine
+    values = ndimage.affine_transform(
+        array.numpy(), np.diag(relative)[:dims], relative[:dims, 3], tuple(target.array.shape), order=order,
+        mode="nearest",
+    )  # fmt: skip
+    return torch.from_numpy(values)
+
+
+def grid_of_spacing(image: Image, spacing: Sequence[float]) -> Image:
+    """The grid of ``resample_to_spacing``, its voxels empty; the image itself where the spacing is met."""
+    dims = image.array.dim()
+    if len(spacing) != dims or not all(np.isfinite(mm) and mm > 0 for mm in spacing):
+        raise ValueError(f"spacing: expected {dims} numbers above 0 in mm, got {list(spacing)}.")
+    if np.allclose(image.spacing, spacing, rtol=1e-4, atol=0):
+        return image
+    old = np.array(image.array.shape)
+    factor = np.array(spacing, dtype=float) / np.array(image.spacing)
+    new = np.maximum(np.round(old / factor), 1).astype(int)
+    affine = image.affine.copy()
+    affine[:3, 3] += affine[:3, :dims] @ ((old - 1) / 2 - factor * (new - 1) / 2)
+    affine[:3, :dims] *= factor
+    return image._replace(array=torch.empty(*new.tolist()), affine=affine, spacing=tuple(float(mm) for mm in spacing))
+
+
+def _directions(orientation: str) -> np.ndarray:
+    try:
+        axes = nib.orientations.axcodes2ornt(tuple(orientation.upper()))
+        if np.isnan(axes).any() or sorted(axes[:, 0]) != [0, 1, 2]:
+            raise ValueError
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(
+            f"orientation: expected three of the letters R or L, A or P, S or I, like 'RAS', got {orientation!r}."
+        ) from None
+    directions = np.zeros((3, 3))
+    directions[axes[:, 0].astype(int), range(3)] = axes[:, 1]
+    return directions
