@@ -91,7 +91,7 @@ def _check_unused(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:
 def _match_score(parser: ConfigParser, base: Mapping[str, Any]) -> None:
     """Weights of another training need the score of that training, or the maps would be of the shipped one."""
     config = parser.config
-    if stage_of(config) != EVALUATE or "score_path" not in config:
+    if "score_path" not in config or not (stage_of(config) == EVALUATE or config.get("instance_iterations")):
         return
     if config["score_path"] != base["score_path"] or config["ckpt_path"] == base["ckpt_path"]:
         return

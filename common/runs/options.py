@@ -48,7 +48,7 @@ OPTIONS: dict[str, Option] = {
     "dataset_dir": Option('folder of the data set, or "phantom" for synthetic data', kind="path", fixed=True),
     "output_dir": Option("folder for the results", kind="path"),
     "ckpt_path": Option("weights of the network", (EVALUATE, INFERENCE), kind="path", reads=True),
-    "score_path": Option("weights of the score network", (EVALUATE,), kind="path", reads=True),
+    "score_path": Option("weights of the score network", (EVALUATE, INFERENCE), kind="path", reads=True),
     "initial_weights": Option("weights to start from", (TRAIN,), kind="path", optional=True, reads=True),
     "resume": Option("continue the training that output_dir holds", (TRAIN,)),
     "moving": Option("image file to be warped", (INFERENCE,), kind="path", optional=True, reads=True),
@@ -66,9 +66,33 @@ OPTIONS: dict[str, Option] = {
     "spatial_size": Option("voxels of the network's window", kind="sizes", least=1, fixed=True),
     "crop_center": Option("where the window lies: a name, or a voxel index an axis", kind="centre", fixed=True),
     "crop_jitter": Option("voxels by which the window is moved at random", (TRAIN,), least=0, fixed=True),
+    "crop_shift": Option(
+        "fill a window that leaves the image from inside, instead of with zeros", (TRAIN,), fixed=True
+    ),
+    "updates_per_epoch": Option(
+        "batches drawn with replacement in an epoch, null for every pair once",
+        (TRAIN,),
+        kind="whole",
+        least=1,
+        fixed=True,
+        optional=True,
+    ),
     "augment": Option("deform the training images at random", (TRAIN,), fixed=True),
     "align": Option("placement of moving: physical (by the headers), centres", (INFERENCE,)),
-    "percentiles": Option("intensities that become 0 and 1, in percent", kind="numbers", least=0, fixed=True),
+    "orientation": Option("of the images inside, as in training", (INFERENCE,)),
+    "spacing": Option(
+        "mm to which the images are brought inside, null for their own",
+        (INFERENCE,),
+        kind="numbers",
+        least=0,
+        optional=True,
+    ),
+    "spacing_range": Option(
+        "mm within which images keep their own spacing", (INFERENCE,), kind="numbers", least=0, optional=True
+    ),
+    "percentiles": Option(
+        "intensities that become 0 and 1, in percent", kind="numbers", least=0, fixed=True, optional=True
+    ),
     # the computation
     "seed": Option("of weights, order of samples, random windows", (TRAIN, FIT), least=0, fixed=True),
     "device": Option("cpu, cuda, cuda:1, mps", kind="device"),
@@ -90,12 +114,19 @@ OPTIONS: dict[str, Option] = {
     "objectives": Option("parameters of each objective", METHOD, kind="table", fixed=True),
     "similarity": Option("measure of the images' likeness, by name", METHOD, fixed=True),
     "smoothness_weight": Option("weight of the field's smoothness", METHOD, least=0, fixed=True),
+    "field_weight": Option(
+        "weight of the field's smoothness where the field is optimised", (FIT,), kind="number", least=0
+    ),
     "bidirectional": Option("both directions of a pair", METHOD, fixed=True),
+    "inverse_by_negation": Option("the other direction is the negated velocity of one pass", METHOD, fixed=True),
+    "foreground": Option("only where one of the images is not 0", METHOD, fixed=True),
     "batched_directions": Option("both directions in one pass of the network", (TRAIN,)),
     "padding": Option("values outside moving: border, zeros", METHOD, fixed=True),
     "inside_only": Option("compare only where moving is sampled inside", METHOD, fixed=True),
-    "score_input": Option("what the score network sees: fixed, fixed_warped", DATA, fixed=True),
-    "score_initial": Option("score before training, null for random weights", (TRAIN,), least=0, optional=True),
+    "score_input": Option("what the score network sees: fixed, fixed_warped", fixed=True),
+    "score_initial": Option(
+        "score before training, null for random weights", (TRAIN,), least=0, fixed=True, optional=True
+    ),
     "score_alpha": Option("weight of the score's smoothness", (TRAIN,), least=0, fixed=True),
     "score_beta": Option("weight of the score's regularisation", (TRAIN,), least=0, fixed=True),
     "score_momentum": Option("form of the momentum: paper, official, none", (TRAIN,), fixed=True),
