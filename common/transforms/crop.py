@@ -61,9 +61,12 @@ def auto_centre(
         )
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction: expected a number in [0, 1), got {fraction!r}; 0.8 is the default.")
-    mask = torch.ones_like(moving, dtype=torch.bool) if mask is None else mask
-    difference = (_scaled(moving, mask) - _scaled(fixed, mask)).abs()
-    difference = (difference * mask).sum((0, 1)) / mask.sum((0, 1)).clamp_min(1)
+    total, count = (torch.zeros(moving.shape[2:], device=moving.device) for _ in range(2))
+    for number, (own, other) in enumerate(zip(moving, fixed, strict=True)):  # a slice at a time, to spare memory
+        both = torch.ones_like(own, dtype=torch.bool) if mask is None else mask[number]
+        total += ((_scaled(own, both) - _scaled(other, both)).abs() * both).sum(0)
+        count += both.sum(0)
+    difference = total / count.clamp_min(1)
     # The filter pads with zeros, which favours the middle of the field of view: that is where the organ is planned.
     smooth = GaussianFilter(difference.ndim, sigma)(difference[None, None])[0, 0]
     peak = smooth.max()
@@ -75,10 +78,10 @@ def auto_centre(
     return ((positions * mass[:, None]).sum(0) / mass.sum()).float().cpu()
 
 
-def _scaled(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Each image in [0, 1] over its part of the mask; what lies outside has no meaning."""
-    least = torch.where(mask, images, torch.inf).amin(tuple(range(1, images.ndim)), keepdim=True)
-    return min_max(torch.where(mask, images, torch.where(least.isfinite(), least, 0.0)), batched=True)
+def _scaled(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """An image (C, *S) in [0, 1] over its part of the mask; what lies outside has no meaning."""
+    least = image[mask].min() if mask.any() else 0.0
+    return min_max(torch.where(mask, image, least))
 
 
 def crop_window(
