@@ -13,6 +13,8 @@ from monai.transforms import MapTransform
 
 from .intensity import min_max
 
+CHUNK = 16
+
 
 def centroid(mask: torch.Tensor) -> torch.Tensor | None:
     """Mean voxel position of a mask.
@@ -62,10 +64,12 @@ def auto_centre(
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction: expected a number in [0, 1), got {fraction!r}; 0.8 is the default.")
     total, count = (torch.zeros(moving.shape[2:], device=moving.device) for _ in range(2))
-    for number, (own, other) in enumerate(zip(moving, fixed, strict=True)):  # a slice at a time, to spare memory
-        both = torch.ones_like(own, dtype=torch.bool) if mask is None else mask[number]
-        total += ((_scaled(own, both) - _scaled(other, both)).abs() * both).sum(0)
-        count += both.sum(0)
+    for first in range(0, len(moving), CHUNK):  # a few slices at a time, to spare memory
+        part = slice(first, first + CHUNK)
+        own, other = moving[part].contiguous(), fixed[part].contiguous()
+        both = torch.ones_like(own, dtype=torch.bool) if mask is None else mask[part].contiguous()
+        total += ((_scaled(own, both) - _scaled(other, both)).abs() * both).sum((0, 1))
+        count += both.sum((0, 1))
     difference = total / count.clamp_min(1)
     # The filter pads with zeros, which favours the middle of the field of view: that is where the organ is planned.
     smooth = GaussianFilter(difference.ndim, sigma)(difference[None, None])[0, 0]
@@ -78,10 +82,10 @@ def auto_centre(
     return ((positions * mass[:, None]).sum(0) / mass.sum()).float().cpu()
 
 
-def _scaled(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """An image (C, *S) in [0, 1] over its part of the mask; what lies outside has no meaning."""
-    least = image[mask].min() if mask.any() else 0.0
-    return min_max(torch.where(mask, image, least))
+def _scaled(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Each image in [0, 1] over its part of the mask; what lies outside has no meaning."""
+    least = torch.where(mask, images, torch.inf).amin(tuple(range(1, images.ndim)), keepdim=True)
+    return min_max(torch.where(mask, images, torch.where(least.isfinite(), least, 0.0)), batched=True)
 
 
 def crop_window(
