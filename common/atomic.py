@@ -80,21 +80,35 @@ def remove_stale(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class DiskFull(OSError):
+    """A file or folder that could not be written, with what to do.
+
+    Args:
+        path: what was to be written.
+        reason: the system's, in short.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} could not be written ({reason}); what was there before is unchanged. Free space on that disk, or "
+            "choose a folder on another one (--output_dir)."
+        )
+        self.reason = reason
+
+
 @contextmanager
 def named_if_full(path: Path) -> Iterator[None]:
     """Name ``path``, and what to do, in the error of a full disk: the system's own names no file.
 
     Raises:
-        OSError: in place of that error; any other passes unchanged.
+        DiskFull: in place of that error; any other passes unchanged.
     """
     try:
         yield
+    except DiskFull as error:  # of a temporary file inside
+        raise DiskFull(path, error.reason) from error
     except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in FULL or any(text in str(error) for text in (*TORCH_FAILED, "No space"))
-        if not full:
+        number = getattr(error, "errno", None)
+        if number not in FULL and not any(text in str(error) for text in (*TORCH_FAILED, "No space")):
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OSError(
-            f"{path} could not be written ({reason}); what was there before is unchanged. Free space on that disk, or "
-            "choose a folder on another one (--output_dir)."
-        ) from error
+        raise DiskFull(path, os.strerror(number) if number in FULL else str(error).splitlines()[0]) from error

@@ -47,6 +47,7 @@ STUDIES: dict[str, tuple[Run, ...]] = {
     ),
 }
 SETTINGS_FILE = "settings.json"
+FIGURES = ("convergence.png", "convergence.csv")
 SUMMARY_FILE = "summary.json"
 NOT_SETTINGS = ("device", "output_dir", "bundle_root")  # a run may be finished on another machine
 COLUMNS = {
@@ -137,6 +138,12 @@ def _check_settings(output: Path, settings: dict[str, dict[str, Any]]) -> None:
     """Refuse to go on with runs that were started otherwise, and record the settings of all."""
     path = output / SETTINGS_FILE
     recorded = read_json(path) if path.is_file() else {}
+    foreign = [path] if not set(recorded) <= set(settings) else []
+    foreign += [output / name for name in FIGURES if not path.is_file() and (output / name).exists()]
+    if foreign:
+        raise ValueError(
+            f"output_dir: {foreign[0]} is not of this study and would be overwritten. Choose another folder."
+        )
     for name, now in settings.items():
         folder, then = output / name, recorded.get(name, {})
         if not any((folder / file).is_file() for file in (SUMMARY_FILE, STATE_FILE)) or then == now:

@@ -103,10 +103,14 @@ def read_pairs(path: str | Path, names: Sequence[str]) -> list[tuple[str, str]]:
         names: the subjects that there are.
 
     Raises:
-        DatasetLayoutError: for a file without these columns or without rows, for a row without both, for a pair that is
-            listed twice, and naming the absent subjects.
+        DatasetLayoutError: for an absent file, one without these columns or without rows, for a row without both, for
+            a pair that is listed twice, and naming the absent subjects.
     """
-    with Path(path).open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte order mark
+    if not Path(path).is_file():
+        raise DatasetLayoutError(f"pairs: expected a CSV file, {path} is none. Check the path's spelling.")
+    with Path(path).open(
+        newline="", encoding="utf-8-sig", errors="replace"
+    ) as stream:  # spreadsheets write a byte order mark
         reader = csv.DictReader(stream)
         rows, columns = list(reader), reader.fieldnames
     if not rows or not all(row.get("moving") and row.get("fixed") for row in rows):

@@ -66,11 +66,10 @@ def read_case(
         image, label = (reorient(part, orientation, spatial_dims) for part in (image, label))
     except (ValueError, FileNotFoundError) as error:
         raise DatasetLayoutError(str(error)) from error
-    found = label.array.unique().tolist()
-    if not set(found) <= set(labels):
+    if not np.isin(label.array.numpy(), list(labels)).all():
         raise DatasetLayoutError(
-            f"expected the labels {', '.join(map(str, sorted(labels)))} in {label_file}, got {found[:8]}; restore the "
-            "published file."
+            f"expected the labels {', '.join(map(str, sorted(labels)))} in {label_file}, got "
+            f"{label.array.unique().tolist()[:8]}; restore the published file."
         )
     wanted = training_spacing(image, spatial_dims, spacing, spacing_range)
     return resample_to_spacing(image, wanted, "bilinear"), resample_to_spacing(label, wanted, "nearest")

@@ -17,6 +17,7 @@ from .nifti import file_affine, is_orthonormal, open_nifti, read_values
 INTENT_VECTOR = 1007
 # ITK reads a field of one slice as 2D and drops its tilt, but an image of one slice as 3D: the slice is written twice.
 ONE_SLICE = "displacement field of one slice, written twice"
+SLAB = 16  # voxels along the first axis whose units are changed at a time, to save memory
 
 
 def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) -> None:
@@ -46,16 +47,34 @@ def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) ->
     if like.slice_axis:
         field = field[..., None].expand(-1, -1, -1, 2)
     dims = field.shape[0]
+    check_grid(like)
     affine = plane_affine(like.affine) if dims == 2 else like.affine
-    if not is_orthonormal(like.affine):
-        raise ValueError(
-            "save_ddf: like must have orthogonal axes, the only grids that ITK knows; got a sheared affine"
-            f" {like.affine.tolist()}. Resample the fixed image onto an orthogonal grid first."
-        )
     ddf_mm = _slabwise(lambda part: flip_ras_lps(voxel_to_physical(part, affine), channel=0), field)
     values = ddf_mm.movedim(0, -1).numpy()
     values = values[:, :, None, None] if dims == 2 else values[:, :, :, None]
     write_nifti(path, values, like, INTENT_VECTOR, ONE_SLICE if like.slice_axis else "")
+
+
+def check_grid(like: Image, argument: str = "save_ddf: like") -> None:
+    """Make sure, before any work, that a field on the grid of an image can be written for ITK.
+
+    Args:
+        like: the fixed image.
+        argument: what the error calls it.
+
+    Raises:
+        ValueError: for sheared axes, or a tilted plane of the form (X, Y), whose file has no place for the tilt.
+    """
+    if like.array.dim() == 2 and not like.slice_axis:
+        try:
+            plane_affine(like.affine)
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from error
+    if not is_orthonormal(like.affine):
+        raise ValueError(
+            f"{argument} must have orthogonal axes, the only grids that ITK knows; got a sheared affine"
+            f" {like.affine.tolist()}. Resample the fixed image onto an orthogonal grid first."
+        )
 
 
 def load_ddf(path: str | Path, argument: str = "path") -> tuple[Tensor, np.ndarray]:
@@ -119,8 +138,8 @@ def _check_field(ddf: Tensor, like: Image, stack: bool) -> None:
 
 
 def _slabwise(change: Callable[[Tensor], Tensor], field: Tensor) -> Tensor:
-    """Apply a change of units to (d, *S), calculating in float64 for one slab of the last axis at a time."""
+    """Apply a change of units to (d, *S), calculating in float64 for a slab of the first spatial axis at a time."""
     changed = torch.empty(field.shape, dtype=torch.float32)
-    for last in range(field.shape[-1]):
-        changed[..., last : last + 1] = change(field[..., last : last + 1].double())
+    for part, result in zip(field.split(SLAB, dim=1), changed.split(SLAB, dim=1), strict=True):
+        result.copy_(change(part.double()))
     return changed

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import zlib
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from ..atomic import atomic_path
 from .nifti import file_affine, largest_distance, open_nifti, read_values, read_whole_numbers
+
+logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -128,6 +131,8 @@ def write_nifti(path: str | Path, values: np.ndarray, like: Image, intent: int =
     """
     if not str(path).endswith(NIFTI_SUFFIXES):
         raise ValueError(f"path: expected a name that ends in .nii or .nii.gz; got {path}. Rename the output.")
+    if values.nbytes > 5e7:
+        logger.info("Writing %s, %.0f MB before compression.", path, values.nbytes / 1e6)
     nifti = nib.Nifti1Image(values, None, dtype=values.dtype)
     nifti.header.set_intent(intent)
     nifti.header.set_xyzt_units("mm")

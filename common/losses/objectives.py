@@ -205,11 +205,12 @@ class ScoreObjective(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         residual = step.residual if self.leak else step.residual.detach()
         score = step.estimated
-        distrust = 1.0 - score
         if step.mask is not None:
-            residual, distrust = residual * step.mask, distrust * step.mask
+            residual = residual * step.mask
+        # In this order: that of the terms is that in which their gradients are added up.
         ucs = (score * residual).mean()
-        reg = distrust.square().mean()
+        distrust = 1.0 - score
+        reg = (distrust if step.mask is None else distrust * step.mask).square().mean()
         # A copy: the handler advances the buffer in place.
         momentum = self.momentum.to(score.device, copy=True)
         smooth = momentum * self.diffusion(score)

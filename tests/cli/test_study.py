@@ -134,3 +134,11 @@ def test_an_unknown_study_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Did you mean 'gradicon_convergence'"):
         study("gradicon_convergance", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json", "convergence.csv"])
+def test_foreign_files_are_not_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match=f"{name} is not of this study"):
+        study(NAME, str(tmp_path), epochs=1, icon_epochs=1, count=2, spatial_size=[32, 25], device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -238,6 +238,9 @@ def test_a_pair_that_is_listed_twice_is_refused_before_anything_is_read(subjects
     message = "pairs: .*pairs.csv lists a pair twice: hippocampus_001, hippocampus_002. Keep one row"
     with pytest.raises(DatasetLayoutError, match=message):
         hippocampus.load_pairs(subjects, pairs=listed)
+    for path in (subjects, subjects / "absent.csv"):
+        with pytest.raises(DatasetLayoutError, match=f"pairs: expected a CSV file, {path} is none"):
+            hippocampus.load_pairs(subjects, pairs=path)
 
 
 def test_files_that_are_refused_are_named_with_their_role(tmp_path: Path) -> None:

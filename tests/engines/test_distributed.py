@@ -116,13 +116,12 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(two_processes: Path) -> None:
-    tmp_path = two_processes
-    train(tmp_path / "one", 4)
+    train(two_processes / "one", 4)
     for name in ("model.pt", "score.pt"):
-        one, two = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("one", "two"))
+        one, two = (torch.load(two_processes / folder / name, weights_only=True) for folder in ("one", "two"))
         for key in one:
             torch.testing.assert_close(two[key], one[key], atol=1e-5, rtol=1e-4)
-    histories = [read_history(tmp_path / folder / "history.csv") for folder in ("one", "two")]
+    histories = [read_history(two_processes / folder / "history.csv") for folder in ("one", "two")]
     assert len(histories[0]) == 2
     for row, other in zip(*histories, strict=True):
         for term in ("displacement/total", "score/total", "score/mu", "score/momentum"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.io.fields import load_ddf, save_ddf
+from common.io.fields import check_grid, load_ddf, save_ddf
 from common.io.images import Image, load_image, save_image
 from common.spatial.warp import warp
 
@@ -157,6 +157,10 @@ def test_save_bad_input(tmp_path):
     with pytest.raises(ValueError, match="sheared affine"):
         save_ddf(path, torch.zeros(3, 6, 5, 4), grid_image((6, 5, 4), sheared))
     assert not path.exists()
+    with pytest.raises(ValueError, match="fixed: plane_affine: .* tilted plane"):
+        check_grid(grid_image((6, 5), OBLIQUE), "fixed")
+    for form in (grid_image((6, 5), PLANAR), grid_image((6, 5), OBLIQUE)._replace(slice_axis=True), volume):
+        check_grid(form, "fixed")
 
 
 def test_load_bad_input(tmp_path):

@@ -15,7 +15,6 @@ import pytest
 
 from common.runs import outputs
 from common.runs.outputs import EVALUATION, INFERENCE, LOCK, MANIFEST, SETS, TRAINING, claim, release, replaced_set
-from common.transforms import save
 
 from .conftest import QUICK, ROOT, config, monai_run, refused
 from .conftest import TRAINING as SHORT
@@ -285,12 +284,12 @@ def test_inference_replaces_its_result_and_never_its_input(here, tree, monkeypat
     assert {path.name for path in Path("out").iterdir()} - {MANIFEST, LOCK} == set(SETS[INFERENCE])
     before = tree(here)
 
-    def full_disk(path, *args, **kwargs):
+    def full_disk(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(save, "registration_panel", full_disk)
-        assert "out could not be written (No space left on device)" in refused("inferring", *words, *first)
+        patch.setattr(os, "fsync", full_disk)
+        assert "DiskFull: out could not be written (No space left on device)" in refused("inferring", *words, *first)
     text = refused("inferring", *words, "--moving", "out/warped.nii.gz", "--output_dir", "out")
     assert "moving and output_dir: the run reads out/warped.nii.gz" in text
     assert tree(here) == before
