@@ -77,12 +77,11 @@ def colour_bar(figure: Any, picture: Any, axis: Any, label: str = "") -> None:
     from matplotlib.ticker import MaxNLocator
 
     norm = picture.norm
-    centred = isinstance(norm, TwoSlopeNorm)
-    ticks = [norm.vmin, norm.vcenter, norm.vmax] if centred else MaxNLocator(nbins=4)
+    marks = [norm.vmin, norm.vcenter, norm.vmax] if isinstance(norm, TwoSlopeNorm) else None
     # In an axes of its own: bars that steal room from some panels of a row would leave them smaller than the others.
-    bar = figure.colorbar(picture, cax=axis, orientation="horizontal", ticks=ticks)
-    if centred:
-        bar.ax.set_xticklabels([f"{tick:.2g}" for tick in ticks])
+    bar = figure.colorbar(picture, cax=axis, orientation="horizontal", ticks=marks or MaxNLocator(nbins=4))
+    if marks:
+        bar.ax.set_xticklabels([f"{mark:.2g}" for mark in marks])
     bar.ax.tick_params(labelsize=7, width=0.5)
     bar.outline.set_linewidth(0.5)
     if label:

@@ -13,6 +13,8 @@ from monai.transforms import MapTransform
 
 from .intensity import min_max
 
+CHUNK = 16
+
 
 def centroid(mask: torch.Tensor) -> torch.Tensor | None:
     """Mean voxel position of a mask.
@@ -61,9 +63,14 @@ def auto_centre(
         )
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction: expected a number in [0, 1), got {fraction!r}; 0.8 is the default.")
-    mask = torch.ones_like(moving, dtype=torch.bool) if mask is None else mask
-    difference = (_scaled(moving, mask) - _scaled(fixed, mask)).abs()
-    difference = (difference * mask).sum((0, 1)) / mask.sum((0, 1)).clamp_min(1)
+    total, count = (torch.zeros(moving.shape[2:], device=moving.device) for _ in range(2))
+    for first in range(0, len(moving), CHUNK):  # a few slices at a time, to spare memory
+        part = slice(first, first + CHUNK)
+        own, other = moving[part].contiguous(), fixed[part].contiguous()
+        both = torch.ones_like(own, dtype=torch.bool) if mask is None else mask[part].contiguous()
+        total += ((_scaled(own, both) - _scaled(other, both)).abs() * both).sum((0, 1))
+        count += both.sum((0, 1))
+    difference = total / count.clamp_min(1)
     # The filter pads with zeros, which favours the middle of the field of view: that is where the organ is planned.
     smooth = GaussianFilter(difference.ndim, sigma)(difference[None, None])[0, 0]
     peak = smooth.max()
