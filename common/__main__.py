@@ -4,14 +4,27 @@
 from __future__ import annotations
 
 import fire
+from fire.decorators import SetParseFn, SetParseFns
+from fire.parser import DefaultParseValue
 
 from .cli.benchmark import benchmark
 from .cli.compare import compare
+from .cli.options import options
 from .cli.pack import pack
 from .cli.study import study
 from .cli.verify import verify
+from .console import forgive_signs
 
-COMMANDS = {"benchmark": benchmark, "compare": compare, "pack": pack, "study": study, "verify": verify}
+COMMANDS = {
+    "benchmark": benchmark, "compare": compare, "options": options, "pack": pack, "study": study, "verify": verify,
+}  # fmt: skip
+
+# Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
+for command in (compare, options, pack, verify):
+    SetParseFn(str)(command)
+SetParseFns(measures=DefaultParseValue, tested=DefaultParseValue)(compare)
+SetParseFns(name=str, output_dir=str, device=str)(study)
 
 if __name__ == "__main__":
+    forgive_signs()
     fire.Fire(COMMANDS, name="common")

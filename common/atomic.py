@@ -3,30 +3,98 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import uuid
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+PREFIX, LOCK = ".writing-", ".lock"
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)} - {None}
+TORCH_FAILED = ("PytorchStreamWriter", "file write failed", "unexpected pos")
+YOUNG_SECONDS = 60.0
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` and move it there once the block has succeeded.
+    """Yield a temporary path and move it to ``path`` once the block has succeeded.
 
-    The temporary name keeps the suffixes of ``path`` (writers such as nibabel choose the format by them).
-    On any error, a full disk included, the temporary file is removed and what ``path`` held before stays.
+    The temporary file bears the name of ``path`` (writers such as nibabel choose the format by it) in a hidden folder
+    beside it. On any error, a full disk included, it is removed and what ``path`` held before stays.
 
     Args:
         path: the file to write; its folder is created.
+
+    Raises:
+        OSError: naming ``path``, where the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
+    with temporary_folder(path.parent) as folder, named_if_full(path):
+        temporary = folder / path.name
         yield temporary
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+
+
+@contextmanager
+def temporary_folder(parent: str | Path) -> Iterator[Path]:
+    """Yield a hidden folder inside ``parent``, and remove it at the end.
+
+    The process holds a lock in it that the operating system releases when the process dies: so those of dead processes
+    are known, and removed here, and those of living ones are left alone.
+
+    Args:
+        parent: created where it is absent.
+    """
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    lock = FileLock(folder / LOCK)
+    lock.acquire()
+    try:
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove what processes that were killed have left of ``temporary_folder`` in ``parent``."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        try:
+            if not (folder / LOCK).exists():  # about to be locked, or killed before that
+                stale = time.time() - folder.stat().st_mtime > YOUNG_SECONDS
+            else:
+                with FileLock(folder / LOCK, blocking=False):
+                    stale = True
+        except (Timeout, OSError):
+            continue
+        if stale:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def named_if_full(path: Path) -> Iterator[None]:
+    """Name ``path``, and what to do, in the error of a full disk: the system's own names no file.
+
+    Raises:
+        OSError: in place of that error; any other passes unchanged.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in FULL or any(text in str(error) for text in (*TORCH_FAILED, "No space"))
+        if not full:
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise OSError(
+            f"{path} could not be written ({reason}); what was there before is unchanged. Free space on that disk, or "
+            "choose a folder on another one (--output_dir)."
+        ) from error

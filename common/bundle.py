@@ -3,27 +3,24 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from .checks import known_name
+from .console import forgive_signs
+from .runs import arguments, command_line, messages, options, outputs, record
+from .runs.configuration import current_parser, stage_of
+from .runs.options import INFERENCE, TRAIN
 
 logger = logging.getLogger(__name__)
-MONAI_ARGUMENTS = {
-    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
-    "workflow", "workflow_type", "workflow_name", "properties_path",
-}  # fmt: skip
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def root(name: str) -> str:
@@ -70,12 +67,10 @@ def switch(value: Any, name: str) -> bool:
     Raises:
         ValueError: for anything else.
     """
-    text = str(value).strip().lower()
-    if text in TRUE:
-        return True
-    if text in FALSE:
-        return False
-    raise ValueError(f"{name} must be true or false, got {value!r}.")
+    try:
+        return options.switch(value)
+    except ValueError:
+        raise ValueError(f"{name} must be true or false, got {value!r}.") from None
 
 
 def select_device(value: Any) -> torch.device:
@@ -90,7 +85,7 @@ def select_device(value: Any) -> torch.device:
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be like 'cpu', 'cuda' or 'cuda:1', got {value!r}.") from error
+        raise ValueError(f"device must be like 'cpu', 'cuda' or 'cuda:1', got {value!r}. Pass --device cpu.") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device: '{value}' was asked for, but torch sees no CUDA GPU here. Pass --device cpu.")
@@ -108,53 +103,55 @@ def choose(options: dict[str, Any], name: str, argument: str) -> Any:
     return options[known_name(argument, name, options)]
 
 
-def _configuration_files(arguments: Sequence[str]) -> list[Path]:
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name.lstrip("-") == "config_file":
-            value = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
-            files = value.strip("[]() ").split(",")
-            return [Path(file.strip().strip("'\"")) for file in files if file.strip()]
-    return []
+def check_arguments(run_id: str | None = None) -> None:
+    """First entry of every run list: check every option, before anything is loaded, built or written.
 
-
-def _cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback, then what really went wrong: MONAI wraps every error in "Failed to evaluate …"."""
-    sys.__excepthook__(kind, error, trace)
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    if cause is not error:
-        print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
-
-
-def check_arguments(arguments: Sequence[str] | None = None) -> None:
-    """Refuse an override that no configuration file knows: MONAI itself accepts a misspelt one silently.
-
-    Does nothing where the process was not started by ``python -m monai.bundle run``; otherwise an error that ends the
-    process is from here on said once more, after MONAI's traceback.
+    Where ``python -m monai.bundle run`` started the process, the command line is read as it was typed, and an error
+    that ends the process is from here on said in words (``runs.messages``).
 
     Args:
-        arguments: the command line; ``sys.argv`` by default.
+        run_id: of the list.
 
     Raises:
-        ValueError: naming the key and the nearest known one.
+        ValueError: naming the option, what was expected, what came, and the remedy.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    files = [path for path in _configuration_files(arguments) if path.suffix == ".json" and path.is_file()]
-    if not files:
+    words = command_line.Words([], {})
+    if command_line.started_by_monai():
+        words = command_line.read(sys.argv[2:])
+        messages.install(switch(words.options.get("debug", False), "debug"))
+    parser = current_parser()
+    if parser is None:
         return
-    sys.excepthook = _cause_last
-    known = {key.lstrip("+").split("#")[0].split("::")[0] for path in files for key in json.loads(path.read_text())}
-    for argument in arguments:
-        if not argument.startswith("--"):
-            continue
-        key = argument[2:].partition("=")[0].lstrip("+").split("#")[0].split("::")[0]
-        if key in known or key in MONAI_ARGUMENTS:
-            continue
-        near = difflib.get_close_matches(key, sorted(known | MONAI_ARGUMENTS), n=1)
-        hint = f" Did you mean '--{near[0]}'?" if near else f" Known keys: {', '.join(sorted(known))}."
-        raise ValueError(f"Unknown override '--{key}': none of {[str(path) for path in files]} has that key.{hint}")
+    arguments.check(parser, words, run_id)
+    if "device" in parser.config:
+        select_device(parser.get_parsed_content("device"))
+
+
+def claim(output_dir: str | Path, *built: Any, resume: bool = False) -> None:
+    """Take the output folder, once all that can fail has been built; of several processes the first does.
+
+    A training or evaluation locks it and moves an earlier run's files to ``previous_<k>`` inside it. An inference,
+    whose files are written at once in the end, only makes sure that it may (``runs.outputs``).
+
+    Args:
+        output_dir: of the run.
+        built: networks, weights and engines: as arguments they are built before.
+        resume: continue the training that the folder holds.
+
+    Raises:
+        ValueError: where the folder is in use, or holds files that are not ours or that the run reads.
+    """
+    parser = current_parser()
+    if rank() > 0 or parser is None:
+        return
+    stage, reads = stage_of(parser.config), arguments.reads(parser)
+    if stage == INFERENCE:
+        outputs.check(Path(output_dir).expanduser(), outputs.INFERENCE, reads)
+        return
+    names = (outputs.TRAINING, outputs.EVALUATION) if stage == TRAIN else (outputs.EVALUATION,)
+    outputs.claim(output_dir, names, reads, switch(resume, "resume"))
+    if stage == TRAIN:
+        messages.training_in(Path(output_dir) / outputs.STATE_FILE)
 
 
 def start(seed: int, device: Any = "cpu") -> None:
@@ -164,6 +161,7 @@ def start(seed: int, device: Any = "cpu") -> None:
         seed: of torch's random state in every process.
         device: decides between NCCL and gloo.
     """
+    forgive_signs()
     root_logger = logging.getLogger()
     if not root_logger.handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -179,32 +177,26 @@ def start(seed: int, device: Any = "cpu") -> None:
 
 
 def finish() -> None:
-    """Last entry of a run: leave the process group where there is one."""
+    """Last entry of a run: give the output folder back, leave the process group where there is one."""
+    outputs.release()
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def clear_output(output_dir: str | Path, resume: bool) -> None:
-    """Make room for a new run without losing an earlier one: its files move to ``previous_<k>`` inside the folder.
+def settings(output_dir: str | Path) -> Callable[[], dict[str, Any]]:
+    """What the record of a run says of it, see ``runs.record.complete``."""
+    return record.complete(output_dir)
 
-    Args:
-        output_dir: of the run; created.
-        resume: True keeps everything where it is.
-    """
-    folder = Path(output_dir)
-    if rank() > 0 or resume:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    earlier = [path for path in folder.iterdir() if not path.name.startswith("previous_")]
-    if not earlier:
-        return
-    numbers = [path.name.removeprefix("previous_") for path in folder.glob("previous_*")]
-    target = folder / f"previous_{1 + max([int(number) for number in numbers if number.isdigit()], default=0)}"
-    target.mkdir()
-    for path in earlier:
-        path.rename(target / path.name)
-    logger.warning("%s held an earlier run; its files are now in %s.", folder, target)
+
+def fixed_settings() -> dict[str, Any]:
+    """The settings that a training keeps when it is resumed."""
+    return record.fixed(record.settings())
+
+
+def example_dir() -> Path:
+    """A new temporary folder, for example images that are made and not part of any result."""
+    return Path(tempfile.mkdtemp(prefix="registration-example-"))
 
 
 def dataset_root(dataset_dir: str | Path, phantom: Callable[[], Path]) -> Path:

@@ -9,16 +9,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "common").rglob("*.py"))
 ALL_SOURCES = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
-FOUNDATION = {"spatial", "atomic", "checks"}  # atomic.py and checks.py import nothing of ours
+FOUNDATION = {"spatial", "atomic", "checks", "console"}  # the last three import nothing of ours
+RUNS = {"runs"}
 TOOLS = {"losses", "metrics", "networks", "io", "figures"}
 INPUTS = {"transforms", "data"}
 RUNNING = {"engines", "handlers"}
 MAY_IMPORT = (
-    {"spatial": set()}
+    {"spatial": set(), "runs": FOUNDATION}
     | dict.fromkeys(TOOLS, FOUNDATION)
-    | {"transforms": FOUNDATION | TOOLS, "data": FOUNDATION | TOOLS | {"transforms"}}
-    | dict.fromkeys(RUNNING, FOUNDATION | TOOLS | INPUTS | RUNNING)
-    | {"cli": FOUNDATION | TOOLS | INPUTS | RUNNING | {"bundle"}}
+    | {"transforms": FOUNDATION | RUNS | TOOLS, "data": FOUNDATION | TOOLS | {"transforms"}}
+    | dict.fromkeys(RUNNING, FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING)
+    | {"cli": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle"}}
 )
 LAZY = {"itk", "matplotlib"}
 LICENSE_LINE = "# SPDX-License-Identifier: Apache-2.0"

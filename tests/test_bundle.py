@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
 import logging
 import os
 import shutil
@@ -21,13 +20,6 @@ def one_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "train.json"
-    path.write_text(json.dumps({"epochs": 3, "learning_rate": 1e-4, "network_def": {"name": "x"}, "+imports": []}))
-    return path
-
-
 @pytest.mark.parametrize("folder", ["repository", "elsewhere"])
 def test_root_is_the_bundle_of_the_repository_from_anywhere(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT if folder == "repository" else tmp_path)
@@ -38,8 +30,9 @@ def packed(tmp_path, with_metadata=True):
     """A bundle that carries the package as scripts/common, in a folder of any name."""
     target = tmp_path / "renamed" / "scripts" / "common"
     target.mkdir(parents=True)
-    for name in ("__init__.py", "bundle.py", "checks.py"):
+    for name in ("__init__.py", "bundle.py", "checks.py", "atomic.py", "console.py"):
         shutil.copy(ROOT / "common" / name, target / name)
+    shutil.copytree(ROOT / "common" / "runs", target / "runs", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "renamed" / "configs").mkdir()
     if with_metadata:
         (tmp_path / "renamed" / "configs" / "metadata.json").write_text("{}")
@@ -114,59 +107,10 @@ def test_choice_by_name():
         bundle.choose({"plain": 1}, None, "objective")
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["--epochs", "5"],
-        ["--epochs=5", "--learning_rate=-1"],
-        ["--network_def#name", "y"],
-        ["--network_def::name=y"],
-        ["--imports", "[]"],
-        ["--logging_file", "x.conf", "--run_id", "training"],
-    ],
-)
-def test_known_overrides_pass(config, overrides):
-    bundle.check_arguments(["run", "training", "--config_file", str(config), *overrides])
-    bundle.check_arguments(["run", "training", f"--config_file={config}", *overrides])
-
-
-@pytest.mark.parametrize(
-    ("override", "near"),
-    [("--epoch", "--epochs"), ("--learning_rat=1", "--learning_rate"), ("--network_deff#name", "--network_def")],
-)
-def test_misspelt_override_is_refused_with_the_nearest(config, override, near):
-    with pytest.raises(
-        ValueError, match=f"Unknown override '{override.partition('=')[0].partition('#')[0]}'.*mean '{near}'"
-    ):
-        bundle.check_arguments(["run", "training", "--config_file", str(config), override, "5"])
-
-
-def test_override_unlike_any_key_lists_the_known_ones(config):
-    with pytest.raises(
-        ValueError, match="Unknown override '--zzz'.*Known keys: epochs, imports, learning_rate, network_def"
-    ):
-        bundle.check_arguments(["--config_file", str(config), "--zzz", "1"])
-
-
-@pytest.mark.parametrize("form", ["['{0}','{1}']", "[{0}, {1}]", '["{0}", "{1}"]', "{0},{1}"])
-def test_keys_of_every_named_file_are_known(config, tmp_path, form):
-    overlay = tmp_path / "evaluate.json"
-    overlay.write_text(json.dumps({"split": "test", "evaluate#evaluator#network": "x"}))
-    files = form.format(config, overlay)
-    bundle.check_arguments(["--config_file", files, "--split", "train", "--epochs", "2", "--evaluate#x", "1"])
-    with pytest.raises(ValueError, match="Unknown override '--spilt'.*'--split'"):
-        bundle.check_arguments(["--config_file", files, "--spilt", "train"])
-
-
-def test_command_line_without_configuration_is_left_alone():
-    bundle.check_arguments(["tests/test_bundle.py", "--whatever", "1"])
-
-
-def test_arguments_default_to_the_command_line(config, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "--config_file", str(config), "--epohcs", "2"])
-    with pytest.raises(ValueError, match="'--epohcs'.*'--epochs'"):
-        bundle.check_arguments()
+def test_arguments_are_left_alone_outside_of_a_configuration():
+    hook = sys.excepthook
+    bundle.check_arguments("training")
+    assert sys.excepthook is hook
 
 
 def test_start_seeds_torch_and_shows_information(one_process, monkeypatch):
@@ -182,45 +126,11 @@ def test_start_seeds_torch_and_shows_information(one_process, monkeypatch):
     bundle.finish()
 
 
-def files(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def test_output_folder_is_made(one_process, tmp_path):
-    bundle.clear_output(tmp_path / "runs" / "training", False)
-    assert (tmp_path / "runs" / "training").is_dir() and not files(tmp_path)
-
-
-def test_earlier_runs_move_aside_and_are_kept(one_process, tmp_path, caplog):
-    for number in (1, 2, 3):
-        bundle.clear_output(tmp_path, False)
-        (tmp_path / "last.pt").write_text(f"run {number}")
-        (tmp_path / "tensorboard").mkdir()
-        (tmp_path / "tensorboard" / "events").write_text("e")
-    assert files(tmp_path) == {
-        f"{folder}{name}" for folder in ("", "previous_1/", "previous_2/") for name in ("last.pt", "tensorboard/events")
-    }
-    assert (tmp_path / "previous_1" / "last.pt").read_text() == "run 1"
-    assert (tmp_path / "previous_2" / "last.pt").read_text() == "run 2"
-    assert "held an earlier run" in caplog.text
-
-
-def test_earlier_runs_are_kept_although_one_of_them_was_deleted(one_process, tmp_path):
-    for number in (1, 2, 3):
-        bundle.clear_output(tmp_path, False)
-        (tmp_path / "last.pt").write_text(f"run {number}")
-    shutil.rmtree(tmp_path / "previous_1")
-    bundle.clear_output(tmp_path, False)
-    assert sorted(path.read_text() for path in tmp_path.rglob("last.pt")) == ["run 2", "run 3"]
-    assert not (tmp_path / "last.pt").exists()
-
-
-def test_resume_and_other_processes_leave_the_folder_alone(one_process, tmp_path, monkeypatch):
-    (tmp_path / "last.pt").write_text("run")
-    bundle.clear_output(tmp_path, True)
-    monkeypatch.setenv("RANK", "1")
-    bundle.clear_output(tmp_path, False)
-    assert files(tmp_path) == {"last.pt"}
+def test_example_images_have_a_folder_of_their_own():
+    first, second = bundle.example_dir(), bundle.example_dir()
+    assert first != second and not list(first.iterdir())
+    first.rmdir()
+    second.rmdir()
 
 
 def test_dataset_root_is_the_phantom_only_by_name(tmp_path):

@@ -39,7 +39,7 @@ def find_bundles(names: tuple[str, ...] = ()) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; the error names the file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} is no JSON: {error}. Correct it there.") from error
     if not isinstance(content, dict):

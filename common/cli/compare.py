@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import atomic_path
-from ..io.results import read_metrics, results_table, undeformed
+from ..io.results import BEFORE, read_metrics, results_table, undeformed
 from ..metrics.statistics import (
     bootstrap_interval,
     design_effect,
@@ -52,12 +52,16 @@ def compare(
         Markdown.
 
     Raises:
-        ValueError: for no results, an argument of another form, a repeated name, or evaluations of different cases.
+        ValueError: for no results, an argument of another form, a repeated name, or evaluations of different data:
+            other cases, or cases of the same name whose measures before registration differ.
     """
     folders = _folders(results)
     rows = {name: read_metrics(folder / "metrics.csv") for name, folder in folders.items()}
-    summaries = {name: json.loads((folder / "summary.json").read_text()) for name, folder in folders.items()}
+    summaries = {
+        name: json.loads((folder / "summary.json").read_text(encoding="utf-8")) for name, folder in folders.items()
+    }
     _check_same_cases(rows)
+    _check_same_data(rows)
     shown = [name for name in _names(measures) if any(name in summary for summary in summaries.values())]
     first = next(iter(rows.values()))
     scored = sum(row["scorable"] > 0 for row in first)
@@ -65,7 +69,7 @@ def compare(
     before = {"undeformed": undeformed(next(iter(summaries.values())))}
     parts = [
         f"{len(first)} cases of {len(set(subjects))} subjects: {scored} scored, {len(first) - scored} not scorable "
-        "(the label is missing in one of the two images).",
+        "(a scored label is missing in one of the two images).",
         results_table(before | summaries, shown or _names(measures)),
         _patient_table(rows, subjects),
         _volume_table(folders),
@@ -105,6 +109,21 @@ def _check_same_cases(rows: dict[str, list[dict[str, Any]]]) -> None:
                 f"compare: '{name}' and '{reference_name}' were evaluated on different cases or orders "
                 f"({len(other)} and {len(reference)}; {different or 'same set'}). Evaluate both on one split."
             )
+
+
+def _check_same_data(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Two data sets may use the same names; what was measured before registration tells them apart."""
+    reference_name, reference = next(iter(rows.items()))
+    for name, table in rows.items():
+        columns = [key for key in reference[0] if key.endswith(BEFORE) and key in table[0]]
+        for column, (one, other) in itertools.product(columns, zip(reference, table, strict=True)):
+            same = math.isclose(one[column], other[column], rel_tol=1e-5, abs_tol=1e-6)
+            if not same and not math.isnan(one[column]) + math.isnan(other[column]) == 2:
+                raise ValueError(
+                    f"compare: '{name}' and '{reference_name}' were evaluated on different data: before registration "
+                    f"{column} of case {one['case']} is {other[column]:.6g} and {one[column]:.6g}. Evaluate both on "
+                    "one dataset_dir, with the same window, percentiles and scored labels."
+                )
 
 
 def _patient_table(rows: dict[str, list[dict[str, Any]]], subjects: list[str]) -> str:

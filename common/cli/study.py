@@ -18,7 +18,8 @@ from ..bundle import choose, root, switch
 from ..figures.convergence import convergence_curves
 from ..figures.curves import read_columns
 from ..handlers.log import HISTORY_FILE
-from ..handlers.state import STATE_FILE
+from ..runs.outputs import STATE_FILE
+from ..runs.record import settings as settings_of
 from .bundles import read_json
 
 
@@ -47,7 +48,7 @@ STUDIES: dict[str, tuple[Run, ...]] = {
 }
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
-NOT_SETTINGS = ("device", "output_dir")  # a run may be finished on another machine
+NOT_SETTINGS = ("device", "output_dir", "bundle_root")  # a run may be finished on another machine
 COLUMNS = {
     "run": "run", "epochs": "epochs", "updates": "updates", "final_similarity": "final similarity",
     "epoch_at_threshold": "first epoch ≤ {threshold:.4g}", "dice": "Dice", "foldings_percent": "foldings %",
@@ -123,11 +124,11 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
 
 
 def _settings(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
-    """What the bundle calls its settings, and what the study changes beyond them, as JSON holds it."""
+    """The settings of a run, with what the study changes, as JSON holds them."""
     parser = ConfigParser()
     parser.read_config(str(Path(root(run.bundle)) / "configs" / "train.json"))
     parser.update(overrides)
-    settings = overrides | parser.get_parsed_content("settings")
+    settings = settings_of(parser)
     kept = {key: value for key, value in settings.items() if key not in NOT_SETTINGS}
     return json.loads(json.dumps(kept, default=str))
 

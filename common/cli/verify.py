@@ -57,7 +57,7 @@ def check_files(bundle: Path) -> None:
 
 def check_readme(bundle: Path) -> None:
     """The README has the model zoo's sections and says so where there are no weights."""
-    text = (bundle / "docs" / "README.md").read_text()
+    text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^#+ +(.+?) *#*$", text, flags=re.MULTILINE)
     missing = [section for section in SECTIONS if section not in headings]
     if missing:
@@ -125,7 +125,7 @@ def check_names(bundle: Path) -> None:
 
 def check_length(bundle: Path) -> None:
     """train.json can be read at a glance."""
-    lines = len((bundle / "configs" / "train.json").read_text().splitlines())
+    lines = len((bundle / "configs" / "train.json").read_text(encoding="utf-8").splitlines())
     if lines > LONGEST_TRAIN_JSON:
         raise ValueError(f"train.json has {lines} lines, at most {LONGEST_TRAIN_JSON}. Put short objects on one line.")
 

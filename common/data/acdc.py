@@ -34,11 +34,11 @@ import torch
 
 from ..io.images import Image, same_grid
 from ..io.nifti import file_affine, open_nifti, read_values
-from ..io.orientation import resample_to_spacing
+from ..io.orientation import resample_to_spacing, spacing_is_unknown
 from ..transforms.crop import auto_centre, centroid
 from ..transforms.intensity import clipped
 from .layout import DatasetLayoutError
-from .reading import read_case, slices_first, spacing_is_unknown
+from .reading import read_case, slices_first
 
 logger = logging.getLogger(__name__)
 

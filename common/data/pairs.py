@@ -34,6 +34,8 @@ class PairDataset(Dataset):
             seed (see ``SeededSampler``).
         with_labels: False (training): items hold the two images. True (evaluation): also the labels, ``crop_start``
             ``(d,)``, and what there is of ``subject``, ``case``, ``slice``, ``spacing``, ``group``, ``true_ddf``.
+        crop_shift: move a crop that would leave the image inside it; False fills it with 0, as the published AdaCS
+            preprocessing does (see ``transforms.crop.crop_window``).
         augmentation: random transform of ``{"moving_image": …, "fixed_image": …}``, both ``(C, *spatial_size)``, before
             they are scaled; for training, and applied to items that are asked for with a draw seed alone.
 
@@ -48,6 +50,7 @@ class PairDataset(Dataset):
         jitter: int = 0,
         with_labels: bool = False,
         augmentation: Randomizable | None = None,
+        crop_shift: bool = True,
     ) -> None:
         if not data:
             raise ValueError("data: expected at least one pair, got none; check dataset_dir and split.")
@@ -65,7 +68,7 @@ class PairDataset(Dataset):
                 "augmentation: expected None with labels, which it would not move; evaluate images as they are."
             )
         self.data, self.augmentation = data, augmentation
-        self.crop = CropToCentred(crop_keys, spatial_size, jitter=jitter)
+        self.crop = CropToCentred(crop_keys, spatial_size, jitter=jitter, shift=crop_shift)
         self._crop_from = (*crop_keys, "centre", *(("true_ddf",) if "true_ddf" in details else ()))
         self._keep = (*crop_keys, *details, "crop_start") if with_labels else IMAGES
 
@@ -111,6 +114,7 @@ class SeededSampler(DistributedSampler):
         rank: this process; default likewise, 0.
         drop_last: leave the last ``len(dataset) % num_replicas`` entries of the order out; otherwise the order's
             beginning is repeated until all ranks have the same number.
+        samples: entries of an epoch of all ranks together, drawn with replacement; None takes every pair once.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class SeededSampler(DistributedSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
         drop_last: bool = False,
+        samples: int | None = None,
     ) -> None:
         ready = dist.is_available() and dist.is_initialized()
         if num_replicas is None:
@@ -127,19 +132,29 @@ class SeededSampler(DistributedSampler):
         if rank is None:
             rank = dist.get_rank() if ready else 0
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=drop_last)
+        self.samples = samples
+        if samples is not None:
+            self.num_samples = samples // self.num_replicas
+            self.total_size = self.num_samples * self.num_replicas
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         count = len(self.dataset)  # type: ignore[arg-type]  # Dataset declares no length
         # The base class seeds with seed + epoch, where (0, 1) and (1, 0) coincide.
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        mine = range(self.rank, self.total_size, self.num_replicas)
+        if self.samples is not None:
+            chosen = torch.randint(count, (self.samples,), generator=generator).tolist()
+            seeds = torch.randint(2**62, (self.samples,), generator=generator).tolist()
+            return iter([(chosen[i], seeds[i]) for i in mine])
         draws = torch.randint(2**62, (count,), generator=generator).tolist()
         order = torch.randperm(count, generator=generator).tolist()
-        mine = range(self.rank, self.total_size, self.num_replicas)
         return iter([(order[i % count], draws[order[i % count]]) for i in mine])
 
 
-def training_loader(dataset: PairDataset, batch_size: int, seed: int, num_workers: int = 0) -> DataLoader:
+def training_loader(
+    dataset: PairDataset, batch_size: int, seed: int, num_workers: int = 0, updates_per_epoch: int | None = None
+) -> DataLoader:
     """Batches for training, in an order that is a function of (seed, epoch): call ``loader.sampler.set_epoch``.
 
     The last incomplete batch is left out, unless the set is smaller than one batch of all processes together: that one
@@ -150,13 +165,24 @@ def training_loader(dataset: PairDataset, batch_size: int, seed: int, num_worker
         batch_size: pairs a process and step.
         seed: of order and jitter.
         num_workers: processes that prepare batches; 0 prepares them in this one, which is usually fast enough.
+        updates_per_epoch: batches of an epoch, whose pairs are drawn at random with replacement; None takes every pair
+            once an epoch.
+
+    Raises:
+        ValueError: for less than one update.
     """
+    if updates_per_epoch is not None and not (int(updates_per_epoch) == updates_per_epoch >= 1):
+        raise ValueError(
+            f"updates_per_epoch: expected a whole number from 1, or null for one pass over all pairs, got "
+            f"{updates_per_epoch!r}."
+        )
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    drop_last = len(dataset) >= batch_size * world
+    samples = None if updates_per_epoch is None else int(updates_per_epoch) * batch_size * world
+    drop_last = samples is not None or len(dataset) >= batch_size * world
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=SeededSampler(dataset, seed, drop_last=drop_last),
+        sampler=SeededSampler(dataset, seed, drop_last=drop_last, samples=samples),
         num_workers=num_workers,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),

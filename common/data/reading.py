@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..io.images import Image, load_image, load_label, resample_like, same_grid
-from ..io.orientation import reorient, resample_to_spacing
+from ..io.orientation import reorient, resample_to_spacing, training_spacing
 from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
@@ -71,23 +71,8 @@ def read_case(
             f"expected the labels {', '.join(map(str, sorted(labels)))} in {label_file}, got "
             f"{label.array.unique().tolist()[:8]}; restore the published file."
         )
-    wanted = _wanted_spacing(image, spatial_dims, spacing, spacing_range)
+    wanted = training_spacing(image, spatial_dims, spacing, spacing_range)
     return resample_to_spacing(image, wanted, "bilinear"), resample_to_spacing(label, wanted, "nearest")
-
-
-def spacing_is_unknown(image: Image) -> bool:
-    """Whether all axes have 1 mm, as in copies of stacks that have lost their spacing."""
-    return bool(np.abs(np.array(image.spacing) - 1).max() < 1e-3)
-
-
-def _wanted_spacing(
-    image: Image, dims: int, spacing: Sequence[float] | None, limits: tuple[float, float] | None
-) -> list[float]:
-    if spacing is None or (dims == 2 and spacing_is_unknown(image)):
-        return list(image.spacing)
-    own, wanted = np.array(image.spacing[:dims]), np.array(spacing, dtype=float)
-    low, high = (0.99 * wanted, 1.01 * wanted) if limits is None else limits
-    return list(image.spacing) if ((low <= own) & (own <= high)).all() else [*wanted.tolist(), *image.spacing[dims:]]
 
 
 def _as_stack(image: Image) -> Image:

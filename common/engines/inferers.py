@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from monai.engines.evaluator import Evaluator
 from monai.inferers import Inferer
 from monai.utils import ForwardMode
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 
 class StackInferer(Inferer):
@@ -97,6 +100,7 @@ class InferenceEvaluator(Evaluator):
     def _iteration(self, engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = batch["image"][None].to(self.state.device)
         self.network.eval()
+        logger.info("Registering a window of %s voxels on %s.", tuple(inputs.shape[2:]), inputs.device)
         with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
             pred = self.inferer(inputs, self.network)[0].float()
         engine.state.output = {"pred": pred}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,18 +34,22 @@ class InstanceOptimisation(nn.Module):
     Args:
         network: trained displacement network.
         objective: step -> {"total": …}, as in training; for "weights".
-        similarity: (warped, fixed) -> residual map, as in training; for "weights".
+        similarity: (warped, fixed) -> residual map, as in training.
+        field_weight: smoothness weight of the field against the similarity, see ``PairwiseRegistration``; needed for
+            "field", since each similarity has its own.
         iterations: steps a pair; 0 is the network alone.
         target: "weights" or "field".
         learning_rate: Adam's; for "weights" (GradICON: 2e-5).
         bidirectional: give the objective both directions of the pair; for "weights".
         estimator: score or variance network that the objective reads; stays as it is.
         estimator_input: as in training, "fixed" or "fixed_warped".
-        padding, inside_only: as in training, see ``RegistrationStep``; for "weights".
-        field: optimises "field", from its arguments; its ``steps`` are ``iterations`` at full resolution by default.
+        updates: names of the training's updates, all of which count as active: a weight that waits for the update of
+            its estimator is in force.
+        padding: as in training, what lies outside the moving image.
+        inside_only, inverse_by_negation, foreground: as in training, see ``RegistrationStep``; for "weights".
 
     Raises:
-        ValueError: for an unknown target or a value out of range.
+        ValueError: for an unknown target, a value out of range, or "field" without ``field_weight``.
 
     Reference: Tian et al., GradICON, CVPR 2023 (50 iterations, Adam, in the released code).
     """
@@ -63,7 +67,10 @@ class InstanceOptimisation(nn.Module):
         estimator_input: str = "fixed",
         padding: str = "zeros",
         inside_only: bool = False,
-        field: PairwiseRegistration | None = None,
+        field_weight: float | None = None,
+        updates: Sequence[str] = ("displacement",),
+        inverse_by_negation: bool = False,
+        foreground: bool = False,
     ) -> None:
         super().__init__()
         known_name("instance_target", target, TARGETS)
@@ -77,7 +84,14 @@ class InstanceOptimisation(nn.Module):
         self.bidirectional, self.estimator_input = bool(bidirectional), estimator_input
         self.padding, self.inside_only = known_name("padding", padding, PADDINGS), bool(inside_only)
         self.estimator = None if estimator is None else EstimatorView(estimator)
-        self.field = field or PairwiseRegistration(similarity, levels=(1,), steps=(self.iterations,))
+        if self.target == "field" and field_weight is None:
+            raise ValueError(
+                "field_weight: expected a number where instance_target is 'field', got none; give the smoothness "
+                "weight that suits the similarity, e.g. 0.025 for mse."
+            )
+        self.field = PairwiseRegistration(similarity, field_weight or 0.0, levels=(1,), steps=(self.iterations,))
+        self.updates = frozenset(updates)
+        self.inverse_by_negation, self.foreground = bool(inverse_by_negation), bool(foreground)
 
     def forward(self, image: Tensor) -> Tensor:
         """Register a batch of pairs, each by itself. Works under ``torch.no_grad``; optimises in float32.
@@ -100,7 +114,7 @@ class InstanceOptimisation(nn.Module):
                 return torch.stack([self._fitted(pair[None])[0] for pair in image])
             with _restored(self.network), torch.no_grad():
                 ddf = self.network.eval()(image)
-            warped = warp(image[:, :1], ddf)
+            warped = warp(image[:, :1], ddf, padding=self.padding)
             return compose(ddf, self.field(torch.cat([warped, image[:, 1:]], dim=1)))
 
     def both_ways(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,11 +136,13 @@ class InstanceOptimisation(nn.Module):
         if self.bidirectional:
             image = torch.cat([image, image.flip(1)])
         moving, fixed = image[:, :1], image[:, 1:]
-        view = TrainingView(self.network)
-        with _restored(self.network), torch.enable_grad():
+        view = TrainingView(self.network, inverse_by_negation=self.bidirectional and self.inverse_by_negation)
+        devices = [image.device] if image.device.type == "cuda" else []
+        with _restored(self.network), torch.random.fork_rng(devices), torch.enable_grad():
             view.eval().requires_grad_(True)
             optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
             for iteration in tqdm(range(self.iterations), "fitting the weights", **SHORT_LIVED):
+                torch.manual_seed(iteration)  # random draws are the same for every pair, whatever came before
                 total = self.objective(self._step(moving, fixed, view))["total"]
                 if not total.isfinite():
                     raise FloatingPointError(
@@ -136,8 +152,7 @@ class InstanceOptimisation(nn.Module):
                 total.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                ddf = self.network(image)
+            ddf = self._step(moving, fixed, view).estimate.ddf.detach()  # type: ignore[attr-defined]
             if not ddf.isfinite().all():  # broken by the last step, after which there is no loss
                 raise FloatingPointError(
                     f"instance optimisation: the displacement is not finite after {self.iterations} iterations; lower "
@@ -146,10 +161,10 @@ class InstanceOptimisation(nn.Module):
             return ddf
 
     def _step(self, moving: Tensor, fixed: Tensor, view: nn.Module) -> RegistrationStep:
-        names = frozenset(["displacement", "score"] if self.estimator is not None else ["displacement"])
         return RegistrationStep(
-            moving, fixed, view, self.similarity, self.estimator, self.estimator_input, names,
+            moving, fixed, view, self.similarity, self.estimator, self.estimator_input, self.updates,
             frozenset(["displacement"]), self.bidirectional, True, self.padding, self.inside_only,
+            self.inverse_by_negation, self.foreground,
         )  # fmt: skip
 
 

@@ -26,16 +26,26 @@ class TrainingView(nn.Module):
     Args:
         network: has ``estimate(image)``.
         amp: run the network in bfloat16 autocast on the input's device type.
+        inverse_by_negation: return the map of the negated velocity as well, see ``VoxelMorph.estimate_and_inverse``.
+
+    Raises:
+        ValueError: for a network that cannot negate its velocity.
     """
 
-    def __init__(self, network: nn.Module, amp: bool = False) -> None:
+    def __init__(self, network: nn.Module, amp: bool = False, inverse_by_negation: bool = False) -> None:
         super().__init__()
+        if inverse_by_negation and not hasattr(network, "estimate_and_inverse"):
+            raise ValueError(
+                f"inverse_by_negation: expected a network that integrates a velocity (voxelmorph), got "
+                f"{type(network).__name__}; leave it false, and bidirectional runs the network a second time."
+            )
         self.network = network
-        self.amp = amp
+        self.amp, self.inverse_by_negation = amp, inverse_by_negation
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            return self.network.estimate(channels_last(image))  # type: ignore[operator]
+            estimate = self.network.estimate_and_inverse if self.inverse_by_negation else self.network.estimate
+            return estimate(channels_last(image))  # type: ignore[operator]
 
 
 class EstimatorView(nn.Module):
@@ -69,9 +79,15 @@ class RegistrationStep:
         differentiable: names of the networks ("displacement", "estimator") that some active update differentiates.
         bidirectional: ``moving`` and ``fixed`` hold every pair twice: cat(A, B) and cat(B, A).
         batched_directions: register both halves in one forward; False takes one after the other.
+        inverse_by_negation: with ``bidirectional``, ``displacement`` sees cat(A, B) alone and returns both maps (the
+            published AdaCS code); ``velocity`` is then that of A -> B.
+        foreground: multiply both images by ``mask`` before they are compared (the published AdaCS code).
         padding: what lies outside the moving image, see ``warp``.
-        inside_only: the residual counts only where the sample lies inside the moving image; its mean is then the mean
-            over these voxels (the ICON code's knees).
+        inside_only: the residual counts only where the sample lies inside the moving image; the mean over a pair is
+            then that over these voxels (the ICON code's knees).
+
+    Attributes:
+        mask: with ``foreground`` 1 where the moving or the fixed image is not 0, (B, 1, *S); else None.
     """
 
     def __init__(
@@ -88,10 +104,14 @@ class RegistrationStep:
         batched_directions: bool = True,
         padding: str = "zeros",
         inside_only: bool = False,
+        inverse_by_negation: bool = False,
+        foreground: bool = False,
     ) -> None:
         self.moving, self.fixed, self.active = moving, fixed, active
         self.bidirectional = bidirectional
         self._forwards = 2 if bidirectional and not batched_directions else 1
+        self._one_way = bidirectional and inverse_by_negation
+        self.mask = ((moving != 0) | (fixed != 0)).to(moving.dtype) if foreground else None
         self._displacement, self._similarity, self._estimator = displacement, similarity, estimator
         self._estimator_input = estimator_input
         self._padding, self._inside_only = padding, inside_only
@@ -111,6 +131,9 @@ class RegistrationStep:
         if self._estimate is None:
             with self._gradients("displacement"):
                 image = torch.cat([self.moving, self.fixed], dim=1)
+                if self._one_way:
+                    self._estimate = self._displacement(image.chunk(2)[0])
+                    return self._estimate
                 parts = [self._displacement(part) for part in image.chunk(self._forwards)]
                 joined = [torch.cat(halves) for halves in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
                 self._estimate = type(parts[0])(*joined)
@@ -148,15 +171,19 @@ class RegistrationStep:
         """Similarity's residual map, (B, 1, *S)."""
         if self._residual is None:
             with self._gradients("displacement"):
-                self._residual = self._similarity(self.warped, self.fixed)
+                warped, fixed = self.warped, self.fixed
+                if self.mask is not None:
+                    warped, fixed = warped * self.mask, fixed * self.mask
+                self._residual = self._similarity(warped, fixed)
                 if self._inside_only:
                     valid = samples_inside(self.estimate.ddf.detach())  # type: ignore[attr-defined]
-                    self._residual = self._residual * (valid / valid.mean().clamp(min=1e-6))
+                    share = valid.mean(dim=tuple(range(1, valid.dim())), keepdim=True)
+                    self._residual = self._residual * (valid / share.clamp(min=1e-6))
         return self._residual
 
     @property
     def estimated(self) -> Tensor:
-        """Score or log variance, (B, 1, *S)."""
+        """Score or log variance, (B, 1, *S), not masked."""
         if self._estimated is None:
             if self._estimator is None:
                 raise ValueError("estimator: this objective needs a score or variance network, the trainer has none.")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import EventEnum
@@ -48,6 +49,11 @@ class Update:
     differentiates: Sequence[str] = ("displacement",)
 
 
+def draw_seed(*numbers: int) -> int:
+    """A seed for torch that is a function of these numbers (>= 0), and another one for any others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def _prepared(view: nn.Module, device: torch.device, compile: bool) -> nn.Module:
     """Move to the device, channels last (faster convolutions), wrap for several processes, compile where asked."""
     view = view.to(device)
@@ -81,18 +87,24 @@ class RegistrationTrainer(Trainer):
         bidirectional: also register fixed onto moving, in the same batch; both directions count one half.
         batched_directions: with ``bidirectional``, register both directions in one forward; False runs two of half the
             batch, one after the other (batch statistics are then those of one direction).
+        inverse_by_negation: with ``bidirectional``, the way back is exp(-v) of the one forward; False runs the
+            network on the swapped images as well.
+        foreground: compare only where one of the two images is not 0, see ``RegistrationStep``.
         padding: what lies outside the moving image: "zeros" (VoxelMorph) or "border" (ICON), see ``warp``.
         inside_only: see ``RegistrationStep``.
         second_forward: recompute the displacement after it was updated (AdaCS's Algorithm 1, line 17); by default one
             forward serves all updates of an iteration.
         amp: bfloat16 autocast of the networks; fields, warps and losses stay float32, no gradient scaling.
         compile: torch.compile the networks.
+        seed: of torch's random state, which is set anew in every iteration from (seed, epoch, iteration, rank): random
+            draws of objectives and networks differ between processes, and a resumed run repeats them.
         finite_check_interval: iterations between checks for NaN on an accelerator, where each check waits for it; on
             the CPU every iteration is checked.
         train_handlers: MONAI or Ignite handlers.
 
     Raises:
-        ValueError: for unknown estimator inputs, or a leaking update without its own forward.
+        ValueError: for an unknown estimator input or padding, a leaking update without its own forward, or
+            ``inverse_by_negation`` without ``bidirectional`` or with a network that has no velocity.
         NonFiniteLoss: (while running) naming the term.
     """
 
@@ -113,6 +125,9 @@ class RegistrationTrainer(Trainer):
         second_forward: bool = False,
         amp: bool = False,
         compile: bool = False,
+        seed: int = 0,
+        inverse_by_negation: bool = False,
+        foreground: bool = False,
         finite_check_interval: int = 50,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -122,16 +137,19 @@ class RegistrationTrainer(Trainer):
                 "second_forward must be true where more than one update differentiates the displacement network: the "
                 "first update changes the weights that the shared forward was computed with."
             )
+        if inverse_by_negation and not bidirectional:
+            raise ValueError("inverse_by_negation: bidirectional must be true with it, there is no way back otherwise.")
         device = torch.device(device)
         self.network, self.estimator, self.updates = network, estimator, list(updates)
         self.similarity = similarity.to(device)
         self.estimator_input = estimator_input
         self.bidirectional, self.batched_directions = bidirectional, batched_directions
         self.padding, self.inside_only = known_name("padding", padding, PADDINGS), inside_only
-        self.second_forward = second_forward
+        self.inverse_by_negation, self.foreground = inverse_by_negation, foreground
+        self.second_forward, self.seed = second_forward, int(seed)
         self.finite_check_interval = 1 if device.type == "cpu" else finite_check_interval
         self.active = frozenset(update.name for update in self.updates)
-        self._displacement = _prepared(TrainingView(network, amp), device, compile)
+        self._displacement = _prepared(TrainingView(network, amp, inverse_by_negation), device, compile)
         self._estimator = None if estimator is None else _prepared(EstimatorView(estimator, amp), device, compile)
         for update in self.updates:
             if isinstance(update.objective, nn.Module):
@@ -158,6 +176,7 @@ class RegistrationTrainer(Trainer):
         for view in (self._displacement, self._estimator):
             if view is not None:
                 view.train()  # a validation may have left it in eval mode
+        torch.manual_seed(draw_seed(self.seed, self.state.epoch, self.state.iteration, self.state.rank))
         moving, fixed = self._images(batch)
         running = [update for update in self.updates if update.name in self.active]
         step = RegistrationStep(
@@ -173,6 +192,8 @@ class RegistrationTrainer(Trainer):
             self.batched_directions,
             self.padding,
             self.inside_only,
+            self.inverse_by_negation,
+            self.foreground,
         )
         self.state.step = step
         output: dict[str, dict[str, Tensor]] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .curves import LINES, finite_line, read_columns, style_axis
-from .panels import save_figure
+from .drawing import save_figure
 
 # Measures that mean the same whatever a run minimises; its own penalty is none.
 PANELS = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .panels import save_figure
+from .drawing import save_figure
 
 # Axes in reading order: the columns drawn in them, and a title.
 PANELS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -23,6 +23,12 @@ PANELS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("score/momentum",), r"$m_T$, momentum weight"),
     (("validation/dice",), "validation Dice"),
 )
+# Parts of terms' names that are no words as they stand.
+WORDS = {
+    "percent": "in %", "dice": "Dice", "hd": "Hausdorff distance", "hd95": "95 % Hausdorff distance", "ucs": "UCS",
+    "asd": "surface distance", "mm": "in mm", "epe": "endpoint error", "nll": "NLL", "reg": "regularisation",
+    "sd": "standard deviation of", "lv": "LV", "rv": "RV", "mu": "mean residual",
+}  # fmt: skip
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 SHADES = ("#F0E442", "#56B4E9", "#CC79A7", "#009E73")
 
@@ -58,7 +64,7 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
         for colour, name in zip(LINES, names, strict=False):
             x, y = finite_line(epochs, columns[name])
             marker = "o" if np.isfinite(y).sum() <= 30 else None
-            axis.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=2.5, label=name.split("/", 1)[-1])
+            axis.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=2.5, label=words(name, brief=True))
         style_axis(axis, title, epochs)
         if len(names) > 1:
             axis.legend(fontsize=7, frameon=False)
@@ -123,16 +129,28 @@ def _panels(columns: dict[str, np.ndarray], path: Path) -> list[tuple[tuple[str,
     ]
     known = [(tuple(name for name in names if name in drawable), title) for names, title in PANELS]
     placed = {name for names, _ in known for name in names}
-    # Terms of other methods get an axes each, in the file's order, under their own name.
-    panels = [panel for panel in known if panel[0]] + [
-        ((n,), n.replace("/", ": ")) for n in drawable if n not in placed
-    ]
+    # Terms of other methods get an axes each, in the file's order.
+    panels = [panel for panel in known if panel[0]] + [((n,), words(n)) for n in drawable if n not in placed]
     if not panels:
         raise ValueError(
             f"history_csv: expected columns such as 'displacement/similarity' with values in {path}; got"
             f" {list(columns)}. Was anything trained?"
         )
     return panels
+
+
+def words(column: str, brief: bool = False) -> str:
+    """A history's column in words: "displacement/inverse_consistency" is "inverse consistency (displacement update)".
+
+    Args:
+        column: ``update/term``.
+        brief: leave out the update.
+    """
+    update, _, term = column.partition("/")
+    text = " ".join(WORDS.get(part, part) for part in term.split("_"))
+    if brief:
+        return text
+    return f"{text} ({update})" if update == "validation" else f"{text} ({update.replace('_', ' ')} update)"
 
 
 def finite_line(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

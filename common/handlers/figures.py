@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,12 @@ class FigurePanels:
             score=median.get("score"),
             jacobian_determinant=median["determinant"],
             title=median["title"],
+            label_names=self._label_names(),
         )
         logger.info("Figure of the median case: %s", self.output_dir / "registration.png")
         if self.estimator is not None:
             shown = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in chosen[1:]]
-            score_panel(self.output_dir / "scores.png", shown)
+            score_panel(self.output_dir / "scores.png", shown, self._label_names())
             logger.info("Score maps: %s", self.output_dir / "scores.png")
 
     @torch.no_grad()
@@ -106,6 +107,9 @@ class FigurePanels:
         shown["title"] = f"{row['case']}  Dice {row['dice_before']:.3f} → {row['dice']:.3f}"
         return shown
 
+    def _label_names(self) -> dict[int, str]:
+        return dict(zip(self.metrics.values, self.metrics.names, strict=True))
+
     def _labels(self, masks: Tensor) -> Tensor:
         """Masks (B, K, *S) -> label map (B, 1, *S); where two masks overlap the first label named wins."""
         label = torch.zeros_like(masks[:, :1], dtype=torch.uint8)
@@ -117,11 +121,12 @@ class FigurePanels:
 def evaluation_handlers(
     labels: Mapping[str, int],
     output_dir: str | Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     estimator: nn.Module | None = None,
     estimator_input: str = "fixed",
+    scored: Sequence[str] | None = None,
 ) -> list[Any]:
     """The handlers of a full evaluation: progress, measures with tables, figures. Arguments as those of the classes."""
-    metrics = CaseMetrics(labels, surface=True, output_dir=output_dir, settings=settings)
+    metrics = CaseMetrics(labels, scored, surface=True, output_dir=output_dir, settings=settings)
     panels = FigurePanels(metrics, output_dir, estimator, estimator_input)
     return [ProgressBar(desc="registering", mininterval=1.0), metrics, panels]

@@ -12,20 +12,25 @@ from ..losses.objectives import ScoreObjective, momentum_activation
 
 
 class ScoreMomentum:
-    """Advances m just before each update of the score: m <- γ·m + (1 - γ)·b(μ), m_0 = 0.
+    """Advances m in the course of training: m <- γ·m + (1 - γ)·b(μ), m_0 = 0.
 
-    m advances only where the score is trained (its warm-up and the joint phase), with μ the mean residual of that very
-    iteration over all processes (Eqs. 5-7). On real data μ is a few hundredths at most, hence b ≥ 0.999 and m is a
-    ramp 1 - γ^T that saturates after some 460 updates.
+    "paper": m advances just before each update of the score (its warm-up and the joint phase), with μ the mean residual
+    of that very iteration over all processes (Eqs. 5-7). On real data μ is a few hundredths at most, hence b ≥ 0.999
+    and m is a ramp 1 - γ^T that saturates after some 460 updates.
 
-    ``form="official"`` follows the published code: b = cos(3.14·50·μ), μ the running mean within the epoch of the
-    weighted, halved loss, γ = min(1 - 1/(epoch + 1), 0.99), and no advance during the score's own warm-up.
+    "official": the published code. m advances in each update of the displacement, its warm-up included, so that it
+    stands still in the score's own warm-up; b = cos(3.14·50·μ), μ the running mean within the epoch of the similarity
+    that the displacement minimises (weighted by the score in the joint phase), halved where training is bidirectional;
+    γ = min(1 - 1/(e + 1), 0.99) in epoch e, counted from 0: m = b throughout the first one.
+    Departure: the published loop accumulates the gradients of two half batches and advances m after each of them; here
+    a batch is one advance.
 
     Args:
         objective: whose ``momentum`` buffer to advance; it is set to 0 at the start of a new run.
         form: "paper", "official" or "none" (m = 1 throughout, the ablation without m_T).
         decay: γ of the paper's form.
         update: name of the score's update.
+        displacement: name of the displacement's update.
 
     Raises:
         ValueError: for another form.
@@ -34,11 +39,17 @@ class ScoreMomentum:
     """
 
     def __init__(
-        self, objective: ScoreObjective, form: str = "paper", decay: float = 0.99, update: str = "score"
+        self,
+        objective: ScoreObjective,
+        form: str = "paper",
+        decay: float = 0.99,
+        update: str = "score",
+        displacement: str = "displacement",
     ) -> None:
         if form not in ("paper", "official", "none"):
             raise ValueError(f"form must be 'paper', 'official' or 'none', got '{form}'.")
-        self.objective, self.form, self.decay, self.update = objective, form, float(decay), update
+        self.objective, self.form, self.decay = objective, form, float(decay)
+        self.update, self.advances_with = update, displacement if form == "official" else update
         if form != "none":
             objective.momentum.zero_()
         self._sum = torch.zeros(())
@@ -57,18 +68,17 @@ class ScoreMomentum:
 
     @torch.no_grad()
     def _advance(self, engine: Engine) -> None:
-        if engine.state.update != self.update:
+        if engine.state.update != self.advances_with:
             return
-        residual = engine.state.step.residual.detach()
-        momentum = self.objective.momentum
+        step, momentum = engine.state.step, self.objective.momentum
+        residual = step.residual.detach()
         if self.form == "paper":
             decay, mu = self.decay, all_mean(residual.mean())
         else:
-            if len(engine.active) == 1:
-                return
-            weighted = 0.5 * (engine.state.step.estimated.detach() * residual).mean()
-            self._sum = self._sum + all_mean(weighted)
+            if self.update in engine.active:
+                residual = residual * step.estimated.detach()
+            self._sum = self._sum + all_mean((0.5 if step.bidirectional else 1.0) * residual.mean())
             self._count += 1
-            decay, mu = min(1.0 - 1.0 / (engine.state.epoch + 1), 0.99), self._sum / self._count
+            decay, mu = min(1.0 - 1.0 / engine.state.epoch, 0.99), self._sum / self._count
         activation = momentum_activation(mu, self.form).to(momentum.device)
         momentum.mul_(decay).add_((1.0 - decay) * activation)

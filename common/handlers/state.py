@@ -7,6 +7,7 @@ import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -14,9 +15,11 @@ from torch import nn
 
 from ..atomic import atomic_path
 from ..networks.icon import lengthened
+from ..runs.outputs import STATE_FILE
 
 logger = logging.getLogger(__name__)
-STATE_FILE = "last.pt"
+STATE_KEYS = {"epoch", "iteration", "best_metric", "modules", "gradients", "optimizers", "objectives", "random"}
+REMEDY = "Leave --resume out to start anew: what is there moves to previous_<k>."
 
 
 def save_weights(module: nn.Module, path: str | Path) -> None:
@@ -50,7 +53,10 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{argument}: {path} is no file of torch weights, or it is damaged: {error}") from error
+        raise ValueError(
+            f"{argument}: {path} is no file of torch weights, or it is damaged ({_line(error)}). Pass one that a "
+            "training wrote."
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{argument}: {path} holds no bare state dict (a training state?). Pass model.pt instead.")
     if lengthen:
@@ -69,6 +75,11 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
     return module
 
 
+def _line(error: BaseException) -> str:
+    """The beginning of a library's message, which may have many lines."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -80,16 +91,18 @@ class TrainingState:
     """Saves after every epoch all that a run needs to continue to the same numbers, and restores it.
 
     Kept in ``output_dir/last.pt``: epoch and iteration, modules, optimisers (and gradients another update left), the
-    objectives' buffers (the score's momentum), the torch random states as tensors. The order of samples needs no state:
-    it is a function of (seed, epoch). A changed learning rate takes effect on resume, and the log says so. Files are
-    written atomically; parameters that are not finite are never written. Of several processes the first writes and all
-    restore. At the end the bare weights go to ``output_dir/<name>.pt``.
+    objectives' buffers (the score's momentum), the torch random states as tensors, the settings. The order of samples
+    needs no state: it is a function of (seed, epoch). A changed learning rate takes effect on resume, and the log says
+    so; other settings than those the training was started with are refused. Files are written atomically; parameters
+    that are not finite are never written. Of several processes the first writes and all restore. At the end the bare
+    weights go to ``output_dir/<name>.pt``.
 
     Args:
         output_dir: where to write.
         modules: bare modules by name; "model" is the displacement network.
         resume: continue from ``last.pt`` if it is there.
         interval: epochs between saves; the last epoch is always saved.
+        settings: what must be the same when the training is resumed, as JSON holds it.
     """
 
     def __init__(
@@ -98,8 +111,10 @@ class TrainingState:
         modules: Mapping[str, nn.Module],
         resume: bool = False,
         interval: int = 1,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
+        self.settings = dict(settings or {})
         self.path = self.output_dir / STATE_FILE
         self.modules = dict(modules)
         self.resume, self.interval = bool(resume), int(interval)
@@ -136,6 +151,7 @@ class TrainingState:
             "optimizers": {update.name: update.optimizer.state_dict() for update in engine.updates},
             "objectives": {name: objective.state_dict() for name, objective in self._objectives(engine).items()},
             "random": _random_state(engine.state.device),
+            "settings": self.settings,
         }
         with atomic_path(self.path) as temporary:
             torch.save(state, temporary)
@@ -144,7 +160,51 @@ class TrainingState:
         if not self.path.is_file():
             logger.warning("resume: there is no %s yet, the run starts from the beginning.", self.path)
             return
-        state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+        state = self._read(engine)
+        try:
+            self._apply(engine, state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"resume: {self.path} does not hold the state of this training, or is damaged ({_line(error)}). "
+                f"{REMEDY}"
+            ) from error
+        logger.info("Resumed after epoch %d of %d from %s.", state["epoch"], engine.state.max_epochs, self.path)
+
+    def _read(self, engine: Engine) -> dict[str, Any]:
+        """The stored state, of the same settings.
+
+        Raises:
+            ValueError: naming what is wrong with the file, or the settings that differ.
+        """
+        try:
+            state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            raise ValueError(f"resume: {self.path} cannot be read, it is damaged ({_line(error)}). {REMEDY}") from error
+        missing = STATE_KEYS - set(state) if isinstance(state, dict) else STATE_KEYS
+        if missing:
+            raise ValueError(f"resume: {self.path} is no state of a training, it lacks {sorted(missing)}. {REMEDY}")
+        then = state.get("settings")
+        if then is None:
+            logger.warning("resume: %s is of an earlier version; its settings cannot be checked.", self.path)
+            then = self.settings
+        different = [
+            f"{key} was {then.get(key, 'not set')!r} and is now {self.settings.get(key, 'not set')!r}"
+            for key in sorted(then.keys() | self.settings.keys())
+            if then.get(key) != self.settings.get(key)
+        ]
+        if different:
+            raise ValueError(
+                f"resume: {self.path} is of a training with other settings: {'; '.join(different)}. Pass those, or "
+                "choose another --output_dir, or leave --resume out to start anew."
+            )
+        if not isinstance(state["epoch"], int) or not 0 < state["epoch"] <= engine.state.max_epochs:
+            raise ValueError(
+                f"epochs: expected at least {state['epoch']}, which {self.path} has already, got "
+                f"{engine.state.max_epochs}. Pass more --epochs, or leave --resume out to start anew."
+            )
+        return state
+
+    def _apply(self, engine: Engine, state: dict[str, Any]) -> None:
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
             for key, parameter in module.named_parameters():
@@ -163,7 +223,6 @@ class TrainingState:
             torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), engine.state.device)
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.state.best_metric = state["best_metric"]
-        logger.info("Resumed after epoch %d of %d from %s.", state["epoch"], engine.state.max_epochs, self.path)
 
     def _export(self, engine: Engine) -> None:
         for name, module in self.modules.items() if engine.state.rank == 0 else ():

@@ -134,6 +134,35 @@ def reoriented(image: Image, axes: Axes) -> Image:
     )
 
 
+def spacing_is_unknown(image: Image) -> bool:
+    """Whether all axes have 1 mm, as in copies of stacks that have lost their spacing."""
+    return bool(np.abs(np.array(image.spacing) - 1).max() < 1e-3)
+
+
+def training_spacing(
+    image: Image, spatial_dims: int, spacing: Sequence[float] | None, limits: Sequence[float] | None = None
+) -> list[float]:
+    """The spacing at which images are registered: the training's where that of the file lies far from it.
+
+    Args:
+        image: slices last, where it is a stack.
+        spatial_dims: d, of the network; the other axes keep their spacing.
+        spacing: of the training, mm along each of the d axes; None: that of the image.
+        limits: lowest and highest spacing in mm that is left as it is; None: 1 % around ``spacing``. Where a network
+            for slices meets voxels of 1 mm all round, the spacing counts as unknown and is left as well.
+
+    Returns:
+        mm, one number an axis of the image.
+    """
+    if spacing is None or (spatial_dims == 2 and spacing_is_unknown(image)):
+        return list(image.spacing)
+    own, wanted = np.array(image.spacing[:spatial_dims]), np.array(spacing, dtype=float)
+    low, high = (0.99 * wanted, 1.01 * wanted) if limits is None else limits
+    if ((low <= own) & (own <= high)).all():
+        return list(image.spacing)
+    return [*wanted.tolist(), *image.spacing[spatial_dims:]]
+
+
 def resample_to_spacing(image: Image, spacing: Sequence[float], mode: str) -> Image:
     """Resample to another voxel size about the same centre of the field of view; borders go on with their values.
 

@@ -22,6 +22,7 @@ class Step(Protocol):
 
     fixed: Tensor
     active: frozenset[str]
+    mask: Tensor | None  # (B, 1, *S), 0 where nothing is compared; None is 1 everywhere
 
     @property
     def warped(self) -> Tensor:
@@ -65,7 +66,10 @@ class ScoreWeight(nn.Module):
         self.update = update
 
     def forward(self, step: Step) -> Tensor | None:
-        return step.estimated.detach() if self.update in step.active else None
+        if self.update not in step.active:
+            return None
+        score = step.estimated.detach()
+        return score if step.mask is None else score * step.mask
 
 
 class AdaFrameWeight(nn.Module):
@@ -171,6 +175,8 @@ class ScoreObjective(nn.Module):
     """L_se = L_ucs + α·L_reg + β·m·‖∇S‖²: what AdaCS's scoring network minimises.
 
     The residual is detached (Eq. 3). ``leak=True`` keeps the published code's gradient into the displacement network.
+    Where the step has a ``mask``, L_ucs and L_reg count only there, as means over all pixels, and the smoothness of S
+    everywhere (the published code).
     ``momentum`` is a buffer that ``common.handlers.momentum.ScoreMomentum`` advances; without that handler it stays 1.
 
     Args:
@@ -199,8 +205,11 @@ class ScoreObjective(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         residual = step.residual if self.leak else step.residual.detach()
         score = step.estimated
+        distrust = 1.0 - score
+        if step.mask is not None:
+            residual, distrust = residual * step.mask, distrust * step.mask
         ucs = (score * residual).mean()
-        reg = (1.0 - score).square().mean()
+        reg = distrust.square().mean()
         # A copy: the handler advances the buffer in place.
         momentum = self.momentum.to(score.device, copy=True)
         smooth = momentum * self.diffusion(score)

@@ -123,3 +123,16 @@ class VoxelMorph(nn.Module):
             ddf = compose(ddf, self.displacement(velocity, image.shape[2:]))
             velocities.append(velocity)
         return Estimate(ddf, torch.cat(velocities, dim=1))
+
+    @torch.jit.ignore
+    def estimate_and_inverse(self, image: Tensor) -> Estimate:
+        """``estimate`` of one forward with the way back, exp(-v), behind it: ddf (2B, d, *S), velocity (B, d, *S').
+
+        Raises:
+            ValueError: with several passes, whose map has no one velocity.
+        """
+        if self.passes > 1:
+            raise ValueError(f"inverse_by_negation: expected a network of one pass, got passes {self.passes}.")
+        velocity = self.velocity(image)
+        both = self.displacement(torch.cat([velocity, -velocity]), image.shape[2:])
+        return Estimate(both, velocity)

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Composition and inversion of displacement fields."""
 
+import logging
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .warp import warp
+
+logger = logging.getLogger(__name__)
+LONGEST_STEP = 4.0  # voxels that one iteration of an inversion moves at most
+SHORTEST_SHARE = 1 / 16  # of a step; a voxel that would need less is stuck
 
 
 def compose(outer: Tensor, inner: Tensor, padding: str = "border") -> Tensor:
@@ -25,30 +32,83 @@ def compose(outer: Tensor, inner: Tensor, padding: str = "border") -> Tensor:
 
 
 def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Tensor:
-    """Inverse displacement by fixed-point iteration: v(x) <- -u(x + v(x)).
+    """Inverse displacement v, v(x) + u(x + v(x)) = 0, by Newton's method at each voxel; computed in float64.
 
-    Converges where the field is a contraction around the identity (no foldings, |∇u| < 1) and is damped to half steps
-    once an iteration stops improving.
+    Steps halve where the residual would grow, and a voxel that gets stuck starts again from its neighbours, so that a
+    map that does not fold, not even between its voxels, is inverted however much it stretches or shrinks. Beyond the
+    grid u continues with its border value, so that points whose origin lies outside have an inverse too: the whole grid
+    is covered. What does not converge, since the map folds there, is said in a warning, with the number of voxels and
+    how far off they are.
 
     Args:
-        ddf: (B, d, *S) in voxels.
+        ddf: (B, d, *S) in voxels, without gradient.
         iterations: upper bound on the number of iterations.
-        tolerance: stop when the largest residual |v(x) + u(x + v(x))| in voxels falls below it.
+        tolerance: the residual |v(x) + u(x + v(x))| in voxels that counts as converged.
 
     Returns:
-        (B, d, *S) in voxels: compose(ddf, invert(ddf)) ≈ 0 away from where the map leaves the grid.
+        (B, d, *S) in voxels: compose(ddf, invert(ddf)) ≈ 0.
 
-    Reference: Chen et al., Medical Physics 35(1), 2008.
+    Raises:
+        ValueError: for a field that is not finite, less than one iteration or a tolerance not above 0.
     """
-    inverse = torch.zeros_like(ddf)
-    step, previous = 1.0, float("inf")
+    if not ddf.isfinite().all():
+        raise ValueError("ddf: expected finite displacements, got NaN or infinity; check the registration they are of.")
+    if iterations < 1 or not tolerance > 0:
+        raise ValueError(
+            f"iterations, tolerance: expected at least 1 and above 0, got {iterations} and {tolerance}; "
+            "the defaults are 50 and 1e-4."
+        )
+    field = ddf.detach() if ddf.device.type == "mps" else ddf.detach().double()  # MPS has no float64
+    inverse = -field
+    residual, error = _residual(field, inverse)
+    share = torch.ones_like(error)
     for _ in range(iterations):
-        residual = inverse + warp(ddf, inverse, padding="border")
-        error = float(residual.abs().max())
-        if error < tolerance:
+        if float(error.max()) <= tolerance:
             break
-        if error > previous:
-            step = max(step * 0.5, 0.125)
-        previous = error
-        inverse = inverse - step * residual
-    return inverse
+        trial = inverse - share * _newton_step(field, inverse, residual)
+        better = _residual(field, trial)[1] < error
+        share = torch.where(better, (2 * share).clamp(max=1), share / 2)
+        inverse = torch.where(better, trial, inverse)
+        stalled = (share < SHORTEST_SHARE) & (error > tolerance)
+        if bool(stalled.any()):
+            inverse = torch.where(stalled, _neighbours(inverse, error <= tolerance), inverse)
+            share = torch.where(stalled, 1.0, share)
+        residual, error = _residual(field, inverse)
+    missed = int((error > tolerance).sum())
+    if missed:
+        logger.warning(
+            "invert: %d of %d voxels are not inverted to %g voxel after %d iterations, the worst is off by %.3g "
+            "voxels: the map folds there, or iterations are too few. Regularise the registration more, or raise them.",
+            missed, error.numel(), tolerance, iterations, float(error.max()),
+        )  # fmt: skip
+    return inverse.to(ddf.dtype)
+
+
+def _residual(field: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """v(x) + u(x + v(x)), (B, d, *S), and its length, (B, 1, *S)."""
+    residual = inverse + warp(field, inverse, padding="border")
+    return residual, residual.norm(dim=1, keepdim=True)
+
+
+def _neighbours(inverse: Tensor, converged: Tensor) -> Tensor:
+    """Mean of the inverse over those of a voxel's neighbours that have converged; itself where there are none."""
+    pool = F.avg_pool2d if inverse.dim() == 4 else F.avg_pool3d
+    weight = converged.to(inverse.dtype)
+    share = pool(weight, 3, 1, 1)
+    return torch.where(share > 0, pool(inverse * weight, 3, 1, 1) / share.clamp(min=1e-9), inverse)
+
+
+def _newton_step(field: Tensor, inverse: Tensor, residual: Tensor) -> Tensor:
+    """(I + ∇u)^-1 residual at x + v(x), at most ``LONGEST_STEP`` voxels; the residual where that is singular."""
+    dims = field.shape[1]
+    with torch.enable_grad():
+        where = inverse.detach().requires_grad_()
+        values = warp(field, where, padding="border")
+        # Displacements of different voxels do not depend on each other: a sum has each one's own slope.
+        rows = [torch.autograd.grad(values[:, i].sum(), where, retain_graph=i < dims - 1)[0] for i in range(dims)]
+    slopes = torch.stack(rows, dim=1).movedim((1, 2), (-2, -1)) + torch.eye(
+        dims, dtype=field.dtype, device=field.device
+    )
+    step = torch.linalg.solve_ex(slopes, residual.movedim(1, -1)[..., None])[0][..., 0].movedim(-1, 1)
+    step = torch.where(step.isfinite().all(dim=1, keepdim=True), step, residual)
+    return step * (LONGEST_STEP / step.norm(dim=1, keepdim=True).clamp(min=LONGEST_STEP))

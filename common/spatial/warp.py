@@ -7,6 +7,7 @@ from torch import Tensor
 
 PADDINGS = ("zeros", "border", "reflection")
 
+
 def identity_grid(shape: list[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Voxel coordinates of a grid.
 

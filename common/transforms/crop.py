@@ -27,16 +27,24 @@ def centroid(mask: torch.Tensor) -> torch.Tensor | None:
     return positions.double().mean(0).float() if len(positions) else None
 
 
-def auto_centre(moving: torch.Tensor, fixed: torch.Tensor, sigma: float = 16.0, fraction: float = 0.8) -> torch.Tensor:
+def auto_centre(
+    moving: torch.Tensor,
+    fixed: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    sigma: float = 16.0,
+    fraction: float = 0.8,
+) -> torch.Tensor:
     """Find where two images differ most: a crop centre that needs no label.
 
-    With the map ``m = G_sigma * mean_n |moving_n - fixed_n|``, every image scaled to [0, 1] over its whole extent,
+    With the map ``m = G_sigma * mean_n |moving_n - fixed_n|``, every image scaled to [0, 1] over what both show,
     the centre of mass of ``max(m - fraction max m, 0)``: steadier than the peak alone, which jumps between the walls of
-    a large ventricle. The mean is over the stack, so that all slices of one heart share a centre.
+    a large ventricle. The mean is over the slices of the stack that both have at a place, so that all slices of one
+    heart share a centre.
 
     Args:
         moving: stack of images of one subject ``(N, C, *S)``.
         fixed: the same shape.
+        mask: the same shape, True where both images have voxels; None: everywhere. Nothing is compared elsewhere.
         sigma: standard deviation of the Gaussian, in voxels.
         fraction: of the map's peak, in [0, 1); what lies below has no weight.
 
@@ -53,7 +61,9 @@ def auto_centre(moving: torch.Tensor, fixed: torch.Tensor, sigma: float = 16.0, 
         )
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction: expected a number in [0, 1), got {fraction!r}; 0.8 is the default.")
-    difference = (min_max(moving, batched=True) - min_max(fixed, batched=True)).abs().mean((0, 1))
+    mask = torch.ones_like(moving, dtype=torch.bool) if mask is None else mask
+    difference = (_scaled(moving, mask) - _scaled(fixed, mask)).abs()
+    difference = (difference * mask).sum((0, 1)) / mask.sum((0, 1)).clamp_min(1)
     # The filter pads with zeros, which favours the middle of the field of view: that is where the organ is planned.
     smooth = GaussianFilter(difference.ndim, sigma)(difference[None, None])[0, 0]
     peak = smooth.max()
@@ -65,18 +75,26 @@ def auto_centre(moving: torch.Tensor, fixed: torch.Tensor, sigma: float = 16.0, 
     return ((positions * mass[:, None]).sum(0) / mass.sum()).float().cpu()
 
 
+def _scaled(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Each image in [0, 1] over its part of the mask; what lies outside has no meaning."""
+    least = torch.where(mask, images, torch.inf).amin(tuple(range(1, images.ndim)), keepdim=True)
+    return min_max(torch.where(mask, images, torch.where(least.isfinite(), least, 0.0)), batched=True)
+
+
 def crop_window(
-    shape: Sequence[int], centre: Sequence[float], size: Sequence[int]
+    shape: Sequence[int], centre: Sequence[float], size: Sequence[int], shift: bool = True
 ) -> tuple[list[int], list[slice], list[tuple[int, int]]]:
     """Place a window of a given size around a centre.
 
     Along each axis the window is shifted to stay inside an image that is large enough; a smaller image is kept whole
-    in the middle of the window, and padded.
+    in the middle of the window, and padded. ``shift=False`` places it as the published AdaCS preprocessing does: from
+    round(centre) - size // 2, whether it leaves the image or not.
 
     Args:
         shape: spatial shape of the image, d voxels.
         centre: d voxel coordinates of the wanted centre; a window of s voxels from a has its centre at a + (s - 1) / 2.
         size: d voxels, the window.
+        shift: keep the window inside the image where it fits.
 
     Returns:
         ``start``: d voxel coordinates of the window's first voxel, negative where padded; ``slices``: what to take of
@@ -96,7 +114,13 @@ def crop_window(
             raise ValueError(
                 f"centre: expected finite voxel coordinates, got {list(centre)}; check the label it is of."
             )
-        if n >= s:
+        if not shift:
+            first = round(c) - s // 2
+            inside = slice(min(max(first, 0), n), max(min(first + s, n), 0))
+            before = min(max(-first, 0), s)
+            slices.append(inside)
+            padding.append((before, s - before - (inside.stop - inside.start)))
+        elif n >= s:
             first = min(max(int((c - (s - 1) / 2 + 0.5) // 1), 0), n - s)
             slices.append(slice(first, first + s))
             padding.append((0, 0))
@@ -131,6 +155,7 @@ class CropToCentred(MapTransform):
     inside the window for images, so that a min-max normalisation of the crop does not see the padding. ``true_ddf`` is
     cropped along when present; a displacement in voxels does not change with the window. ``crop_start``, ``(d,)``
     int64, is added, so that a result can be pasted back.
+    ``shift=False``: windows are placed as ``crop_window`` says there, and 0 is what lies outside, for images too.
 
     Args:
         keys: entries to crop, ``(C, *S)`` on one grid.
@@ -141,7 +166,12 @@ class CropToCentred(MapTransform):
     """
 
     def __init__(
-        self, keys: Sequence[str] | str, size: Sequence[int], centre_key: str = "centre", jitter: int = 0
+        self,
+        keys: Sequence[str] | str,
+        size: Sequence[int],
+        centre_key: str = "centre",
+        jitter: int = 0,
+        shift: bool = True,
     ) -> None:
         super().__init__(keys)
         if not size or any(int(s) != s or s < 1 for s in size):
@@ -150,7 +180,7 @@ class CropToCentred(MapTransform):
             raise ValueError(f"jitter: expected a whole number of voxels >= 0, got {jitter!r}; 0 switches it off.")
         self.size = [int(s) for s in size]
         self.centre_key = centre_key
-        self.jitter = int(jitter)
+        self.jitter, self.shift = int(jitter), bool(shift)
 
     def __call__(self, data: Mapping[Hashable, Any], generator: torch.Generator | None = None) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the entries cropped and ``crop_start`` added.
@@ -167,7 +197,7 @@ class CropToCentred(MapTransform):
             offset = torch.randint(-self.jitter, self.jitter + 1, (len(self.size),), generator=generator)
             centre = [c + o for c, o in zip(centre, offset.tolist(), strict=True)]
         shape = data[self.keys[0]].shape[1:]
-        start, slices, padding = crop_window(shape, centre, self.size)
+        start, slices, padding = crop_window(shape, centre, self.size, self.shift)
         result = dict(data)
         for key in (*self.keys, "true_ddf") if "true_ddf" in data and "true_ddf" not in self.keys else self.keys:
             if data[key].shape[1:] != shape:
@@ -175,7 +205,8 @@ class CropToCentred(MapTransform):
                     f"{key}: expected the spatial shape {tuple(shape)} of {self.keys[0]}, got "
                     f"{tuple(data[key].shape[1:])}; resample all entries to one grid before cropping."
                 )
-            result[key] = _cut(data[key], slices, padding, str(key).endswith(("label", "ddf")))
+            zero = not self.shift or str(key).endswith(("label", "ddf"))
+            result[key] = _cut(data[key], slices, padding, zero)
         result["crop_start"] = torch.tensor(start)
         return result
 

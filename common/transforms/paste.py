@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices to the batch axis and back, and a crop's displacement back into the full grid."""
+"""Slices to the batch axis and back, and a crop's displacement back into the full grid and onto that of fixed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..io.images import Image
+from ..io.orientation import Axes, resample_axes
+from ..spatial.jacobian import jacobian_determinant
+from .resampling import SLAB, relative_affine
 
 
 def to_stack(image: Tensor, dims: int) -> Tensor:
@@ -78,12 +84,76 @@ def paste_field(ddf: Tensor, start: Sequence[int], shape: Sequence[int], falloff
     length = kept.norm(dim=1)
     faces = [length.select(axis + 1, end) for axis in range(len(shape)) for end in (0, -1)]
     reach = max(falloff, math.pi * max(float(face.max()) for face in faces))
+    # Nothing reaches further than the falloff: the rest of the grid is zeros that are never touched.
+    far = math.ceil(reach)
+    low = [max(a - far, 0) for a in first]
+    high = [min(b + far, n - 1) for b, n in zip(last, shape, strict=True)]
     # torch pads from the last axis on
-    amounts = [(a, n - 1 - b) for a, b, n in zip(first, last, shape, strict=True)]
-    field = F.pad(kept, [amount for pair in reversed(amounts) for amount in pair], mode="replicate")
-    for axis, (a, b, n) in enumerate(zip(first, last, shape, strict=True)):
-        index = torch.arange(n, device=ddf.device, dtype=ddf.dtype)
+    amounts = [(a - l, h - b) for a, b, l, h in zip(first, last, low, high, strict=True)]
+    flat = [amount for pair in reversed(amounts) for amount in pair]
+    part = F.pad(kept, flat, mode="replicate") if any(flat) else kept
+    for axis, (a, b, l, h) in enumerate(zip(first, last, low, high, strict=True)):
+        index = torch.arange(l, h + 1, device=ddf.device, dtype=ddf.dtype)
         distance = torch.maximum(a - index, index - b).clamp(0, reach)
         weight = 0.5 * (1 + torch.cos(math.pi * distance / reach))  # cos² of half the angle, and exactly 0 at its end
-        field = field * weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        part = part * weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    field = ddf.new_zeros(*ddf.shape[:2], *shape)
+    field[(slice(None), slice(None), *(slice(l, h + 1) for l, h in zip(low, high, strict=True)))] = part
     return field
+
+
+def resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
+    """(d, *S[, Z]) in voxels of the working grid to voxels of one with the same axes; the field itself if it is it."""
+    if working.array.shape == turned.array.shape and np.allclose(working.spacing, turned.spacing, rtol=1e-6):
+        return field
+    channels = [
+        resample_axes(channel, working, turned) * (mm / own)
+        for channel, mm, own in zip(field, working.spacing, turned.spacing, strict=False)
+    ]
+    return torch.stack(channels)
+
+
+def determinant_of(field: Tensor, dims: int) -> Tensor:
+    """Jacobian determinant of (d, *S[, Z]), (*S[, Z]): 1 far from where anything is displaced."""
+    determinant = field.new_ones(field.shape[1:])
+    moved = (field != 0).any(0)
+    box = []
+    for axis in range(dims):
+        planes = moved.any(tuple(other for other in range(moved.dim()) if other != axis)).nonzero()
+        if not len(planes):
+            return determinant
+        # two voxels more: central differences reach one further, and end in zeros
+        box.append(slice(max(int(planes[0]) - 2, 0), int(planes[-1]) + 3))
+    part = field[(slice(None), *box)]
+    if field.dim() > dims + 1:
+        slices = [jacobian_determinant(plane[None])[0] for plane in part.unbind(-1)]
+        determinant[tuple(box)] = torch.stack(slices, dim=-1)
+        return determinant
+    length, done = part.shape[-1], []
+    for first in range(0, length, SLAB):
+        # with a neighbour on either side, so that differences are central
+        a, b = max(min(first, length - 2) - 1, 0), min(first + SLAB + 1, length)
+        slab = jacobian_determinant(part[None, ..., a:b])[0]
+        done.append(slab[..., first - a : min(first + SLAB, length) - a])
+    determinant[tuple(box)] = torch.cat(done, dim=-1)
+    return determinant
+
+
+def window_on(turned: Image, working: Image, start: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
+    """First and last voxel of the window on the grid of fixed, its axes in the order of the working grid."""
+    dims = len(start)
+    relative = relative_affine(turned, working)
+    first, last = overlap(start, size, working.array.shape[:dims])
+    ends = [np.round(np.diag(relative)[:dims] * end + relative[:dims, -1]).astype(int) for end in (first, last)]
+    limit = np.array(turned.array.shape[:dims]) - 1
+    return np.clip(ends[0], 0, limit).tolist(), np.clip(ends[1], 0, limit).tolist()
+
+
+def stored_field(field: Tensor, axes: Axes) -> Tensor:
+    """(d, *S[, Z]) in voxels of reoriented axes to (axes of F, *F) in voxels of the stored ones."""
+    if axes.order == tuple(range(len(field))) and not any(axes.flipped):
+        return field
+    stored = [axes.restore(channel) * (-1 if flip else 1) for channel, flip in zip(field, axes.flipped, strict=False)]
+    if len(stored) < len(axes.order):
+        stored.append(torch.zeros_like(stored[0]))
+    return torch.stack([stored[axes.order.index(axis)] for axis in range(len(axes.order))])

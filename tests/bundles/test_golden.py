@@ -23,7 +23,7 @@ BUNDLES_DIR = HERE.parents[1] / "bundles"
 RECORD = HERE / "golden.json"
 MEASURES = {
     "acdc": ("dice", "dice_lv", "dice_rv", "asd", "epe", "foldings_percent"),
-    "hippocampus": ("dice", "dice_posterior", "asd", "foldings_percent", "inverse_consistency_error"),
+    "hippocampus": ("dice", "dice_anterior", "dice_posterior", "asd", "foldings_percent", "inverse_consistency_error"),
     "triangles": ("dice", "asd", "foldings_percent", "inverse_consistency_error"),
 }
 

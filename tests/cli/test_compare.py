@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,9 @@ import pytest
 from scipy import stats
 
 from common.cli.compare import compare
-from common.io.results import write_results, write_subjects
+from common.io.results import read_metrics, write_results, write_subjects
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def evaluation(folder: Path, gain: float, subjects: int = 6) -> np.ndarray:
@@ -63,6 +68,46 @@ def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
     evaluation(tmp_path / "b", 0.03, subjects=5)
     with pytest.raises(ValueError, match="different cases"):
         compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("dice_before", 0.51, "dice_before of case patient001_slice1 is 0.51 and 0.5"),
+        ("mse_before", 0.02002, "mse_before of case patient001_slice1 is 0.02002 and 0.02"),
+        ("mse_before", 0.02 + 1e-8, None),  # rounding of another machine
+        ("dice_before", float("nan"), "dice_before of case patient001_slice1 is nan and 0.5"),
+    ],
+)
+def test_other_data_with_the_same_names_are_refused(
+    tmp_path: Path, column: str, value: float, message: str | None
+) -> None:
+    for name in ("a", "b"):
+        evaluation(tmp_path / name, 0.0)
+        rows = [row | {"mse_before": 0.02} for row in read_metrics(tmp_path / name / "metrics.csv")]
+        if name == "b":
+            rows[4][column] = value
+        write_results(rows, tmp_path / name, {})
+    arguments = f"plain={tmp_path / 'a'}", f"other={tmp_path / 'b'}"
+    if message is None:
+        assert "| other − plain |" in compare(*arguments)
+    else:
+        with pytest.raises(ValueError, match=f"'other' and 'plain' were evaluated on different data.*{message}"):
+            compare(*arguments)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_command_prints_on_any_output(tmp_path: Path, encoding: str) -> None:
+    for name, gain in (("a", 0.0), ("b", 0.03)):
+        evaluation(tmp_path / name, gain)
+    command = [sys.executable, "-m", "common", "compare", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"]
+    command += ["--output", str(tmp_path / "table.md")]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert done.stdout.decode(encoding).split() == text.encode(encoding, errors="replace").decode(encoding).split()
+    assert "| b − a |" in text
 
 
 @pytest.mark.parametrize("arguments", [(), ("folder",), ("=folder",), ("a=x", "a=y")])

@@ -38,7 +38,7 @@ def test_the_four_runs_differ_in_penalty_and_steps_as_published(finished: tuple[
     assert [run.folder for run in STUDIES[NAME]] == list(settings) == FOLDERS
     assert [run.overrides["epochs"] for run in STUDIES[NAME]] == [128, 128, 64, 64]
     assert {key for name in FOLDERS for key in settings[name] if settings[name][key] != settings[FOLDERS[0]][key]} == {
-        "objective", "parameters", "epochs", "architecture_parameters", "architectures#icon#factors"
+        "objective", "chosen", "epochs", "architectures"
     }  # fmt: skip
     for name in FOLDERS:
         summary = json.loads((finished[0] / name / "summary.json").read_text())

@@ -134,6 +134,42 @@ def test_order_and_draws_depend_on_seed_and_epoch_only() -> None:
     assert all(sorted(index for index, _ in run) == list(range(12)) for run in runs.values())
 
 
+def test_updates_of_an_epoch_draw_with_replacement_and_each_draw_has_its_own_seed() -> None:
+    dataset, batch, updates = PairDataset(_pairs(5), (12, 10), jitter=3), 4, 25
+    loader = training_loader(dataset, batch, seed=2, updates_per_epoch=updates)
+    assert len(loader) == updates and [len(b["moving_image"]) for b in loader] == [batch] * updates
+    loader.sampler.set_epoch(1)
+    first = list(loader.sampler)
+    assert first == list(loader.sampler) and len({seed for _, seed in first}) == updates * batch
+    counts = [sum(index == i for index, _ in first) for i in range(5)]
+    assert sum(counts) == 100 and all(5 < count < 40 for count in counts)  # 20 expected of each
+    assert any(len({index for index, _ in first[i : i + batch]}) < batch for i in range(0, 100, batch))
+    loader.sampler.set_epoch(2)
+    assert list(loader.sampler) != first
+
+
+def test_updates_with_replacement_are_shared_by_the_ranks() -> None:
+    dataset = PairDataset(_pairs(5), (12, 10))
+    single = list(SeededSampler(dataset, 3, 1, 0, samples=24))
+    ranks = [list(SeededSampler(dataset, 3, 2, rank, samples=24)) for rank in range(2)]
+    assert [len(rank) for rank in ranks] == [12, 12] == [len(SeededSampler(dataset, 3, 2, 1, samples=24))] * 2
+    assert [entry for pair in zip(*ranks, strict=True) for entry in pair] == single
+
+
+@pytest.mark.parametrize("updates", [0, -1, 2.5])
+def test_other_numbers_of_updates_are_errors(updates: float) -> None:
+    with pytest.raises(ValueError, match="updates_per_epoch: expected a whole number from 1"):
+        training_loader(PairDataset(_pairs(5), (12, 10)), 2, 0, updates_per_epoch=updates)
+
+
+def test_crop_that_leaves_the_image_is_shifted_or_filled_with_zeros() -> None:
+    pairs = _pairs(1)
+    pairs[0]["centre"] = torch.tensor([1.0, 12.0])
+    shifted, filled = (PairDataset(pairs, (12, 10), with_labels=True, crop_shift=shift)[0] for shift in (True, False))
+    assert shifted["crop_start"].tolist() == [0, 8] and filled["crop_start"].tolist() == [-5, 7]
+    assert (filled["moving_image"][:, :5] == 0).all() and (filled["moving_image"][:, 5:] > 0).all()
+
+
 def test_batches_are_equal_with_workers_and_after_a_resume() -> None:
     dataset = PairDataset(_pairs(10), (12, 10), jitter=3)
 

@@ -51,6 +51,7 @@ def icon_of(size, strength=0.02):
 def optimised(network, target="weights", **options):
     objective = InverseConsistencyObjective(0.2, InverseConsistencyPenalty())
     settings = {"iterations": 3, "learning_rate": 1e-3, "bidirectional": True}
+    settings["field_weight"] = 0.025
     return InstanceOptimisation(
         network, **{"objective": objective, "similarity": SquaredError(), "target": target, **settings, **options}
     )
@@ -227,15 +228,15 @@ def test_field_lowers_the_dissimilarity_without_folding(size):
 def test_field_is_composed_with_the_networks(size):
     """(id + u) ∘ exp(v): u is kept where v stays 0, and exp(v) registers the warped pair."""
     network, images = icon_of(size, strength=0.2), pairs_of(size, 2)
-    still = PairwiseRegistration(SquaredError(), levels=(1,), steps=(0,))
+    fit = optimised(network, "field")
+    fit.field = PairwiseRegistration(SquaredError(), levels=(1,), steps=(0,))
     with torch.no_grad():
         ddf = network(images)
         assert ddf.abs().max() > 0.1
-        torch.testing.assert_close(optimised(network, "field", field=still)(images), ddf, atol=1e-5, rtol=0)
-    register = PairwiseRegistration(SquaredError(), levels=(2, 1), steps=(4, 4))
+        torch.testing.assert_close(fit(images), ddf, atol=1e-5, rtol=0)
+    fit.field = register = PairwiseRegistration(SquaredError(), levels=(2, 1), steps=(4, 4))
     warped = torch.cat([warp(images[:, :1], ddf), images[:, 1:]], dim=1)
-    result = optimised(network, "field", field=register)(images)
-    torch.testing.assert_close(result, compose(ddf, register(warped)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fit(images), compose(ddf, register(warped)), atol=1e-5, rtol=0)
 
 
 @each_target
@@ -295,9 +296,11 @@ def test_score_weighs_the_objective_and_stays_as_it_is(estimator_input):
     score = PixelEstimator(2, 1 if estimator_input == "fixed" else 2, encoder=(4,), decoder=(4, 4))
     images = pairs_of(size, 2)
     objective = Recorded(DisplacementObjective(0.0, weight=ScoreWeight()))
+    updates = ("displacement", "score")
     options = {"bidirectional": False, "objective": objective}
     before = state_of(score)
-    weighted = optimised(network, estimator=score, estimator_input=estimator_input, **options)(images)
+    fit = optimised(network, estimator=score, estimator_input=estimator_input, updates=updates, **options)
+    weighted = fit(images)
     assert_same_state(state_of(score), before)
     with torch.no_grad():
         ddf = network(images[:1])
@@ -321,6 +324,8 @@ def test_objective_of_two_directions_needs_them():
         ({"iterations": 2.5}, "instance_iterations: expected a whole number from 0, got 2.5"),
         ({"learning_rate": 0.0}, "instance_learning_rate: expected a number above 0, got 0.0"),
         ({"learning_rate": float("nan")}, "instance_learning_rate: expected a number above 0, got nan"),
+        ({"target": "field", "field_weight": None}, "field_weight: expected a number where instance_target is 'field'"),
+        ({"padding": "none"}, "padding: expected one of zeros, border, reflection, got 'none'"),
         ({"estimator_input": "warped"}, "estimator_input: expected one of .*got 'warped'"),
     ],
 )

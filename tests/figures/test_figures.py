@@ -4,9 +4,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from common.figures.curves import training_curves
+from common.figures.curves import training_curves, words
+from common.figures.drawing import LABEL_COLOURS, draw_directions, draw_jacobian, zoom
 from common.figures.panels import registration_panel, score_panel
 
 SHAPE = (40, 28)
@@ -67,6 +70,52 @@ def test_foldings_and_only_foldings_are_red(tmp_path):
     folded = draw(tmp_path / "b.png", jacobian_determinant=determinant)
     # 100 of 1120 pixels of one panel of eight, margins apart.
     assert 0.004 < colour_share(folded, red) < 100 / 1120 / 8
+
+
+def test_every_label_has_a_colour_of_its_own(tmp_path):
+    label = np.zeros(SHAPE, int)
+    label[4:12, 4:20], label[16:24, 4:20], label[28:36, 4:20] = 1, 2, 600
+    picture = draw(tmp_path / "a.png", moving_label=label, warped_label=label, label_names={1: "RV", 2: "myocardium"})
+    for value in (1, 2, 600):
+        assert colour_share(picture, to_rgb(LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)])) > 2e-4
+    assert colour_share(picture, to_rgb(LABEL_COLOURS[3])) == 0
+
+
+def test_the_window_and_directions_are_drawn(tmp_path):
+    plain = draw(tmp_path / "a.png")
+    window = draw(tmp_path / "b.png", window=([5, 4], [30, 20]))
+    letters = draw(tmp_path / "c.png", directions=("R", "A"))
+    assert plain.shape == letters.shape and not np.array_equal(plain, letters)
+    assert window.shape != plain.shape or not np.array_equal(plain, window)
+    axis = Figure().subplots()
+    draw_directions(axis, ("R", "A"))  # axis 0 to the right, axis 1 downwards
+    places = {text.get_text(): text.get_position() for text in axis.texts}
+    assert places["R"][0] > 0.9 and places["L"][0] < 0.1 and places["A"][1] < 0.1 and places["P"][1] > 0.9
+
+
+def test_a_small_window_is_shown_with_its_surroundings(tmp_path):
+    part, box = zoom(([10, 8], [15, 13]), SHAPE)
+    assert part == (slice(7, 19), slice(5, 17)) and [end.tolist() for end in box] == [[3, 3], [8, 8]]
+    assert zoom(([10, 8], [30, 24]), SHAPE)[0] == (slice(0, 40), slice(0, 28))
+    near = draw(tmp_path / "a.png", window=([10, 8], [15, 13]))
+    assert near.shape != draw(tmp_path / "b.png", window=([10, 8], [30, 24])).shape
+
+
+def test_the_bar_of_the_determinant_ends_where_the_data_do():
+    determinant = np.linspace(0.8, 3.0, SHAPE[0] * SHAPE[1]).reshape(SHAPE)
+    norm = draw_jacobian(Figure().subplots(), determinant).norm
+    assert norm.vmin == pytest.approx(0.81, abs=0.01) and norm.vmax == pytest.approx(2.99, abs=0.01)
+    still = np.ones(SHAPE)
+    still[:4, :4] = 1.3
+    norm = draw_jacobian(Figure().subplots(), still, ([0, 0], [7, 7])).norm
+    assert (norm.vmin, norm.vcenter, norm.vmax) == (0.95, 1.0, 1.3)
+
+
+def test_columns_are_named_in_words():
+    assert words("displacement/similarity") == "similarity (displacement update)"
+    assert words("displacement/inverse_consistency") == "inverse consistency (displacement update)"
+    assert words("validation/foldings_percent") == "foldings in % (validation)"
+    assert words("displacement/learning_rate", brief=True) == "learning rate"
 
 
 def test_images_are_shown_with_axis_0_to_the_right_and_axis_1_downwards(tmp_path):

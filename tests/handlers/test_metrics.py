@@ -12,6 +12,7 @@ from common.spatial.warp import warp
 
 NAN = float("nan")
 LABELS = {"myocardium": 2, "lv": 3}
+ONE = ["myocardium"]
 
 
 def slice_of(moving, fixed, subject="patient001", number=0, spacing=(NAN, NAN), **more):
@@ -66,12 +67,13 @@ def test_masks_are_one_a_label():
 
 
 def test_hand_made_shift_has_its_known_dice_before_and_after():
-    metrics = CaseMetrics(LABELS)
+    metrics = CaseMetrics(LABELS, ONE)
     run(metrics, [[slice_of(MOVING, FIXED)]], ddf=2.0)
     (row,) = metrics.rows
-    assert row["dice"] == row["dice_lv"] == pytest.approx(1.0)
-    assert row["dice_before"] == row["dice_lv_before"] == pytest.approx(0.5)
-    assert row["hd"] == row["hd95"] == row["asd"] == 0
+    assert row["dice"] == row["dice_myocardium"] == row["dice_lv"] == pytest.approx(1.0)
+    assert row["dice_before"] == row["dice_myocardium_before"] == row["dice_lv_before"] == pytest.approx(0.5)
+    assert row["hd"] == row["hd95"] == row["asd"] == row["hd_myocardium"] == 0
+    assert "hd_lv" not in row  # reported, not scored
     assert row["hd_before"] == pytest.approx(2.0)
     assert row["foldings_percent"] == 0 and row["sd_log_jacobian"] == pytest.approx(0, abs=1e-6)
     assert row["case"] == "patient001_slice00" and row["subject"] == "patient001" and row["slice"] == 0
@@ -81,8 +83,54 @@ def test_hand_made_shift_has_its_known_dice_before_and_after():
     assert row["mse_before"] == pytest.approx((16 * 1.0**2 + 8 * 1.5**2) / 120)
 
 
+def test_measures_without_a_name_are_means_of_the_scored_labels(tmp_path):
+    """The second label is moved by two columns as well, the first one not at all."""
+    moving, fixed = MOVING | {2: FIXED[2]}, FIXED
+    rows = {}
+    for scored in (None, ["myocardium", "lv"], ["lv"], "lv"):
+        metrics = CaseMetrics(LABELS, scored, output_dir=tmp_path / str(scored))
+        run(metrics, [[slice_of(moving, fixed, spacing=(1.0, 3.0))]])
+        (rows[str(scored)],) = metrics.rows
+    both, lv = rows["None"], rows["['lv']"]
+    assert rows["lv"] == lv and rows["['myocardium', 'lv']"] == both
+    assert (both["dice_myocardium"], both["dice_lv"], both["dice"]) == (1.0, 0.5, 0.75)
+    assert (both["hd_myocardium"], both["hd_lv"], both["hd"]) == (0.0, 2.0, 1.0)
+    assert (both["hd_lv_mm"], both["hd_mm"], both["hd_lv_mm_before"], both["hd_mm_before"]) == (6.0, 3.0, 6.0, 3.0)
+    assert both["asd"] == (both["asd_myocardium"] + both["asd_lv"]) / 2 and both["dice_before"] == 0.75
+    assert both["dice_official"] == 0.75 and lv["dice_official"] == 0.5
+    assert lv["dice"] == lv["dice_lv"] == 0.5 and lv["dice_myocardium"] == 1.0 and lv["hd"] == 2.0
+    with open(tmp_path / "None" / "subjects.csv", newline="") as stream:
+        (subject,) = csv.DictReader(stream)
+    assert float(subject["dice_3d"]) == pytest.approx(0.75) and float(subject["dice_3d_before"]) == pytest.approx(0.75)
+
+
+def test_mean_is_empty_where_one_of_the_scored_labels_is_missing(tmp_path):
+    """A mean over some labels would stand beside means over all of them; what is there keeps its own column."""
+    metrics = CaseMetrics(LABELS, output_dir=tmp_path)
+    pairs = [slice_of(MOVING, FIXED), slice_of({3: MOVING[3]}, FIXED, number=1)]
+    engine = run(metrics, [pairs], ddf=2.0)
+    first, second = metrics.rows
+    assert (first["scorable"], second["scorable"]) == (1, 0)
+    for name in ("dice", "dice_before", "dice_myocardium", "hd", "hd_before", "asd_myocardium", "dice_official"):
+        assert math.isfinite(first[name]) and math.isnan(second[name]), name
+    assert second["dice_lv"] == pytest.approx(1.0) and second["hd_lv"] == 0.0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["dice"]["n"], summary["dice"]["not_scorable"], summary["dice_lv"]["n"]) == (1, 1, 2)
+    assert engine.state.metrics["dice"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("scored", "message"),
+    [([], r"scored: expected at least one of \['myocardium', 'lv'\], got none"),
+     (["lw"], "scored: expected one of myocardium, lv, got 'lw'. Did you mean 'lv'")],
+)  # fmt: skip
+def test_scored_labels_are_named_among_the_labels(scored, message):
+    with pytest.raises(ValueError, match=message):
+        CaseMetrics(LABELS, scored)
+
+
 def test_mask_counts_from_one_half_and_officially_from_above_zero():
-    metrics = CaseMetrics(LABELS)
+    metrics = CaseMetrics(LABELS, ONE)
     # A quarter of a pixel off the exact shift on both axes: one more row and column hold 1/4 or less.
     run(metrics, [[slice_of(MOVING, FIXED)]], ddf=1.75, first_axis=0.25)
     (row,) = metrics.rows
@@ -93,7 +141,7 @@ def test_mask_counts_from_one_half_and_officially_from_above_zero():
 
 
 def test_case_without_the_label_is_kept_empty_and_counted(tmp_path):
-    metrics = CaseMetrics(LABELS, output_dir=tmp_path)
+    metrics = CaseMetrics(LABELS, ONE, output_dir=tmp_path)
     batches = [
         [slice_of(MOVING, FIXED, number=0), slice_of({3: MOVING[3]}, FIXED, number=1)],
         [slice_of(MOVING, {3: FIXED[3]}, number=2)],
@@ -133,7 +181,8 @@ def test_validation_leaves_surfaces_out():
     metrics = CaseMetrics(LABELS, surface=False)
     engine = run(metrics, [[slice_of(MOVING, FIXED)]])
     assert not {"hd", "asd", "dice_official"} & set(metrics.rows[0])
-    assert engine.state.metrics == {"dice": pytest.approx(0.5), "dice_lv": pytest.approx(0.5), "foldings_percent": 0.0}
+    half = pytest.approx(0.5)
+    assert engine.state.metrics == {"dice": half, "dice_myocardium": half, "dice_lv": half, "foldings_percent": 0.0}
 
 
 def test_mean_without_any_scorable_case_is_nan():

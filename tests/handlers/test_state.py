@@ -23,7 +23,9 @@ SIZES = [(16, 24), (8, 12, 10)]
 class Run:
     """Everything that one process of a training builds."""
 
-    def __init__(self, folder, epochs, size=(16, 24), resume=False, leak=False, interval=1, lr=1e-3, form="paper"):
+    def __init__(
+        self, folder, epochs, size=(16, 24), resume=False, leak=False, interval=1, lr=1e-3, form="paper", settings=None
+    ):
         torch.manual_seed(1 if not resume else 999)  # a resumed run must not depend on how it was initialised
         self.network, self.score = VoxelMorph(len(size), **TINY), PixelEstimator(len(size), 1, **TINY)
         torch.nn.init.normal_(self.network.flow.weight, std=0.1)
@@ -37,6 +39,7 @@ class Run:
             {"model": self.network, "score": self.score},
             resume=resume,
             interval=interval,
+            settings=settings,
         )
         updates = [
             Update("displacement", DisplacementObjective(weight=ScoreWeight()), self.optimizers["displacement"]),
@@ -134,6 +137,60 @@ def test_lower_learning_rate_takes_effect_on_resume(tmp_path):
     resumed = Run(tmp_path, 2, lr=1e-4, resume=True)
     resumed.trainer.run()
     assert [o.param_groups[0]["lr"] for o in resumed.optimizers.values()] == [1e-4, 1e-4]
+
+
+def test_another_training_is_not_continued(tmp_path):
+    Run(tmp_path, 1, settings={"seed": 0, "objective": "mse", "labels": {"a": 1}}).trainer.run()
+    Run(tmp_path, 1, resume=True, settings={"seed": 0, "objective": "mse", "labels": {"a": 1}}).trainer.run()
+    other = Run(tmp_path, 2, resume=True, settings={"seed": 1, "objective": "mse", "extra": True})
+    with pytest.raises(ValueError, match="extra was 'not set' and is now True; labels was .*; seed was 0 and is now 1"):
+        other.trainer.run()
+    with pytest.raises(ValueError, match="epochs: expected at least 3, .* got 2"):
+        Run(tmp_path / "longer", 3).trainer.run()
+        Run(tmp_path / "longer", 2, resume=True).trainer.run()
+
+
+def test_a_state_of_an_earlier_version_is_continued_and_said(tmp_path, caplog):
+    Run(tmp_path, 1).trainer.run()
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    del state["settings"]
+    torch.save(state, tmp_path / STATE_FILE)
+    run = Run(tmp_path, 2, resume=True, settings={"seed": 1})
+    with caplog.at_level(logging.WARNING):
+        run.trainer.run()
+    assert "its settings cannot be checked" in caplog.text and run.trainer.state.epoch == 2
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def edited(change):
+    def edit(path):
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, path)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "cannot be read, it is damaged"),
+        (lambda path: path.write_text("nonsense"), "cannot be read, it is damaged"),
+        (edited(lambda state: state.pop("optimizers")), r"is no state of a training, it lacks \['optimizers'\]"),
+        (edited(lambda state: state.update(epoch="x")), "epochs: expected"),
+        (edited(lambda state: state["modules"].pop("score")), "does not hold the state of this training"),
+        (edited(lambda state: state["modules"]["model"].popitem()), "does not hold the state of this training"),
+        (edited(lambda state: state.update(random={})), "does not hold the state of this training"),
+    ],
+)
+def test_a_damaged_state_is_refused_by_name(tmp_path, damage, message):
+    Run(tmp_path, 1).trainer.run()
+    damage(tmp_path / STATE_FILE)
+    with pytest.raises(ValueError, match=f"{message}.*--resume"):
+        Run(tmp_path, 2, resume=True).trainer.run()
 
 
 def test_state_loads_with_weights_only_and_says_where_the_run_is(tmp_path):

@@ -44,6 +44,7 @@ def fake_step(shape, active=("displacement", "score"), seed=0):
         estimated=image(),
         velocity=torch.randn(2, len(shape), *(n // 2 for n in shape), generator=generator, dtype=torch.float64),
         active=frozenset(active),
+        mask=None,
     )
 
 
@@ -131,11 +132,24 @@ def test_score_objective_has_the_closed_form_of_the_paper(shape):
     assert float(terms["momentum"]) == 0.25
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mask_takes_pixels_from_the_weighted_residual_and_the_regulariser_but_not_from_the_smoothness(shape):
+    """As published: the means stay those over all pixels."""
+    step, plain = fake_step(shape), ScoreObjective(alpha=0.04)(fake_step(shape))
+    step.mask = (torch.rand_like(step.residual) > 0.4).double()
+    terms, score = ScoreObjective(alpha=0.04)(step), step.estimated
+    torch.testing.assert_close(terms["ucs"], (step.mask * score * step.residual).mean())
+    torch.testing.assert_close(terms["reg"], (step.mask * (1 - score) ** 2).mean())
+    assert torch.equal(terms["smooth"], plain["smooth"])
+    similarity = DisplacementObjective(weight=ScoreWeight())(step)["similarity"]
+    torch.testing.assert_close(similarity, (step.mask * score * step.residual).mean())
+
+
 def test_best_constant_score_is_one_minus_residual_over_twice_alpha():
     # d/dS [S r + alpha (1 - S)^2] = 0
     residual, alpha = 0.01, 0.02
     score = torch.full((1, 1, 6, 6), 1 - residual / (2 * alpha), dtype=torch.float64, requires_grad=True)
-    step = SimpleNamespace(residual=torch.full_like(score, residual), estimated=score)
+    step = SimpleNamespace(residual=torch.full_like(score, residual), estimated=score, mask=None)
     ScoreObjective(alpha=alpha)(step)["total"].backward()
     torch.testing.assert_close(score.grad, torch.zeros_like(score), atol=1e-12, rtol=0)
 

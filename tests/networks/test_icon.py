@@ -137,9 +137,10 @@ def test_down_block_without_its_convolution_is_the_pool(shape, channels):
     nn.init.zeros_(block.conv.weight)
     nn.init.zeros_(block.conv.bias)
     image = torch.randn(2, 5, *shape)
-    value, kept = block(image), min(5, channels)
+    value, missing = block(image), max(0, channels - 5)
     assert value.shape == (2, channels, *(math.ceil(n / 2) for n in shape))
-    assert torch.equal(value[:, :kept], halve(image)[:, :kept]) and not value[:, kept:].any()
+    # Channels that the input lacks are zeros before its own; of too many the first are kept.
+    assert torch.equal(value[:, missing:], halve(image)[:, : channels - missing]) and not value[:, :missing].any()
 
 
 @each_shape

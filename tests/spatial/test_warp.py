@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 import numpy as np
 import pytest
 import torch
 from monai.networks.blocks import Warp
 from scipy.ndimage import map_coordinates
 
-from common.spatial.warp import identity_grid, sample, sampling_grid, warp
+from common.spatial.warp import identity_grid, sample, samples_inside, sampling_grid, warp
 
 SHAPES = [(9, 14), (7, 10, 12)]
 PADDINGS = ["zeros", "border", "reflection"]
@@ -128,6 +130,23 @@ def test_scripted_equals_eager(shape):
 def test_shapes_that_do_not_fit_are_refused(image, ddf):
     with pytest.raises(ValueError, match="warp: ddf must have shape.*resize_field"):
         warp(torch.zeros(image), torch.zeros(ddf))
+
+
+@pytest.mark.parametrize(("shape", "shift"), [((9, 14), (2, -3)), ((7, 10, 12), (-1, 4, 2))])
+def test_samples_inside_are_those_of_a_translation_that_stay_on_the_grid(shape, shift):
+    expected = torch.zeros(1, 1, *shape)
+    expected[(0, 0, *(slice(max(-s, 0), n + min(-s, 0)) for s, n in zip(shift, shape, strict=True)))] = 1
+    inside = samples_inside(constant(shape, shift))
+    assert torch.equal(inside, expected) and inside.dtype == torch.float32
+    # Half a voxel beyond the border is outside, half a voxel before it inside.
+    half = samples_inside(constant(shape, [s + 0.5 for s in shift]))
+    assert half.sum() == math.prod(n - math.ceil(abs(s + 0.5)) for s, n in zip(shift, shape, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_sample_of_the_identity_is_inside(shape):
+    assert samples_inside(torch.zeros(2, len(shape), *shape)).all()
+    assert torch.jit.script(samples_inside)(torch.zeros(2, len(shape), *shape)).all()
 
 
 def random_points(shape, layout, batch=2, seed=3):

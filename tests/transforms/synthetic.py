@@ -5,7 +5,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-AFFINE = np.diag([-1.5, -1.25, 8.0, 1.0])
+from common.transforms.resampling import nearest_values, points_in, sampled_onto
+
+AFFINE = np.diag([1.5, 1.25, 8.0, 1.0])
 
 
 def write(path, values, affine=AFFINE, dtype=np.float32):
@@ -18,3 +20,15 @@ def blobs(shape, seed=0):
     coarse = torch.rand(1, 1, *(n // 2 + 1 for n in shape), generator=torch.Generator().manual_seed(seed))
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     return 900 * torch.nn.functional.interpolate(coarse, size=shape, mode=mode, align_corners=True)[0, 0] + 50
+
+
+def seen(item, role):
+    """Moving or fixed on the whole working grid, (1, *S[, Z])."""
+    return sampled_onto(item[f"{role}_grid"], item["working_grid"])[0][None]
+
+
+def seen_label(item):
+    """The label of moving on the whole working grid, undeformed, (1, *S[, Z])."""
+    working = item["working_grid"]
+    still = torch.zeros(working.array.dim(), *working.array.shape)
+    return nearest_values(item["label_grid"], points_in(item["label_grid"], working, still))[None]

@@ -30,6 +30,21 @@ def test_auto_centre_finds_a_contracting_ball(shape: tuple[int, ...], centre: tu
     assert torch.allclose(found, torch.tensor(centre), atol=1.5)
 
 
+@pytest.mark.parametrize("kept", [slice(40, 120), slice(0, 90)])
+def test_auto_centre_compares_what_both_show(kept: slice) -> None:
+    """What one image lacks, of the plane or of the stack, is no difference, and sets no range."""
+    shape, centre = (120, 96), (70.0, 38.0)
+    noise = torch.rand(4, 1, *shape, generator=torch.Generator().manual_seed(0)) * 0.02 + 0.3
+    mask = torch.zeros(4, 1, *shape, dtype=torch.bool)
+    mask[1:, :, kept, 10:70] = True
+    moving = (noise + _disc(shape, centre, 10.0)) * mask
+    fixed = noise + _disc(shape, centre, 6.0)
+    fixed[:, :, :, 80:] += 9
+    found = auto_centre(moving, fixed, mask, sigma=6.0)
+    assert torch.allclose(found, torch.tensor(centre), atol=1.5)
+    assert not torch.allclose(auto_centre(moving, fixed, sigma=6.0), torch.tensor(centre), atol=10)
+
+
 def test_auto_centre_of_equal_images_is_their_middle() -> None:
     image = torch.rand(2, 1, 9, 14, generator=torch.Generator().manual_seed(0))
     assert auto_centre(image, image).tolist() == [4.0, 6.5]
@@ -60,6 +75,39 @@ def test_crop_window_along_one_axis(n: int, centre: float, size: int, start: int
     first, slices, pads = crop_window([n], [centre], [size])
     assert (first, pads) == ([start], [padding])
     assert slices[0].stop - slices[0].start + sum(padding) == size
+
+
+@pytest.mark.parametrize(
+    ("n", "centre", "size", "start", "part", "padding"),
+    [
+        (20, 9.4, 8, 5, (5, 13), (0, 0)),  # the published window is [c - 4, c + 4) about the rounded c
+        (20, 9.6, 8, 6, (6, 14), (0, 0)),
+        (20, 1.0, 8, -3, (0, 5), (3, 0)),
+        (20, 19.0, 8, 15, (15, 20), (0, 3)),
+        (5, 2.0, 8, -2, (0, 5), (2, 1)),
+        (20, -30.0, 8, -34, (0, 0), (8, 0)),
+        (20, 60.0, 8, 56, (20, 20), (0, 8)),
+    ],
+)
+def test_published_window_stays_where_it_is(n, centre, size, start, part, padding) -> None:
+    first, (taken,), pads = crop_window([n], [centre], [size], shift=False)
+    assert (first, (taken.start, taken.stop), pads) == ([start], part, [padding])
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (20, 24, 18)])
+def test_published_crop_holds_zeros_outside_the_image(shape: tuple[int, ...]) -> None:
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)) + 3
+    label = torch.ones(1, *shape, dtype=torch.uint8)
+    item = {"moving_image": image, "moving_label": label, "centre": torch.tensor([2.0, 12.0, 9.0][: len(shape)])}
+    out = CropToCentred(["moving_image", "moving_label"], (12, 8, 6)[: len(shape)], shift=False)(item)
+    assert out["crop_start"].tolist() == [-4, 8, 6][: len(shape)]
+    assert (out["moving_image"][:, :4] == 0).all() and (out["moving_label"][:, :4] == 0).all()
+    window = (slice(None), slice(0, 8), slice(8, 16), slice(6, 12))[: len(shape) + 1]
+    assert torch.equal(out["moving_image"][:, 4:], image[window])
+    shifted = CropToCentred("moving_image", (12, 8, 6)[: len(shape)])(item)
+    assert shifted["crop_start"][0] == 0 and shifted["moving_image"].min() >= 3
+    far = CropToCentred("moving_image", (12, 8, 6)[: len(shape)], shift=False)
+    assert not far(item | {"centre": torch.full((len(shape),), 90.0)})["moving_image"].any()
 
 
 def test_crop_window_of_unequal_lengths_is_an_error() -> None:

@@ -9,7 +9,7 @@ import torch
 from common.io.images import load_image
 from common.transforms.crop import centre_on_grid
 from common.transforms.loading import LoadPaird, input_files
-from tests.transforms.synthetic import AFFINE, blobs, write
+from tests.transforms.synthetic import AFFINE, blobs, seen, seen_label, write
 
 
 def test_input_files_are_both_images_or_the_example():
@@ -25,28 +25,26 @@ def test_input_files_are_both_images_or_the_example():
 
 
 def test_loading_keeps_intensities_of_one_grid(files):
-    item = LoadPaird()(files)
-    for key, path in (("moving_image", files["image"]), ("fixed_image", files["fixed"])):
-        torch.testing.assert_close(item[key][0], load_image(path).array, rtol=0, atol=0)
-    assert "moving_label" not in item
+    item = LoadPaird(2)(files)
+    for role, path in (("moving", files["image"]), ("fixed", files["fixed"])):
+        torch.testing.assert_close(seen(item, role)[0], load_image(path).array, rtol=0, atol=0)
+    assert "moving_label" not in item and "label_grid" not in item
 
 
-def test_moving_stored_with_flipped_axes_is_brought_onto_the_fixed_grid(files, tmp_path, caplog):
+def test_moving_stored_with_flipped_axes_is_brought_onto_the_fixed_grid(files, tmp_path):
     moving = nib.load(files["image"])
     label = (moving.get_fdata() > 500).astype(np.uint16) * 300
     flipped = AFFINE @ np.array([[-1, 0, 0, 36], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    item = LoadPaird()(files | {"moving_label": write(tmp_path / "label.nii.gz", label, dtype=np.uint16)})
-    with caplog.at_level(logging.INFO):
-        again = LoadPaird()(
-            {
-                "image": write(tmp_path / "flipped.nii.gz", moving.get_fdata()[::-1], flipped),
-                "fixed": files["fixed"],
-                "moving_label": write(tmp_path / "flipped_label.nii.gz", label[::-1], flipped, np.uint16),
-            }
-        )
-    assert "The grids differ, resampling moving" in caplog.text
-    torch.testing.assert_close(again["moving_image"], item["moving_image"], rtol=0, atol=1e-2)
-    assert torch.equal(again["moving_label"], item["moving_label"]) and item["label_dtype"] == np.uint16
+    item = LoadPaird(2)(files | {"moving_label": write(tmp_path / "label.nii.gz", label, dtype=np.uint16)})
+    again = LoadPaird(2)(
+        {
+            "image": write(tmp_path / "flipped.nii.gz", moving.get_fdata()[::-1], flipped),
+            "fixed": files["fixed"],
+            "moving_label": write(tmp_path / "flipped_label.nii.gz", label[::-1], flipped, np.uint16),
+        }
+    )
+    assert torch.equal(seen(again, "moving"), seen(item, "moving"))
+    assert torch.equal(seen_label(again), seen_label(item)) and item["label_dtype"] == np.uint16
 
 
 def test_loading_refuses_bad_files(files, tmp_path):
@@ -62,17 +60,21 @@ def test_loading_refuses_bad_files(files, tmp_path):
     }
     for name, (array, message) in cases.items():
         with pytest.raises(ValueError, match=message):
-            LoadPaird()(files | {"image": write(tmp_path / name, array)})
+            LoadPaird(2)(files | {"image": write(tmp_path / name, array)})
     away = AFFINE.copy()
     away[0, 3] = 500
     with pytest.raises(ValueError, match="away.nii.gz and .*fixed.nii.gz do not overlap"):
-        LoadPaird()(files | {"image": write(tmp_path / "away.nii.gz", values, away)})
-    with pytest.raises(ValueError, match="moving_label: expected the grid of the moving image .*moving.nii.gz"):
-        LoadPaird()(files | {"moving_label": write(tmp_path / "label.nii.gz", values[1:] > 500, dtype=np.uint8)})
+        LoadPaird(2)(files | {"image": write(tmp_path / "away.nii.gz", values, away)})
+    with pytest.raises(
+        ValueError, match="moving_label: expected a label map that covers the moving image, .*label.nii"
+    ):
+        LoadPaird(2)(files | {"moving_label": write(tmp_path / "label.nii.gz", values[2:] > 500, dtype=np.uint8)})
+    with pytest.raises(ValueError, match="moving_label: expected as many axes as moving"):
+        LoadPaird(2)(files | {"moving_label": write(tmp_path / "flat.nii.gz", values[..., 2] > 500, dtype=np.uint8)})
     with pytest.raises(FileNotFoundError, match="absent.nii.gz does not exist"):
-        LoadPaird()(files | {"image": str(tmp_path / "absent.nii.gz")})
+        LoadPaird(2)(files | {"image": str(tmp_path / "absent.nii.gz")})
     with pytest.raises(KeyError, match=r"\['fixed'\] is missing"):
-        LoadPaird()({"image": files["image"]})
+        LoadPaird(2)({"image": files["image"]})
 
 
 def laid(image, grid):
@@ -83,7 +85,7 @@ def laid(image, grid):
 @pytest.mark.parametrize("m, n", [(9, 12), (12, 9), (10, 12), (9, 13), (15, 10)])
 def test_equal_voxels_are_laid_centre_on_centre_without_interpolation(tmp_path, caplog, m, n):
     """As training lays them, for every parity of the shapes, and wherever the headers put the two images."""
-    affine = np.array([[0.0, -1.5, 0.0, 40.0], [1.25, 0.0, 0.0, -7.0], [0.0, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
+    affine = np.array([[1.5, 0.0, 0.0, 40.0], [0.0, 1.25, 0.0, -7.0], [0.0, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
     away = affine.copy()
     away[:3, 3] = [-300.0, 55.5, 12.3]
     files = {
@@ -91,10 +93,10 @@ def test_equal_voxels_are_laid_centre_on_centre_without_interpolation(tmp_path, 
         "fixed": write(tmp_path / "fixed.nii.gz", blobs((n, n + 2, 8), 2), affine),
     }
     with caplog.at_level(logging.INFO):
-        item = LoadPaird("centres")(files)
+        item = LoadPaird(3, "centres")(files)
     grid = (20, 20, 12)
-    expected = laid(load_image(files["image"]).array[None], grid) * laid(torch.ones_like(item["fixed_image"]), grid)
-    torch.testing.assert_close(laid(item["moving_image"], grid), expected, rtol=1e-6, atol=1e-6)
+    expected = laid(load_image(files["image"]).array[None], grid) * laid(torch.ones(1, n, n + 2, 8), grid)
+    torch.testing.assert_close(laid(seen(item, "moving"), grid), expected, rtol=1e-6, atol=1e-6)
     # within half a voxel, the largest of which is 2 mm
     middles = [a @ [*(k - 1) / 2, 1] for a, k in ((away, np.array([m, m + 1, 7])), (affine, np.array([n, n + 2, 8])))]
     assert np.abs(item["translation_mm"] - (middles[0] - middles[1])[:3]).max() <= 1.001
@@ -110,11 +112,11 @@ def test_other_voxels_are_centred_exactly(tmp_path):
         "image": write(tmp_path / "moving.nii.gz", blobs((11, 14, 9), 1), turned),
         "fixed": write(tmp_path / "fixed.nii.gz", blobs((12, 9, 8), 2)),
     }
-    item = LoadPaird("centres")(files)
+    item = LoadPaird(3, "centres")(files)
     expected = (turned @ [5, 6.5, 4, 1] - AFFINE @ [5.5, 4, 3.5, 1])[:3]
     np.testing.assert_allclose(item["translation_mm"], expected, atol=1e-4)
     with pytest.raises(ValueError, match="do not overlap in space"):
-        LoadPaird("physical")(files)
+        LoadPaird(3, "physical")(files)
 
 
 def test_centred_images_stored_with_other_axes_are_the_same(tmp_path):
@@ -124,8 +126,8 @@ def test_centred_images_stored_with_other_axes_are_the_same(tmp_path):
         write(tmp_path / "a.nii.gz", values, np.eye(4)),
         write(tmp_path / "b.nii.gz", values.transpose(1, 0, 2)[:, ::-1], flipped),
     ]
-    items = [LoadPaird("centres")({"image": path, "fixed": fixed}) for path in paths]
-    torch.testing.assert_close(items[0]["moving_image"], items[1]["moving_image"], rtol=1e-5, atol=1e-3)
+    items = [LoadPaird(3, "centres")({"image": path, "fixed": fixed}) for path in paths]
+    assert torch.equal(seen(items[0], "moving"), seen(items[1], "moving"))
 
 
 def test_label_follows_its_centred_image(tmp_path):
@@ -137,11 +139,26 @@ def test_label_follows_its_centred_image(tmp_path):
         "moving_label": write(tmp_path / "label.nii.gz", values > 500, away, np.uint8),
         "fixed": write(tmp_path / "fixed.nii.gz", blobs((10, 12, 9), 2)),
     }
-    item = LoadPaird("centres")(files)
-    assert torch.equal(item["moving_label"], (item["moving_image"] > 500).int())
+    item = LoadPaird(3, "centres")(files)
+    assert torch.equal(seen_label(item), (seen(item, "moving") > 500).to(seen_label(item).dtype))
     np.testing.assert_allclose(item["label_grid"].affine, item["moving_grid"].affine, rtol=0, atol=0)
 
 
 def test_an_unknown_alignment_names_the_known_ones():
     with pytest.raises(ValueError, match=r"align: expected one of \('physical', 'centres'\), got 'center'"):
-        LoadPaird("center")
+        LoadPaird(2, "center")
+
+
+def test_a_grid_that_itk_cannot_express_is_refused_on_loading(tmp_path):
+    turned = np.eye(4)
+    turned[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    flat = {key: write(tmp_path / f"{key}.nii.gz", blobs((20, 16), 1), turned) for key in ("image", "fixed")}
+    with pytest.raises(ValueError, match=r"fixed: .*tilted plane .*Store the slice as a file of shape \(X, Y, 1\)"):
+        LoadPaird(2)(flat)
+    sheared = np.eye(4)
+    sheared[0, 1] = 5e-4
+    fine = write(tmp_path / "fine.nii.gz", blobs((20, 16, 12), 2), np.eye(4))
+    for key, name in (("image", "moving"), ("fixed", "fixed")):
+        files = {"image": fine, "fixed": fine, key: write(tmp_path / "sheared.nii.gz", blobs((20, 16, 12)), sheared)}
+        with pytest.raises(ValueError, match=f"{name}: expected orthogonal axes, .*sheared.nii.gz has a sheared sform"):
+            LoadPaird(3)(files)

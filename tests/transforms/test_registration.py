@@ -16,21 +16,21 @@ from common.io.images import load_image
 from common.transforms.loading import LoadPaird
 from common.transforms.registration import CropPaird, RegistrationResultd
 from common.transforms.save import SaveRegistrationd
-from tests.transforms.synthetic import AFFINE, blobs, write
+from tests.transforms.synthetic import AFFINE, blobs, seen, seen_label, write
 
 
 @pytest.mark.parametrize("size", [(16, 12), (48, 20), (64, 64)])
 def test_network_sees_what_training_saw(files, size):
-    item = CropPaird(size, [20.0, 13.0])(LoadPaird()(files))
+    item = CropPaird(size, [20.0, 13.0])(LoadPaird(2)(files))
     pairs = [
-        {"moving_image": item["moving_image"][..., z], "fixed_image": item["fixed_image"][..., z]}
+        {"moving_image": seen(item, "moving")[..., z], "fixed_image": seen(item, "fixed")[..., z]}
         | {"centre": torch.tensor([20.0, 13.0])}
         for z in range(5)
     ]
     dataset = PairDataset(pairs, size)
     for z in range(5):
-        seen = dataset[z]
-        expected = torch.cat([seen["moving_image"], seen["fixed_image"]])
+        pair = dataset[z]
+        expected = torch.cat([pair["moving_image"], pair["fixed_image"]])
         torch.testing.assert_close(item["image"][..., z].as_subclass(torch.Tensor), expected, rtol=0, atol=0)
 
 
@@ -39,16 +39,14 @@ def test_automatic_centre_lies_where_the_images_differ(tmp_path):
     fixed[104:112, 40:48] = fixed.min()
     moving = fixed.clone()
     moving[104:112, 40:48] = fixed.max()
-    item = {"image": "a", "moving_image": moving[None], "fixed_image": fixed[None]}
-    item["fixed_grid"] = load_image(write(tmp_path / "fixed.nii.gz", fixed))
-    item["moving_grid"] = item["fixed_grid"]._replace(array=moving)
-    start = CropPaird((20, 20))(item)["crop_start"]
+    files = {"image": write(tmp_path / "moving.nii.gz", moving), "fixed": write(tmp_path / "fixed.nii.gz", fixed)}
+    start = CropPaird((20, 20))(LoadPaird(2)(files))["crop_start"]
     torch.testing.assert_close(start.float() + 9.5, torch.tensor([107.5, 43.5]), rtol=0, atol=1)
 
 
 def test_crop_says_where_the_result_belongs(files):
     """What MONAI Label reads of the input when it restores and writes the result."""
-    item = CropPaird((16, 16))(LoadPaird()(files))
+    item = CropPaird((16, 16))(LoadPaird(2)(files))
     assert isinstance(item["image"], MetaTensor)
     assert list(item["image"].meta["spatial_shape"]) == [37, 30, 5]
     np.testing.assert_allclose(item["image"].meta["original_affine"], AFFINE)
@@ -57,39 +55,39 @@ def test_crop_says_where_the_result_belongs(files):
 @pytest.mark.parametrize("centre", [[37.0, 5.0], [-1.0, 5.0], [5.0], [5.0, 5.0, 5.0], "centre", [float("nan"), 2.0], 3])
 def test_crop_refuses_a_centre_outside_the_image(files, centre):
     with pytest.raises(ValueError, match="crop_center: expected 'auto', 'middle' or 2 voxel coordinates inside the im"):
-        CropPaird((16, 16), centre)(LoadPaird()(files))
+        CropPaird((16, 16), centre)(LoadPaird(2)(files))
 
 
 def test_slices_without_contrast_are_named(files, tmp_path, caplog):
     values = nib.load(files["image"]).get_fdata()
     values[..., 3] = 5
     files["image"] = write(tmp_path / "gap.nii.gz", values)
-    CropPaird((16, 16))(LoadPaird()(files))
+    CropPaird((16, 16))(LoadPaird(2)(files))
     assert "constant in the crop of slice(s) [3]" in caplog.text
 
 
 def test_constant_displacement_shifts_image_and_label_inside_the_crop(files, tmp_path, caplog):
     label = (nib.load(files["image"]).get_fdata() > 500) * 3
     files["moving_label"] = write(tmp_path / "label.nii.gz", label, dtype=np.uint8)
-    item = CropPaird((16, 12), [18.0, 14.0])(LoadPaird()(files))
+    item = CropPaird((16, 12), [18.0, 14.0])(LoadPaird(2)(files))
     pred = torch.zeros(2, 16, 12, 5)
     pred[0] = 2.0
     with caplog.at_level(logging.INFO):
         result = RegistrationResultd()(item | {"pred": pred})
     a, b = item["crop_start"].tolist()
-    for got, source in (("pred", "moving_image"), ("warped_label", "moving_label")):
-        expected = item[source][:, a + 2 : a + 18, b : b + 12].as_subclass(torch.Tensor)
+    for got, source in (("pred", seen(item, "moving")), ("warped_label", seen_label(item))):
+        expected = source[:, a + 2 : a + 18, b : b + 12]
         torch.testing.assert_close(
             result[got][:, a : a + 16, b : b + 12].as_subclass(torch.Tensor), expected, rtol=0, atol=2e-2
         )
-    assert result["warped_label"].dtype == torch.int32
-    assert result["ddf"].shape == (2, 37, 30, 5) and result["jacobian_determinant"].shape == (37, 30, 5)
+    assert result["warped_label"].dtype == item["label_grid"].array.dtype
+    assert result["ddf"].shape == (3, 37, 30, 5) and result["jacobian_determinant"].shape == (37, 30, 5)
     torch.testing.assert_close(result["jacobian_determinant"][a + 2 : a + 14, b + 2 : b + 10], torch.ones(12, 8, 5))
     assert "Largest displacement 2.00 voxels; foldings (2D in-plane |J| <= 0): 0 % of the crop" in caplog.text
 
 
 def test_share_of_foldings_is_that_of_the_crop(files, caplog):
-    item = CropPaird((16, 12), [18.0, 14.0])(LoadPaird()(files))
+    item = CropPaird((16, 12), [18.0, 14.0])(LoadPaird(2)(files))
     pred = torch.zeros(2, 16, 12, 5)
     pred[0, 7, :, 0] = 3.0  # u' = -3/2 in the row after it: 12 voxels of 16 x 12 x 5
     with caplog.at_level(logging.INFO):
@@ -99,7 +97,7 @@ def test_share_of_foldings_is_that_of_the_crop(files, caplog):
 
 
 def test_results_refuse_a_diverged_network(files):
-    item = CropPaird((16, 16))(LoadPaird()(files))
+    item = CropPaird((16, 16))(LoadPaird(2)(files))
     with pytest.raises(FloatingPointError, match="pred: expected finite displacements"):
         RegistrationResultd()(item | {"pred": torch.full((2, 16, 16, 5), torch.nan)})
 
@@ -142,18 +140,18 @@ def test_network_sees_two_volumes_as_in_training(tmp_path, shapes):
     root = subjects(tmp_path, shapes, origins=(1, (-80.0, 3.5, 20.0)))
     dataset = PairDataset(hippocampus.load_pairs(root, "train", GRID), GRID, with_labels=True)
     files = {name: str(root / "imagesTr" / f"{name}.nii.gz") for name in ("hippocampus_001", "hippocampus_002")}
-    prepare = Compose([LoadPaird("centres"), CropPaird(GRID, "middle", [1, 99])])
+    prepare = Compose([LoadPaird(3, "centres"), CropPaird(GRID, "middle", [1, 99])])
     for index in range(2):
         pair = dataset[index]
         moving, fixed = pair["case"].split("_to_")
-        seen = prepare({"image": files[moving], "fixed": files[fixed]})["image"].as_subclass(torch.Tensor)
-        torch.testing.assert_close(seen, torch.cat([pair["moving_image"], pair["fixed_image"]]), rtol=0, atol=1e-6)
+        crop = prepare({"image": files[moving], "fixed": files[fixed]})["image"].as_subclass(torch.Tensor)
+        torch.testing.assert_close(crop, torch.cat([pair["moving_image"], pair["fixed_image"]]), rtol=0, atol=1e-6)
 
 
 def test_clipping_is_for_the_network_alone(tmp_path):
     root = subjects(tmp_path, ((12, 14, 10), (12, 14, 10)))
     moving, fixed = (root / "imagesTr" / f"hippocampus_00{n}.nii.gz" for n in (1, 2))
-    item = CropPaird(GRID, "middle", [1, 99])(LoadPaird("centres")({"image": moving, "fixed": fixed}))
+    item = CropPaird(GRID, "middle", [1, 99])(LoadPaird(3, "centres")({"image": moving, "fixed": fixed}))
     result = RegistrationResultd()(item | {"pred": torch.zeros(3, *GRID)})
     stored = load_image(moving).array
     assert stored.max() == 9000
@@ -168,17 +166,20 @@ def test_clipping_is_for_the_network_alone(tmp_path):
 def test_larger_volumes_are_said_and_registered_around_the_centre(tmp_path, caplog):
     root = subjects(tmp_path, ((12, 14, 10), (56, 18, 10)))
     moving, fixed = (root / "imagesTr" / f"hippocampus_00{n}.nii.gz" for n in (1, 2))
-    item = CropPaird(GRID, "middle")(LoadPaird("centres")({"image": moving, "fixed": fixed}))
+    item = CropPaird(GRID, "middle")(LoadPaird(3, "centres")({"image": moving, "fixed": fixed}))
     assert "Larger than spatial_size [16, 20, 12]: fixed. The network sees" in caplog.text
-    assert "voxels [20, 0, 0] to [35, 17, 9] of fixed; outside, the displacement falls off to 0" in caplog.text
+    assert (
+        "voxels [20, 0, 0] to [35, 17, 9] of fixed as it sees it; outside, the displacement falls off to 0"
+        in caplog.text
+    )
     ddf = RegistrationResultd()(item | {"pred": torch.full((3, *GRID), 1.5)})["ddf"]
     torch.testing.assert_close(ddf[:, 20:36], torch.full((3, 16, 18, 10), 1.5))
     assert ddf[:, [0, -1]].abs().max() == 0 and ddf[:, [19, 36]].abs().max() < 1.5
     caplog.clear()
-    CropPaird(GRID, "middle")(LoadPaird("centres")({"image": fixed, "fixed": moving}))
+    CropPaird(GRID, "middle")(LoadPaird(3, "centres")({"image": fixed, "fixed": moving}))
     assert "Larger than spatial_size [16, 20, 12]: moving." in caplog.text
     caplog.clear()
-    CropPaird((56, 20, 12), "middle")(LoadPaird("centres")({"image": moving, "fixed": fixed}))
+    CropPaird((56, 20, 12), "middle")(LoadPaird(3, "centres")({"image": moving, "fixed": fixed}))
     assert "Larger" not in caplog.text
 
 
@@ -188,7 +189,7 @@ def test_images_in_2d_are_refused_by_a_3d_configuration(tmp_path):
         r"for 3D volumes \(spatial_size \[40, 56, 40\]\), got 2D images, .*1.nii.gz of shape \(37, 30\); pass whole"
     )
     with pytest.raises(ValueError, match=message):
-        CropPaird((40, 56, 40), "middle")(LoadPaird("centres")({"image": files[0], "fixed": files[1]}))
+        CropPaird((40, 56, 40), "middle")(LoadPaird(3, "centres")({"image": files[0], "fixed": files[1]}))
     with pytest.raises(ValueError, match="spatial_size: expected positive whole numbers"):
         CropPaird((40, 0, 40))
 
@@ -203,7 +204,7 @@ def test_what_moving_holds_beside_fixed_is_pulled_in(tmp_path):
         "moving_label": write(tmp_path / "label.nii.gz", label, away, np.uint8),
         "fixed": write(tmp_path / "fixed.nii.gz", blobs((8, 10, 10), 2), np.eye(4)),
     }
-    item = CropPaird(GRID, "middle")(LoadPaird("centres")(files))
+    item = CropPaird(GRID, "middle")(LoadPaird(3, "centres")(files))
     pred = torch.zeros(3, *GRID)
     pred[0] = 4.0
     result = RegistrationResultd()(item | {"pred": pred})
@@ -241,7 +242,7 @@ def test_itk_takes_the_moving_file_to_the_warped_one(tmp_path, size, moving, fix
     names = {"image": tmp_path / "moving.nii.gz", "fixed": tmp_path / "fixed.nii.gz"}
     for seed, (path, (shape, affine)) in enumerate(zip(names.values(), (moving, fixed), strict=True)):
         write(path, blobs(shape, seed), affine)
-    item = CropPaird(size, "middle")(LoadPaird("centres")(names))
+    item = CropPaird(size, "middle")(LoadPaird(3, "centres")(names))
     pred = smooth_field((*size, *fixed[0][len(size) :]), len(size))
     SaveRegistrationd(tmp_path)(RegistrationResultd()(item | {"pred": pred}))
     ours = nib.load(tmp_path / "warped.nii.gz").get_fdata()

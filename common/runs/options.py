@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the top-level keys of the bundles' JSON mean, and which values they take. Imports nothing of ours.
+
+A new key of a bundle needs an entry in ``OPTIONS`` (a test says which is missing); its type is that of its default,
+``kind`` is for defaults that do not show it (null, an expression).
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+TRAIN, EVALUATE, INFERENCE, FIT = "train", "evaluate", "inference", "fit"
+ALL = (TRAIN, EVALUATE, INFERENCE)
+DATA = (TRAIN, EVALUATE)
+METHOD = (TRAIN, FIT)
+
+
+class Option(NamedTuple):
+    """One key.
+
+    Attributes:
+        meaning: one line.
+        stages: the runs that it belongs to; "fit" is an evaluation that optimises each pair.
+        kind: a name of ``KINDS``; by default that of the default's type.
+        least: the smallest value that is taken.
+        fixed: a resumed training must have the value that it was started with.
+        optional: null is a value.
+        reads: the run reads the file of this name.
+    """
+
+    meaning: str
+    stages: tuple[str, ...] = ALL
+    kind: str | None = None
+    least: float | None = None
+    fixed: bool = False
+    optional: bool = False
+    reads: bool = False
+
+
+OPTIONS: dict[str, Option] = {
+    # what is read and written
+    "bundle_root": Option("folder of the bundle", kind="path"),
+    "dataset_dir": Option('folder of the data set, or "phantom" for synthetic data', kind="path", fixed=True),
+    "output_dir": Option("folder for the results", kind="path"),
+    "ckpt_path": Option("weights of the network", (EVALUATE, INFERENCE), kind="path", reads=True),
+    "score_path": Option("weights of the score network", (EVALUATE,), kind="path", reads=True),
+    "initial_weights": Option("weights to start from", (TRAIN,), kind="path", optional=True, reads=True),
+    "resume": Option("continue the training that output_dir holds", (TRAIN,)),
+    "moving": Option("image file to be warped", (INFERENCE,), kind="path", optional=True, reads=True),
+    "fixed": Option("image file to be registered to", (INFERENCE,), kind="path", optional=True, reads=True),
+    "moving_label": Option("label map of moving, warped with it", (INFERENCE,), kind="path", optional=True, reads=True),
+    # data
+    "split": Option("cases of validation and evaluation: train, validation, test, all", DATA),
+    "pairs": Option("CSV file of the pairs to evaluate", DATA, kind="path", optional=True, reads=True),
+    "partners": Option("pairs a training subject takes part in as moving", (TRAIN,), least=1, fixed=True),
+    "count": Option("pairs of every split, one number or a number a split", DATA, kind="count", least=1, fixed=True),
+    "style": Option("how the shapes are drawn: outlines, filled", DATA, fixed=True),
+    "labels": Option("label value by name", DATA, kind="table"),
+    "scored": Option("labels whose mean is dice, hd, hd95, asd", DATA, kind="names"),
+    "skip_invalid": Option("leave unreadable cases out instead of stopping", DATA, fixed=True),
+    "spatial_size": Option("voxels of the network's window", kind="sizes", least=1, fixed=True),
+    "crop_center": Option("where the window lies: a name, or a voxel index an axis", kind="centre", fixed=True),
+    "crop_jitter": Option("voxels by which the window is moved at random", (TRAIN,), least=0, fixed=True),
+    "augment": Option("deform the training images at random", (TRAIN,), fixed=True),
+    "align": Option("placement of moving: physical (by the headers), centres", (INFERENCE,)),
+    "percentiles": Option("intensities that become 0 and 1, in percent", kind="numbers", least=0, fixed=True),
+    # the computation
+    "seed": Option("of weights, order of samples, random windows", (TRAIN, FIT), least=0, fixed=True),
+    "device": Option("cpu, cuda, cuda:1, mps", kind="device"),
+    "amp": Option("compute the network in bfloat16"),
+    "compile": Option("compile the network (torch.compile)", (TRAIN,)),
+    "num_workers": Option("processes that load training data", (TRAIN,), least=0),
+    "batch_size": Option("pairs or slices that are computed together", least=1),
+    "debug": Option("show the traceback of an error on the screen", kind="switch"),
+    # training
+    "epochs": Option("passes over the training pairs", (TRAIN,), least=1),
+    "warmup_epochs": Option("epochs of each update by itself before both", (TRAIN,), kind="whole", least=0),
+    "learning_rate": Option("of the optimiser", (TRAIN,), least=0),
+    "learning_rate_decay": Option("power of the polynomial decay, 0 for none", (TRAIN,), least=0, fixed=True),
+    "val_interval": Option("epochs between validations", (TRAIN,), least=1),
+    # the method
+    "architecture": Option("network, by name", fixed=True),
+    "architectures": Option("parameters of each network", kind="table", fixed=True),
+    "objective": Option("what is minimised, by name", METHOD, fixed=True),
+    "objectives": Option("parameters of each objective", METHOD, kind="table", fixed=True),
+    "similarity": Option("measure of the images' likeness, by name", METHOD, fixed=True),
+    "smoothness_weight": Option("weight of the field's smoothness", METHOD, least=0, fixed=True),
+    "bidirectional": Option("both directions of a pair", METHOD, fixed=True),
+    "batched_directions": Option("both directions in one pass of the network", (TRAIN,)),
+    "padding": Option("values outside moving: border, zeros", METHOD, fixed=True),
+    "inside_only": Option("compare only where moving is sampled inside", METHOD, fixed=True),
+    "score_input": Option("what the score network sees: fixed, fixed_warped", DATA, fixed=True),
+    "score_initial": Option("score before training, null for random weights", (TRAIN,), least=0, optional=True),
+    "score_alpha": Option("weight of the score's smoothness", (TRAIN,), least=0, fixed=True),
+    "score_beta": Option("weight of the score's regularisation", (TRAIN,), least=0, fixed=True),
+    "score_momentum": Option("form of the momentum: paper, official, none", (TRAIN,), fixed=True),
+    "score_leak": Option("the score's loss also moves the field, as in the published code", (TRAIN,), fixed=True),
+    "second_forward": Option("register anew before the score's update", (TRAIN,), kind="switch", fixed=True),
+    # optimisation of each pair
+    "instance_iterations": Option("steps of optimising each pair, 0 for none", (EVALUATE, INFERENCE), least=0),
+    "instance_target": Option("what these steps change: weights, field", (FIT, INFERENCE)),
+    "instance_learning_rate": Option("of these steps", (FIT, INFERENCE), least=0),
+}
+# Keys that hold parts, not values. ``chosen`` and ``data_root`` follow from options.
+PARTS = {
+    "_doc_", "imports", "data_root", "chosen", "network_def", "score_def", "score_objective", "train", "validate",
+    "evaluate", "registration", "instance", "pairwise", "preprocessing", "dataset", "dataloader", "inferer",
+    "postprocessing", "handlers", "evaluator", "training", "evaluating", "inferring", "run",
+}  # fmt: skip
+
+
+def is_expression(value: Any) -> bool:
+    """Whether MONAI computes the value: "$…", or "@…", the value of another key."""
+    return isinstance(value, str) and value.startswith(("$", "@"))
+
+
+def kind_of(name: str, default: Any) -> str:
+    """Name of a key's kind, from its entry or else from the type of its default."""
+    option = OPTIONS.get(name)
+    if option is not None and option.kind is not None:
+        return option.kind
+    for kind, types in (("switch", bool), ("whole", int), ("number", float), ("table", Mapping)):
+        if isinstance(default, types):
+            return kind
+    return "name"
+
+
+def checked(name: str, value: Any, default: Any) -> Any:
+    """The value of a key, converted to its type: the command line and files may deliver text.
+
+    Args:
+        name: the key.
+        value: what was given.
+        default: what the bundle's JSON has, which shows the type and an example.
+
+    Raises:
+        ValueError: naming the option, what was expected, what came, and an example.
+    """
+    option, kind = OPTIONS[name], kind_of(name, default)
+    if value is None and (option.optional or default is None):
+        return None
+    expected, read = KINDS[kind]
+    try:
+        result = read(value)
+        numbers = [x for x in (result if isinstance(result, list) else [result]) if not isinstance(x, (bool, str))]
+        if option.least is not None and kind not in ("table", "count") and any(x < option.least for x in numbers):
+            raise ValueError
+        if kind == "sizes" and isinstance(default, list) and len(result) != len(default):
+            raise ValueError
+    except (ValueError, TypeError, SyntaxError):
+        bound = f", {option.least:g} or more" if option.least is not None else ""
+        count = f" ({len(default)} of them)" if kind == "sizes" and isinstance(default, list) else ""
+        shown = "no value" if value is True and kind != "switch" else repr(value)
+        raise ValueError(
+            f"{name}: expected {expected}{count}{bound}, got {shown}. It means: {option.meaning}. "
+            f"{_example(name, default)}"
+        ) from None
+    return result
+
+
+def _example(name: str, default: Any) -> str:
+    if default is None or is_expression(default):
+        return f"Leave --{name} out for the default."
+    text = f'"{default}"' if isinstance(default, (list, dict)) else str(default).lower()
+    return f"The default is --{name} {text}."
+
+
+def switch(value: Any) -> bool:
+    """true/false, yes/no, on/off in any case, 0, 1 or a bool."""
+    text = str(value).strip().lower()
+    if text not in TRUE + FALSE:
+        raise ValueError
+    return text in TRUE
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _as_it_is(value: Any) -> int | float:
+    return value if isinstance(value, int) and _number(value) == value else _number(value)
+
+
+def _list(value: Any, item: Callable[[Any], Any]) -> list[Any]:
+    value = ast.literal_eval(value) if isinstance(value, str) else value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError
+    return [item(entry) for entry in value]
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _path(value: Any) -> str | Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError
+    return value
+
+
+def _table(value: Any) -> dict[str, Any]:
+    value = ast.literal_eval(value) if isinstance(value, str) else value
+    if not isinstance(value, Mapping):
+        raise ValueError
+    return dict(value)
+
+
+def _centre(value: Any) -> str | list[float]:
+    return value if isinstance(value, str) and value[:1].isalpha() else _list(value, _as_it_is)
+
+
+def _count(value: Any) -> int | dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return _whole(value)
+
+
+def _device(value: Any) -> Any:
+    if isinstance(value, (bool, int, float)):
+        raise ValueError
+    return value
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "switch": ("true or false", switch),
+    "whole": ("a whole number", _whole),
+    "number": ("a number", _number),
+    "name": ("a name", _name),
+    "names": ('a list of names like ["lv","rv"]', lambda value: _list(value, _name)),
+    "path": ("a path", _path),
+    "sizes": ("a list of whole numbers like [128,128]", lambda value: _list(value, _whole)),
+    "numbers": ("a list of numbers like [1,99]", lambda value: _list(value, _as_it_is)),
+    "table": ("a table like \"{'name': 1}\"", _table),
+    "centre": ("a name, or a list of numbers like [64,64]", _centre),
+    "count": ("a whole number, or a table like \"{'train': 64}\"", _count),
+    "device": ("a device like cpu or cuda:1", _device),
+}

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was: its settings, derived from the configuration that MONAI runs, and the weights it read and wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from .configuration import current_parser, differences, shipped, stage_of
+from .options import EVALUATE, FIT, OPTIONS, TRAIN
+from .outputs import SETS, TRAINING
+
+# Of the parts, those that are plain and follow from options.
+DERIVED = {"chosen": (TRAIN, FIT), "data_root": (TRAIN, EVALUATE)}
+LEFT_OUT = {"resume", "debug"}
+PAIRWISE = "pairwise"  # the objective that needs no weights
+
+
+def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
+    """Every option that the run uses, with its value, and every nested override ("train#trainer#…").
+
+    An evaluation says nothing of how its weights were trained, unless it optimises each pair by the same objective.
+
+    Args:
+        parser: of the run; by default the one that evaluates the expression we are called from.
+
+    Raises:
+        RuntimeError: outside of a configuration.
+    """
+    parser = parser or current_parser()
+    if parser is None:
+        raise RuntimeError("settings: expected to be called from a bundle's JSON, or with its parser.")
+    stage = stage_of(parser.config)
+    pairwise = stage == EVALUATE and parser.config.get("objective") == PAIRWISE
+    used = {stage, FIT} if stage == EVALUATE and (pairwise or _optimises(parser)) else {stage}
+    left_out = LEFT_OUT | {"ckpt_path"} if pairwise else LEFT_OUT
+    result = {}
+    for key in parser.config:
+        stages = DERIVED.get(key) or (OPTIONS[key].stages if key in OPTIONS else ())
+        if used.intersection(stages) and key not in left_out:
+            result[key] = _text(parser.get_parsed_content(key))
+    base = shipped(parser)
+    for path, value in differences(base, parser.config) if base else ():
+        top = path[0]
+        if top not in OPTIONS and top not in DERIVED and not top.startswith("_"):
+            result["#".join(path)] = _text(value)
+    return result
+
+
+def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Callable[[], dict[str, Any]]:
+    """A function that returns ``settings``, the ``commit`` of a clone, and as ``weights`` the SHA-256 of their files.
+
+    Those that are read are summed now, those that a training writes when the function is called.
+
+    Args:
+        output_dir: of the run.
+        parser: as in ``settings``.
+    """
+    parser = parser or current_parser()
+    found = settings(parser)
+    read = {str(path): sha256(path) for path in weights_read(found).values() if Path(path).is_file()}
+    commit = _commit(Path(__file__).resolve().parents[2])
+    training = parser is not None and stage_of(parser.config) == TRAIN
+
+    def finished() -> dict[str, Any]:
+        names = [name for name in SETS[TRAINING] if name.endswith(".pt") and name != "last.pt"] if training else []
+        written = [Path(output_dir) / name for name in names]
+        return found | {
+            "commit": commit,
+            "weights": read | {str(path): sha256(path) for path in written if path.is_file()},
+        }
+
+    return finished
+
+
+def weights_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of ``settings`` that name a file of weights, where one is given."""
+    names = ("initial_weights", "ckpt_path", "score_path")
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def fixed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that a resumed training must have as it was started with."""
+    return {key: value for key, value in values.items() if "#" in key or (key in OPTIONS and OPTIONS[key].fixed)}
+
+
+def sha256(path: str | Path) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _commit(repository: Path) -> str | None:
+    """Of a clone; "…-dirty" where a tracked file differs from it."""
+    if not (repository / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _optimises(parser: ConfigParser) -> bool:
+    key = "instance_iterations"
+    return key in parser.config and int(parser.get_parsed_content(key)) > 0
+
+
+def _text(value: Any) -> Any:
+    """What JSON holds; anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _text(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_text(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

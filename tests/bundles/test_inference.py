@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bundle registers two files the same, however they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from common.data import acdc, hippocampus, triangles
+from common.data.hippocampus_phantom import make_hippocampus_phantom
+
+BUNDLES_DIR = Path(__file__).resolve().parents[2] / "bundles"
+BUNDLES = sorted(path.parents[1] for path in BUNDLES_DIR.rglob("configs/metadata.json"))
+SIZES = {"acdc": [64, 48], "hippocampus": [24, 32, 21], "triangles": [32, 25]}
+# Of volumes and stacks, and of 2D images, whose axes swap and flip in their plane.
+STORED = {3: ["LAS", "SRA", "PIR", "ILA"], 2: ["LAS", "ARS", "PLS", "RPS"]}
+
+
+@pytest.fixture(scope="module")
+def files(acdc_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Moving, fixed and (but for triangles) the label of moving, of every data set."""
+    volumes = make_hippocampus_phantom(tmp_path_factory.mktemp("hippocampus"), n_train=2, n_validation=1)
+    names = hippocampus.find_subjects(volumes)[:2]
+    heart = list(acdc.frame_files(acdc_dir, "patient001"))
+    found = {
+        "acdc": [*heart, heart[0].with_name(heart[0].name.replace(".nii", "_gt.nii"))],
+        "hippocampus": [
+            *hippocampus.image_files(volumes, *names),
+            volumes / "labelsTr" / f"{names[0]}.nii.gz",
+        ],
+        "triangles": [],
+    }
+    pair = triangles.load_pairs("test", 1, (40, 33))[0]
+    for key in ("moving_image", "fixed_image", "moving_label"):
+        found["triangles"].append(tmp_path_factory.mktemp("triangles") / "image.nii.gz")
+        array = pair[key][0].numpy().astype(np.float32)
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 1.0, 1.0])), found["triangles"][-1])
+    return found
+
+
+def stored(path: Path, codes: str, folder: Path) -> Path:
+    """The same image with axes in another order and direction."""
+    nifti = nib.load(path)
+    flat = nifti.ndim == 2
+    volume = nib.Nifti1Image(np.asarray(nifti.dataobj)[..., None] if flat else np.asarray(nifti.dataobj), nifti.affine)
+    start, end = nib.io_orientation(volume.affine), nib.orientations.axcodes2ornt(tuple(codes))
+    turned = volume.as_reoriented(nib.orientations.ornt_transform(start, end))
+    values = np.asarray(turned.dataobj)
+    file = folder / f"{codes}_{path.parent.name}_{path.name}"
+    nib.save(nib.Nifti1Image(values[..., 0] if flat else values, turned.affine), file)
+    return file
+
+
+def register(bundle: Path, files: list[Path], folder: Path) -> dict[str, nib.Nifti1Image]:
+    configs = bundle / "configs"
+    workflow = ConfigWorkflow(
+        config_file=str(configs / "inference.json"), meta_file=str(configs / "metadata.json"), logging_file=False,
+        workflow_type="infer", run_id="inferring", moving=str(files[0]), fixed=str(files[1]), device="cpu",
+        moving_label=str(files[2]), output_dir=str(folder), spatial_size=SIZES[bundle.name.partition("_")[2]],
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return {name: nib.load(folder / f"{name}.nii.gz") for name in ("warped", "warped_label", "jacobian", "ddf")}
+
+
+@pytest.mark.parametrize("number", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 2, 3))])
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_results_do_not_depend_on_how_files_are_stored(
+    bundle: Path, number: int, files: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    own = files[bundle.name.partition("_")[2]]
+    plain = register(bundle, own, tmp_path / "plain")
+    dims = nib.load(own[1]).ndim
+    codes, other = STORED[dims][number], STORED[dims][number - 1]
+    given = [stored(path, name, tmp_path) for path, name in zip(own, (other, codes, other), strict=True)]
+    turned = register(bundle, given, tmp_path / "turned")
+    for name in ("warped", "warped_label", "jacobian"):
+        assert turned[name].shape == nib.load(given[1]).shape
+        np.testing.assert_allclose(turned[name].affine, nib.load(given[1]).affine, atol=1e-4)
+        folder = tmp_path / name
+        folder.mkdir()
+        nib.save(turned[name], folder / "result.nii.gz")
+        back = nib.load(stored(folder / "result.nii.gz", "".join(nib.aff2axcodes(plain[name].affine)), folder))
+        got, expected = back.get_fdata(), plain[name].get_fdata()
+        close = np.abs(got - expected) <= 1e-3 * max(np.abs(expected).max(), 1)
+        assert close.mean() > 0.995, name  # nearest neighbours half way between two voxels may be either
+    lengths = [np.linalg.norm(field["ddf"].get_fdata(), axis=-1) for field in (plain, turned)]
+    np.testing.assert_allclose(np.sort(lengths[0], axis=None), np.sort(lengths[1], axis=None), atol=1e-3)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method chose for its training, instance optimisation follows: names, random points, padding, the way back."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.losses.inverse_consistency import InverseConsistencyPenalty
+from common.losses.objectives import DisplacementObjective, InverseConsistencyObjective, ScoreWeight
+from common.losses.similarity import SquaredError
+from common.networks.unet import PixelEstimator
+from common.networks.voxelmorph import Estimate, VoxelMorph
+from common.spatial.fields import compose
+from common.spatial.warp import warp
+from tests.engines.test_instance import SIZES, Recorded, each_target, icon_of, optimised, pairs_of, similarity_of
+
+
+def test_weight_waits_for_the_update_of_its_estimator_whatever_that_is_called():
+    """A method with a variance network names its own update; without the name its weight would be dropped."""
+    size = SIZES[0]
+    torch.manual_seed(0)
+    network, variance = VoxelMorph(2, encoder=(4,), decoder=(4, 4)), PixelEstimator(2, 1, encoder=(4,), decoder=(4, 4))
+    images, totals = pairs_of(size, 1), {}
+    for updates in (("displacement", "variance"), ("displacement",)):
+        objective = Recorded(DisplacementObjective(0.0, weight=ScoreWeight(update="variance")))
+        optimised(network, estimator=variance, bidirectional=False, objective=objective, updates=updates)(images)
+        totals[updates] = objective.totals[0]
+    plain = float(similarity_of(images, network(images).detach()))
+    assert totals["displacement",] == pytest.approx(plain, rel=1e-5)
+    with torch.no_grad():
+        weighted = (variance(images[:, 1:]) * (warp(images[:, :1], network(images)) - images[:, 1:]).square()).mean()
+    assert totals["displacement", "variance"] == pytest.approx(float(weighted), rel=1e-5)
+    assert abs(plain - float(weighted)) > 0.05 * plain
+
+
+def test_random_points_of_a_pair_do_not_depend_on_what_was_drawn_before():
+    network, images = icon_of(SIZES[0]), pairs_of(SIZES[0])
+    objective = InverseConsistencyObjective(1.5, InverseConsistencyPenalty(preset="released"))
+    fit, state = optimised(network, objective=objective), torch.get_rng_state()
+    together = fit(images)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.equal(fit(images.flip(0)).flip(0), together)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@each_target
+def test_padding_is_that_of_the_training(target, padding):
+    """A network that moves by 4 voxels samples beyond the image; what it finds there enters the fit."""
+
+    class Moves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor([4.0, 0.0]))
+
+        def forward(self, image):
+            return self.shift.view(1, 2, 1, 1).expand(len(image), 2, *image.shape[2:])
+
+        def estimate(self, image):
+            return Estimate(self(image), self(image))
+
+    image, seen = torch.ones(1, 2, *SIZES[0]), []
+
+    class Seen(SquaredError):
+        def forward(self, warped, fixed):
+            seen.append(warped.detach())
+            return super().forward(warped, fixed)
+
+    fit = optimised(
+        Moves(), target, objective=DisplacementObjective(0.01), similarity=Seen(), iterations=1, bidirectional=False,
+        padding=padding,
+    )  # fmt: skip
+    fit.field.smoothing = 0.0
+    fit(image)
+    assert float(seen[0][..., -2:, :].mean()) == pytest.approx(0.0 if padding == "zeros" else 1.0, abs=1e-4)
+
+
+def test_way_back_by_negation_and_the_foreground_are_those_of_the_training():
+    torch.manual_seed(0)
+    network = VoxelMorph(2, encoder=(4,), decoder=(4, 4))
+    nn.init.normal_(network.flow.weight, std=0.3)
+    image = pairs_of(SIZES[0], 1)
+    image[image < 0.1] = 0
+    fit = optimised(
+        network, objective=DisplacementObjective(0.01), inverse_by_negation=True, foreground=True, iterations=2
+    )
+    forth, back = fit.both_ways(image)
+    assert torch.equal(fit(image), forth)
+    assert compose(forth, back).abs().mean() < 0.1 * forth.abs().mean()
+    assert not torch.equal(optimised(network, objective=DisplacementObjective(0.01), iterations=2)(image), forth)
