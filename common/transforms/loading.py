@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
+from ..io.fields import check_grid
 from ..io.images import Image, load_image, load_label, same_grid
 from ..io.orientation import Axes, grid_of_spacing, reoriented, spacing_is_unknown, stored_axes, training_spacing
 from .resampling import excess_voxels, grid_only, share_within
@@ -116,6 +117,7 @@ class LoadPaird(Transform):
             raise KeyError(f"LoadPaird: expected file paths under 'image' (moving) and 'fixed', {absent} is missing.")
         logger.info("Reading moving %s and fixed %s.", data["image"], data["fixed"])
         moving, fixed = load_image(data["image"], "moving"), load_image(data["fixed"], "fixed")
+        check_grid(fixed, "fixed")
         if moving.array.dim() != fixed.array.dim():
             raise ValueError(
                 f"moving and fixed: expected two 2D images or two stacks, got {data['image']} of shape "

@@ -147,3 +147,18 @@ def test_label_follows_its_centred_image(tmp_path):
 def test_an_unknown_alignment_names_the_known_ones():
     with pytest.raises(ValueError, match=r"align: expected one of \('physical', 'centres'\), got 'center'"):
         LoadPaird(2, "center")
+
+
+def test_a_grid_that_itk_cannot_express_is_refused_on_loading(tmp_path):
+    turned = np.eye(4)
+    turned[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    flat = {key: write(tmp_path / f"{key}.nii.gz", blobs((20, 16), 1), turned) for key in ("image", "fixed")}
+    with pytest.raises(ValueError, match=r"fixed: .*tilted plane .*Store the slice as a file of shape \(X, Y, 1\)"):
+        LoadPaird(2)(flat)
+    sheared = np.eye(4)
+    sheared[0, 1] = 5e-4
+    fine = write(tmp_path / "fine.nii.gz", blobs((20, 16, 12), 2), np.eye(4))
+    for key, name in (("image", "moving"), ("fixed", "fixed")):
+        files = {"image": fine, "fixed": fine, key: write(tmp_path / "sheared.nii.gz", blobs((20, 16, 12)), sheared)}
+        with pytest.raises(ValueError, match=f"{name}: expected orthogonal axes, .*sheared.nii.gz has a sheared sform"):
+            LoadPaird(3)(files)
