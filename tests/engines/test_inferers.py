@@ -117,8 +117,12 @@ def test_bundle_has_the_properties_of_inference_and_the_network_of_training(name
 
 
 def test_bundles_infer_alike():
-    texts = [(BUNDLES / name / "configs" / "inference.json").read_text().replace(name, "NAME") for name in NAMES]
-    assert texts[0] == texts[1]
+    """All but what is optimised, where the methods differ."""
+    files = [(BUNDLES / name / "configs" / "inference.json").read_text().replace(name, "NAME") for name in NAMES]
+    one, other = (json.loads(text) for text in files)
+    own = ("instance", "score", "objective", "inferring", "imports")
+    for key in {key for key in (*one, *other) if not key.startswith(own)}:
+        assert one.get(key) == other.get(key), key
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_itk_applies_the_written_field_to_the_same_image(tmp_path, weights, shap
         moving=moving, fixed=fixed, moving_label=label, output_dir=str(out), ckpt_path=str(weights), **options
     ).run()
     names = ["ddf.nii.gz", "jacobian.nii.gz", "registration.png", "warped.nii.gz", "warped_label.nii.gz"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == names
     ddf, _ = load_ddf(out / "ddf.nii.gz")
     assert ddf[:2].abs().max() > 0.5
     if len(shape) == 3:
