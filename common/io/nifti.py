@@ -56,7 +56,8 @@ class _UnitQuaternion:
 
     def get_qform_quaternion(self) -> np.ndarray:
         b, c, d = (float(self[f"quatern_{axis}"]) for axis in "bcd")  # type: ignore[index]
-        return np.array([math.sqrt(max(1 - b * b - c * c - d * d, 0)), b, c, d])  # its users scale it to 1
+        rest = 1 - b * b - c * c - d * d
+        return np.array([math.sqrt(rest) if rest >= 1e-7 else 0.0, b, c, d])  # its users scale it to 1
 
 
 class _Header1(_UnitQuaternion, nib.Nifti1Header):

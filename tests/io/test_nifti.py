@@ -104,6 +104,18 @@ def test_a_quaternion_longer_than_one_is_as_in_itk(tmp_path, excess):
     np.testing.assert_allclose(image.affine, placed(TURN), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_half_turns_in_a_qform_are_as_in_itk(tmp_path, seed):
+    """Their quaternion's real part is 0, and the root of what rounding leaves of it in float32 would not be."""
+    axis = np.random.default_rng(seed).normal(size=3)
+    affine = placed(Rotation.from_rotvec(np.pi * axis / np.linalg.norm(axis)).as_matrix())
+    path = write_header(tmp_path / "a.nii", ramp((60, 50, 40)), qform=affine)
+    np.testing.assert_allclose(load_image(path).affine, itk_affine(path), rtol=0, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_image(write_header(tmp_path / "b.nii", ramp((60, 50, 40)), affine, affine))
+
+
 @pytest.mark.parametrize(("units", "scale"), [(0, 1), (1, 1000), (2, 1), (3, 1e-3)])
 @pytest.mark.parametrize("forms", ["sform", "qform", "none"])
 def test_metres_and_microns_become_millimetres(tmp_path, units, scale, forms):
