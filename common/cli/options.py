@@ -34,21 +34,24 @@ def options(bundle: str, stage: str = TRAIN) -> str:
     """
     stage = known_name("stage", stage, FILES)
     (folder,) = find_bundles((str(bundle),))
-    files = [f"{bundle.rstrip('/')}/configs/{name}" for name in FILES[stage]]
+    place = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    files = [f"{place}/configs/{name}" for name in FILES[stage]]
     parser = ConfigParser()
     parser.read_config([str(folder / "configs" / name) for name in FILES[stage]])
     stages = {stage, FIT} if stage == EVALUATE else {stage}
     rows = [("option", "default", "type", "meaning")]
     for name, default in {**parser.config, **ELSEWHERE}.items():
         if name in OPTIONS and stages.intersection(OPTIONS[name].stages):
-            shown = _shown(parser.get_parsed_content(name) if is_expression(default) else default, folder)
+            shown = _shown(parser.get_parsed_content(name) if is_expression(default) else default).replace(
+                str(folder), place
+            )
             rows.append((f"--{name}", shown, _type(name, default), OPTIONS[name].meaning))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
     ]
     named = files[0] if len(files) == 1 else '"' + str(files).replace(" ", "") + '"'
-    command = f"python -m monai.bundle run {RUN_IDS[stage]} --config_file {named} [--option value …]"
+    command = f"python -m monai.bundle run {RUN_IDS[stage]} --config_file {named} [--option value ...]"
     nested = "Parts of the JSON are reached with '#': --train#trainer#updates#0#optimizer#weight_decay 0.01"
     return "\n".join([command, "", *lines, "", nested])
 
@@ -59,7 +62,6 @@ def _type(name: str, default: Any) -> str:
     return KINDS[kind_of(name, default)][0] + bound + (", or None" if option.optional or default is None else "")
 
 
-def _shown(value: Any, folder: Path) -> str:
+def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = text.replace(str(folder), f"bundles/{folder.name}" if folder.parent.name == "bundles" else str(folder))
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= 60 or value == text else text[:57] + "..."

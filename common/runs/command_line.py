@@ -8,6 +8,7 @@ values, then replaces '#' by '::', and drops None. Here the words are read as th
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,8 @@ def exact_path(name: str, value: Any, typed: Any, config: Mapping[str, Any]) -> 
         reference = typed.startswith("$") or (typed.startswith("@") and re.split("#|::", typed[1:])[0] in config)
         if reference:
             return value
+        if typed.startswith("~"):  # the shell leaves --output_dir=~/run as it is
+            typed = os.path.expanduser(typed)
         return typed if not re.search("#|::|^[@%$]", typed) else Path(typed)
     if isinstance(value, str) and "::" in value and not value.startswith(("$", "@")):
         raise ValueError(

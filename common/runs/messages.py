@@ -22,7 +22,7 @@ def install(debug: bool) -> None:
     Args:
         debug: show the traceback on the screen. So it is wherever the environment has CI.
     """
-    verbose = debug or bool(os.environ.get("CI"))
+    verbose = debug or os.environ.get("CI", "").lower() not in ("", "0", "false")
     sys.excepthook = lambda kind, error, trace: _report(error, trace, verbose)
 
 

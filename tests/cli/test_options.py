@@ -30,7 +30,8 @@ def test_every_option_of_a_run_is_listed(bundle: Path, stage: str, files: list[s
 def test_an_evaluation_lists_its_command_defaults_and_types() -> None:
     text = options("adacs_acdc", "evaluate")
     assert text.startswith("python -m monai.bundle run evaluating --config_file")
-    assert "train.json','" in text.splitlines()[0] and "evaluate.json" in text.splitlines()[0]
+    train, evaluate = text.splitlines()[0].partition("[")[2].partition("]")[0].replace("'", "").split(",")
+    assert Path(train).is_file() and Path(evaluate).name == "evaluate.json"
     (line,) = [line for line in text.splitlines() if line.startswith("--instance_iterations")]
     assert " 0 " in line and "a whole number, 0 or more" in line
     assert "--epochs" not in text

@@ -32,6 +32,10 @@ def test_a_typed_path_is_exactly_that_path(typed):
     assert str(exact_path("output_dir", "what MONAI made of it", typed, {})) == str(Path(typed))
 
 
+def test_a_home_folder_that_the_shell_left_is_found():
+    assert exact_path("output_dir", "x", "~/run#1", {}) == Path.home() / "run#1"
+
+
 def test_expressions_and_lost_paths():
     assert exact_path("output_dir", "$@a + 'b'", "$@a + 'b'", {"a": 1}) == "$@a + 'b'"
     assert exact_path("output_dir", "@a", "@a", {"a": 1}) == "@a"

@@ -91,7 +91,9 @@ def test_who_interrupts_learns_how_to_go_on(capsys, tmp_path, monkeypatch):
     assert "--resume true" in report(KeyboardInterrupt(), capsys)
 
 
-@pytest.mark.parametrize("environment, debug, shown", [("", False, False), ("true", False, True), ("", True, True)])
+@pytest.mark.parametrize(
+    "environment, debug, shown", [("", False, False), ("false", False, False), ("true", False, True), ("", True, True)]
+)
 def test_ci_and_debug_show_the_traceback(environment, debug, shown, monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv("CI", environment)
