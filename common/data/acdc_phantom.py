@@ -15,7 +15,7 @@ from ..atomic import atomic_path
 from .heart import GROUPS, acquire, draw_patient, paint, polar, smooth_texture, true_displacement
 from .phantom_cache import ensure_phantom, write_reproducible_nifti
 
-GENERATOR_VERSION = 1  # raise it whenever the written voxels change, so that no old cache is taken for a new one
+GENERATOR_VERSION = 2  # raise it whenever the written voxels change, so that no old cache is taken for a new one
 REFERENCE_SHAPE, PIXEL_MM, SLICE_MM = (160, 144), 1.5625, 10.0
 
 
@@ -35,7 +35,7 @@ def _make_patient(folder: Path, number: int, shape: tuple[int, int], n_slices: i
     texture, fresh = smooth_texture(size, 1.6 * unit, rng), smooth_texture(size, 1.6 * unit, rng)
     coil = np.exp(0.2 * smooth_texture(size, 35 * unit, rng, 4.0) - 0.006 * (points[1] + 0.5 * points[0]))
     noise_factor = 0.6 + 1.6 * np.exp(-0.5 * (polar(points, rng.normal(0, 25, (2, 1, 1, 1)))[0] / 40) ** 2)
-    affine = np.diag([PIXEL_MM / unit, PIXEL_MM / unit, SLICE_MM, 1.0])
+    affine = np.diag([-PIXEL_MM / unit, -PIXEL_MM / unit, SLICE_MM, 1.0])  # LPS, as the release
     for frame, es in ((1, False), (es_frame, True)):
         if es:  # the anatomy is evaluated where the tissue was at ED; a part of its pattern has moved in from elsewhere
             at = np.concatenate([voxels[:2] + ddf, voxels[2:]])

@@ -161,7 +161,8 @@ def file_affine(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path")
     """The (4, 4) float64 RAS affine of an opened file, voxels to mm.
 
     The sform if the file has one, else the qform, else (both codes 0) spacing alone in ITK's reading: LPS axes and
-    origin 0. Metres and microns (``xyzt_units``) become mm.
+    origin 0. Where the sform's voxels are not of the size that pixdim gives, as in ACDC's frames (sform of 1 mm), they
+    are taken to be of pixdim's, as ITK does, and a warning says so. Metres and microns (``xyzt_units``) become mm.
 
     Raises:
         ValueError: if the affine is not invertible, or its axes are not orthogonal to ITK's tolerance.
@@ -192,7 +193,9 @@ def file_affine(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path")
             "one, set the sform to that."
         )
     if sform_code > 0:
-        _warn_of_other_readings(nifti, affine, path, argument)
+        affine = _sized_by_pixdim(nifti, affine, path, argument)
+        if qform_code > 0:
+            _warn_of_qform(nifti, affine, path, argument)
     return affine
 
 
@@ -218,23 +221,35 @@ def _pixdim_mm(nifti: nib.Nifti1Pair) -> np.ndarray:
     return np.abs(np.asarray(nifti.header["pixdim"][1:4], dtype=np.float64)) * _mm_per_unit(nifti)
 
 
-def _warn_of_other_readings(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path, argument: str) -> None:
-    """ITK takes the spacing from pixdim always, the directions from the qform where that is not the sform's."""
+def _sized_by_pixdim(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path, argument: str) -> np.ndarray:
     shape, lengths = nifti.shape[:3], np.linalg.norm(affine[:3, :3], axis=0)
-    rescaled = affine.copy()
-    rescaled[:3, : len(shape)] *= (_pixdim_mm(nifti) / lengths)[: len(shape)]
-    readings = {"pixdim": rescaled}
-    if int(nifti.header["qform_code"]) > 0:
-        readings["qform"] = np.diag([*[_mm_per_unit(nifti)] * 3, 1.0]) @ nifti.get_qform()
-    for name, reading in readings.items():
-        apart = largest_distance(reading, affine, shape)
-        if apart > min(1e-2, 0.1 * lengths[: len(shape)].min()):
-            warnings.warn(
-                f"{argument}: {path}: {name} and sform disagree by up to {apart:.3g} mm; the sform is used. ITK and"
-                " ANTs take the spacing from pixdim and may use the qform: make them equal before exchanging transforms"
-                " with them.",
-                stacklevel=4,
-            )
+    sizes = _pixdim_mm(nifti)
+    sized = affine.copy()
+    sized[:3, : len(shape)] *= (sizes / lengths)[: len(shape)]
+    if not (sizes[: len(shape)] > 0).all() or largest_distance(sized, affine, shape) <= 0.01 * lengths.min():
+        return affine
+    warnings.warn(
+        f"{argument}: {path}: pixdim and sform disagree, {_listed(sizes)} and {_listed(lengths)} mm; pixdim's voxels are"
+        " taken, as ITK and ANTs do. Other tools may take the sform's: make the two equal.",
+        stacklevel=4,
+    )
+    return sized
+
+
+def _warn_of_qform(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path, argument: str) -> None:
+    """ITK takes the directions from the qform where that is not the sform's."""
+    shape, smallest = nifti.shape[:3], float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    apart = largest_distance(np.diag([*[_mm_per_unit(nifti)] * 3, 1.0]) @ nifti.get_qform(), affine, shape)
+    if apart > 0.05 * smallest:  # below: a quaternion's rounding
+        warnings.warn(
+            f"{argument}: {path}: qform and sform disagree by up to {apart:.3g} mm; the sform is used. ITK and ANTs may"
+            " use the qform: make them equal before exchanging transforms with them.",
+            stacklevel=4,
+        )
+
+
+def _listed(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
 
 
 def _stored(nifti: nib.Nifti1Pair, path: Path, argument: str) -> tuple[np.ndarray, float, float]:

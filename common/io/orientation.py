@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # An axis is clearly coarser, or shorter, than another where the ratio is at least this.
 CLEAR = 1.5
+# What a copy that has lost its header says of a file's own axes: NIfTI's identity.
+PLACEHOLDER = "RAS"
 
 
 class Axes(NamedTuple):
@@ -72,6 +74,8 @@ def stored_axes(image: Image, orientation: str = "RAS", spatial_dims: int = 3) -
     """How ``reorient`` permutes and flips the axes of an image; arguments as there."""
     dims = image.array.dim()
     free, last = list(range(dims)), []
+    if spatial_dims == 2 and spacing_is_unknown(image):
+        orientation = PLACEHOLDER
     if spatial_dims == 2 and dims == 3:
         last = [slice_axis(image)]
         free.remove(last[0])
@@ -99,7 +103,9 @@ def reorient(image: Image, orientation: str = "RAS", spatial_dims: int = 3) -> I
         image: 2D or 3D.
         orientation: where the axes point, as in "RAS" (right, anterior, superior).
         spatial_dims: 3: the axes lie closest to ``orientation``. 2, of a stack: slices last (``slice_axis``), and the
-            two axes of the plane closest to its first two letters. 2D images are turned in their plane.
+            two axes of the plane closest to its first two letters. 2D images are turned in their plane. Where the
+            spacing of a stack is unknown, so is its orientation: the header is the identity of a copy, or of one stored
+            otherwise, and the axes come as that copy has them.
 
     Returns:
         Image whose affine places every voxel where it was.

@@ -76,12 +76,16 @@ def test_itk_opens_what_is_accepted_near_its_tolerance(tmp_path, seed):
         assert itk_affine(path) is not None
 
 
-def test_spacing_of_pixdim_that_is_not_the_sforms_is_said(tmp_path):
-    path = write_header(tmp_path / "a.nii", ramp(SHAPE), np.diag([2.0, 3, 4, 1]), pixdim=(1, 1, 1))
-    with pytest.warns(UserWarning, match=r"moving: .*a.nii: pixdim and sform disagree by up to 13 mm; the sform is"):
+@pytest.mark.parametrize(
+    ("columns", "pixdim"),
+    [((2.0, 3, 4), (1, 1, 1)), ((-1.0, -1, 1), (1.375, 1.375, 10))],  # the second: ACDC's frames
+)
+def test_where_pixdim_is_not_the_sforms_its_voxels_are_taken_as_by_itk_and_said(columns, pixdim, tmp_path):
+    path = write_header(tmp_path / "a.nii", ramp(SHAPE), np.diag([*columns, 1]), pixdim=pixdim)
+    with pytest.warns(UserWarning, match=r"moving: .*a.nii: pixdim and sform disagree, .* as ITK and ANTs do"):
         image = load_image(path, "moving")
-    assert image.spacing == (2.0, 3.0, 4.0)
-    np.testing.assert_allclose(np.linalg.norm(itk_affine(path)[:3, :3], axis=0), 1)  # as the warning says
+    assert image.spacing == pixdim
+    assert_itk_agrees(path, image.affine)
     save_image(tmp_path / "b.nii", image.array, image)
     assert_itk_agrees(tmp_path / "b.nii", image.affine)
 
