@@ -254,10 +254,10 @@ def _displacement(path: Path, image: Image) -> torch.Tensor:
         values, affine = read_values(nifti, path, "true displacement"), file_affine(nifti, path, "true displacement")
     except ValueError as error:
         raise DatasetLayoutError(f"{subject}: {error}") from error
-    if values.ndim != 4 or values.shape[2:] != (image.array.shape[2], 2) or (np.diag(affine) <= 0).any():
+    if values.ndim != 4 or values.shape[2:] != (image.array.shape[2], 2) or (np.diag(affine) * (-1, -1, 1, 1) <= 0).any():
         raise DatasetLayoutError(
-            f"{subject}: expected displacements of shape (X, Y, {image.array.shape[2]}, 2) along axes that point right,"
-            f" anterior and superior in {path}, got {values.shape} with the affine {affine.tolist()}; generate the "
+            f"{subject}: expected displacements of shape (X, Y, {image.array.shape[2]}, 2) along axes that point left,"
+            f" posterior and superior in {path}, got {values.shape} with the affine {affine.tolist()}; generate the "
             "phantom anew."
         )
     field = torch.from_numpy(np.ascontiguousarray(values))

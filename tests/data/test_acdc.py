@@ -16,7 +16,9 @@ CENTRES = [None, (9, 8), (12, 7), (15, 10)]
 
 
 def _save(path: Path, array: np.ndarray, zooms: tuple[float, ...] = (1.5, 1.25, 10.0)) -> None:
-    image = nibabel.Nifti1Image(array, np.diag([*zooms, 1.0]))
+    # Left, posterior, superior as the release; a copy that has lost its spacing has lost the rest of its header too.
+    signs = (1, 1, 1, 1) if zooms == (1.0, 1.0, 1.0) else (-1, -1, 1, 1)
+    image = nibabel.Nifti1Image(array, np.diag([*zooms, 1.0] * np.array(signs)))
     nibabel.save(image, path)
 
 
@@ -42,7 +44,7 @@ def _patient(parent: Path, number: int, zooms: tuple[float, ...] = (1.5, 1.25, 1
         _save(Path(f"{stem}_frame{frame}_gt.nii.gz"), _labels(CENTRES), zooms)
     if ddf:
         field = rng.normal(size=(*SHAPE, 2)).astype(np.float32)
-        nibabel.save(nibabel.Nifti1Image(field, np.eye(4)), f"{stem}_frame01_to_frame12_ddf.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(field, np.diag([-1, -1, 1, 1])), f"{stem}_frame01_to_frame12_ddf.nii.gz")
     return folder
 
 

@@ -126,7 +126,9 @@ def test_scaled_integers_are_loaded_in_real_values(tmp_path):
 
 def test_disagreeing_forms_warn(tmp_path):
     nifti = nib.Nifti1Image(ramp((6, 5, 4)), np.eye(4))
-    nifti.set_qform(np.diag([1.0, 1.0, 2.0, 1.0]), 1)
+    moved = np.eye(4)
+    moved[2, 3] = 3
+    nifti.set_qform(moved, 1)
     nifti.set_sform(np.eye(4), 2)
     nib.save(nifti, tmp_path / "a.nii")
     with pytest.warns(UserWarning, match="qform and sform disagree by up to 3 mm"):
