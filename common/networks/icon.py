@@ -283,6 +283,6 @@ def lengthened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, T
 
 
 def _steps(weights: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes of a chain's steps in a state dict, coarse to fine."""
+    """The prefixes of a chain's steps in a state dict, coarse to fine, in whatever order the file holds them."""
     found = [re.match(r"((step|first|second)\.)+", name) for name in weights]
-    return list(dict.fromkeys(match.group() for match in found if match))
+    return sorted({match.group() for match in found if match}, key=lambda prefix: prefix.replace("step.", ""))

@@ -125,7 +125,8 @@ def test_other_settings_are_refused_by_name(change: dict[str, Any], match: str, 
 
 def test_runs_of_unknown_settings_are_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
     output = shutil.copytree(finished[0], tmp_path / "copy")
-    (output / "settings.json").unlink()
+    for name in ("settings.json", "convergence.csv", "convergence.png"):
+        (output / name).unlink()
     with pytest.raises(ValueError, match="seed was 'not recorded' and is now 0"):
         study(NAME, str(output), **TINY)
 

@@ -366,6 +366,14 @@ def test_longer_chain_starts_with_the_steps_of_the_shorter_and_copies_of_its_las
             assert torch.equal(step(image), source(image)) and source(image).abs().max() > 0.1
 
 
+def test_steps_are_told_by_their_names_not_by_the_order_of_the_file():
+    torch.manual_seed(0)
+    network = build_icon(2, (4, 2, 1, 1), **FLAT)
+    weights = dict(sorted(network.state_dict().items(), key=lambda entry: len(entry[0])))
+    same = lengthened(weights, build_icon(2, (4, 2, 1, 1), **FLAT))
+    assert same.keys() == weights.keys() and all(torch.equal(same[name], weights[name]) for name in weights)
+
+
 def test_lengthened_steps_do_not_share_their_weights():
     network = build_icon(2, (1, 1), **FLAT)
     network.load_state_dict(lengthened(awakened(build_icon(2, (1,), **FLAT)).state_dict(), network))
