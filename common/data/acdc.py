@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checks import known_name
 from ..io.images import Image, same_grid
 from ..io.nifti import file_affine, open_nifti, read_values
 from ..io.orientation import resample_to_spacing, spacing_is_unknown
@@ -140,8 +141,7 @@ def load_pairs(
         ValueError: for an unknown ``split`` or ``crop_center``, or percentiles that are not two in order.
     """
     clipped(torch.zeros(1), percentiles)  # before anything is read
-    if crop_center not in CROP_CENTERS:
-        raise ValueError(f"crop_center: expected one of {CROP_CENTERS}, got {crop_center!r}.")
+    known_name("crop_center", crop_center, CROP_CENTERS)
     pairs: list[dict[str, Any]] = []
     skipped = []
     for folder in _folders(dataset_dir, split):
@@ -164,8 +164,7 @@ def _number(folder: Path) -> int:
 
 
 def _folders(dataset_dir: str | Path, split: str) -> list[Path]:
-    if split not in SPLITS:
-        raise ValueError(f"split: expected one of {SPLITS}, got {split!r}.")
+    known_name("split", split, SPLITS)
     folders = find_patients(dataset_dir)
     chosen = [folder for folder in folders if split in ("all", split_of(_number(folder)))]
     if not chosen:
@@ -254,7 +253,11 @@ def _displacement(path: Path, image: Image) -> torch.Tensor:
         values, affine = read_values(nifti, path, "true displacement"), file_affine(nifti, path, "true displacement")
     except ValueError as error:
         raise DatasetLayoutError(f"{subject}: {error}") from error
-    if values.ndim != 4 or values.shape[2:] != (image.array.shape[2], 2) or (np.diag(affine) * (-1, -1, 1, 1) <= 0).any():
+    if (
+        values.ndim != 4
+        or values.shape[2:] != (image.array.shape[2], 2)
+        or (np.diag(affine) * (-1, -1, 1, 1) <= 0).any()
+    ):
         raise DatasetLayoutError(
             f"{subject}: expected displacements of shape (X, Y, {image.array.shape[2]}, 2) along axes that point left,"
             f" posterior and superior in {path}, got {values.shape} with the affine {affine.tolist()}; generate the "

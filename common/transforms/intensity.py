@@ -68,7 +68,9 @@ def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.
         ValueError: for percentiles out of order.
     """
     if not 0 <= lower < upper <= 100:
-        raise ValueError(f"lower, upper: expected 0 <= lower < upper <= 100 per cent, got {lower} and {upper}.")
+        raise ValueError(
+            f"percentiles: expected 0 <= lower < upper <= 100 per cent, like [1, 99], got lower {lower} and upper {upper}."
+        )
     values = image.detach().cpu().numpy().reshape(-1)
     values = values[:: (values.size // SAMPLE) | 1]
     low, middle, high = (float(value) for value in np.percentile(values, [lower, 50, upper]))

@@ -62,7 +62,7 @@ class CropPaird(Transform):
             (``common.transforms.intensity.clipped``); None leaves them.
 
     Raises:
-        ValueError: for sizes that are not positive whole numbers, or percentiles that are not two.
+        ValueError: for sizes that are not positive whole numbers, or percentiles that are not two in order.
     """
 
     def __init__(
@@ -73,8 +73,7 @@ class CropPaird(Transform):
     ) -> None:
         if not spatial_size or any(int(n) != n or n < 1 for n in spatial_size):
             raise ValueError(f"spatial_size: expected positive whole numbers, one an axis, got {spatial_size!r}.")
-        if percentiles is not None and (isinstance(percentiles, str) or len(percentiles) != 2):
-            raise ValueError(f"percentiles: expected two numbers like [1, 99], or None, got {percentiles!r}.")
+        clipped(torch.zeros(1), percentiles)  # before anything is read
         self.size = [int(n) for n in spatial_size]
         self.crop_center = crop_center
         self.percentiles = percentiles
@@ -83,8 +82,8 @@ class CropPaird(Transform):
         """Return a copy of the dictionary with the network's input.
 
         Raises:
-            ValueError: for images with another number of axes than the network's, percentiles out of order, or a
-                centre that is not d numbers inside the image.
+            ValueError: for images with another number of axes than the network's, or a centre that is not d numbers
+                inside the image.
         """
         dims, moving, fixed = len(self.size), data["moving_grid"], data["fixed_grid"]
         working: Image = data["working_grid"]

@@ -66,7 +66,7 @@ def test_an_image_of_nearly_all_background_is_not_clipped() -> None:
 
 @pytest.mark.parametrize(("lower", "upper"), [(-1, 99), (50, 50), (99, 1), (1, 101), (float("nan"), 99)])
 def test_percentiles_out_of_order_are_errors(lower: float, upper: float) -> None:
-    with pytest.raises(ValueError, match=r"lower, upper: expected 0 <= lower < upper <= 100"):
+    with pytest.raises(ValueError, match="percentiles: expected 0 <= lower < upper <= 100"):
         clip_percentiles(torch.rand(1, 4, 5), lower, upper)
 
 
