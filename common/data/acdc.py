@@ -14,9 +14,9 @@ or the patient folders directly under ``dataset_dir``; ``*_4d.nii.gz`` is not re
 fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES.
 
 Files are read by their headers (``common.data.reading``): slices last, wherever they are stored, the plane's axes as
-`ORIENTATION` where the header gives one (the release's frames are left-posterior as stored, their sform's voxels of 1 mm,
-the true ones in pixdim), labels where their affine places them. Voxels of 1 mm all round mean 'unknown spacing', since
-processed copies of the data lose it that way; it is NaN then, and nothing may be given in millimetres.
+`ORIENTATION` where the header gives one (the release's frames are left-posterior as stored, their sform's voxels of
+1 mm, the true ones in pixdim), labels where their affine places them. Voxels of 1 mm all round mean 'unknown spacing',
+since processed copies of the data lose it that way; it is NaN then, and nothing may be given in millimetres.
 Known spacing in the plane outside `SPACING_RANGE` is brought to `SPACING`.
 
 Reference: Bernard et al., IEEE Transactions on Medical Imaging 37(11), 2018.

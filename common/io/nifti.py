@@ -229,8 +229,8 @@ def _sized_by_pixdim(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path
     if not (sizes[: len(shape)] > 0).all() or largest_distance(sized, affine, shape) <= 0.01 * lengths.min():
         return affine
     warnings.warn(
-        f"{argument}: {path}: pixdim and sform disagree, {_listed(sizes)} and {_listed(lengths)} mm; pixdim's voxels are"
-        " taken, as ITK and ANTs do. Other tools may take the sform's: make the two equal.",
+        f"{argument}: {path}: pixdim and sform disagree, {_listed(sizes)} and {_listed(lengths)} mm; pixdim's voxels"
+        " are taken, as ITK and ANTs do. Other tools may take the sform's: make the two equal.",
         stacklevel=4,
     )
     return sized

@@ -69,7 +69,7 @@ def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.
     """
     if not 0 <= lower < upper <= 100:
         raise ValueError(
-            f"percentiles: expected 0 <= lower < upper <= 100 per cent, like [1, 99], got lower {lower} and upper {upper}."
+            f"percentiles: expected 0 <= lower < upper <= 100 per cent, like [1, 99], got {lower} and {upper}."
         )
     values = image.detach().cpu().numpy().reshape(-1)
     values = values[:: (values.size // SAMPLE) | 1]
