@@ -204,7 +204,7 @@ def test_ci_ends_with_the_readmes_test_command() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     last = script.read_text(encoding="utf-8").rstrip().splitlines()[-1].removeprefix("step ")
-    assert last == "python -m pytest"
+    assert last == "python -m pytest -n 2"
     readme = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     installs = [command for command in readme if command[:2] == ["pip", "install"]]
     assert shlex.split(last) in readme
