@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-import torch
+# Of several test processes each takes one thread, and so do the commands that they start: more would wait for a core.
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
-from common.data.acdc_phantom import make_acdc_phantom
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from common.data.acdc_phantom import make_acdc_phantom  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(scope="session")
