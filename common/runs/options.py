@@ -57,7 +57,7 @@ OPTIONS: dict[str, Option] = {
     # data
     "split": Option("cases of validation and evaluation: train, validation, test, all", DATA),
     "pairs": Option("CSV file of the pairs to evaluate", DATA, kind="path", optional=True, reads=True),
-    "partners": Option("pairs a training subject takes part in as moving", (TRAIN,), least=1, fixed=True),
+    "partners": Option("moving partners of each training subject", (TRAIN,), least=1, fixed=True),
     "count": Option("pairs of every split, one number or a number a split", DATA, kind="count", least=1, fixed=True),
     "style": Option("how the shapes are drawn: outlines, filled", DATA, fixed=True),
     "labels": Option("label value by name", DATA, kind="table"),
@@ -67,7 +67,7 @@ OPTIONS: dict[str, Option] = {
     "crop_center": Option("where the window lies: a name, or a voxel index an axis", kind="centre", fixed=True),
     "crop_jitter": Option("voxels by which the window is moved at random", (TRAIN,), least=0, fixed=True),
     "crop_shift": Option(
-        "fill a window that leaves the image from inside, instead of with zeros", (TRAIN,), fixed=True
+        "move a window that would leave the image inside it, instead of filling it with zeros", (TRAIN,), fixed=True
     ),
     "updates_per_epoch": Option(
         "batches drawn with replacement in an epoch, null for every pair once",
@@ -91,7 +91,11 @@ OPTIONS: dict[str, Option] = {
         "mm within which images keep their own spacing", (INFERENCE,), kind="numbers", least=0, optional=True
     ),
     "percentiles": Option(
-        "intensities that become 0 and 1, in percent", kind="numbers", least=0, fixed=True, optional=True
+        "lower and upper, in per cent, to which a volume's intensities are clipped",
+        kind="numbers",
+        least=0,
+        fixed=True,
+        optional=True,
     ),
     # the computation
     "seed": Option("of weights, order of samples, random windows", (TRAIN, FIT), least=0, fixed=True),
@@ -127,8 +131,10 @@ OPTIONS: dict[str, Option] = {
     "score_initial": Option(
         "score before training, null for random weights", (TRAIN,), least=0, fixed=True, optional=True
     ),
-    "score_alpha": Option("weight of the score's smoothness", (TRAIN,), least=0, fixed=True),
-    "score_beta": Option("weight of the score's regularisation", (TRAIN,), least=0, fixed=True),
+    "score_alpha": Option(
+        "weight of (1 - score)², which keeps the score from falling to 0", (TRAIN,), least=0, fixed=True
+    ),
+    "score_beta": Option("weight of the score's smoothness", (TRAIN,), least=0, fixed=True),
     "score_momentum": Option("form of the momentum: paper, official, none", (TRAIN,), fixed=True),
     "score_leak": Option("the score's loss also moves the field, as in the published code", (TRAIN,), fixed=True),
     "second_forward": Option("register anew before the score's update", (TRAIN,), kind="switch", fixed=True),
