@@ -159,6 +159,25 @@ def same_grid(first: Image, second: Image, atol: float | None = None) -> bool:
     return largest_distance(first.affine, second.affine, tuple(first.array.shape)) <= atol
 
 
+def check_plane(moving: Image, fixed: Image, argument: str, moving_name: object, fixed_name: object) -> None:
+    """Refuse two 2D images of different planes.
+
+    Args:
+        moving, fixed: 2D images.
+        argument, moving_name, fixed_name: what the error calls the arguments and the images.
+
+    Raises:
+        ValueError: where a voxel of moving lies more than half a slice off the plane of fixed.
+    """
+    off = (np.linalg.inv(fixed.affine) @ moving.affine)[2]
+    apart = max(abs(off @ (x, y, 0, 1)) for x, y in product(*((0, n - 1) for n in moving.array.shape)))
+    if apart > 0.5:
+        raise ValueError(
+            f"{argument}: 2D images must lie in one plane; {moving_name} lies up to {apart:.3g} slices off"
+            f" {fixed_name}. Pass the volumes that the slices come from."
+        )
+
+
 def resample_like(moving: Image, fixed: Image, mode: str) -> Image:
     """Bring ``moving`` onto the grid of ``fixed`` by their affines; zeros outside.
 
@@ -183,12 +202,7 @@ def resample_like(moving: Image, fixed: Image, mode: str) -> Image:
     # Moving voxels to fixed voxels: the frame in which two slices of one (tilted) plane differ in the plane only.
     relative = np.linalg.inv(fixed.affine) @ moving.affine
     if dims == 2:
-        corners = [relative[2] @ (x, y, 0, 1) for x, y in product(*((0, n - 1) for n in moving.array.shape))]
-        if np.abs(corners).max() > 0.5:
-            raise ValueError(
-                "resample_like: 2D images must lie in one plane; moving lies up to"
-                f" {np.abs(corners).max():.3g} slices off fixed. Pass the volumes that the slices come from."
-            )
+        check_plane(moving, fixed, "resample_like", "moving", "fixed")
         relative = relative[np.ix_([0, 1, 3], [0, 1, 3])]
     backward = np.linalg.inv(relative)
     array, values = moving.array, torch.empty(0)

@@ -7,6 +7,7 @@ import logging
 import math
 import warnings
 import zlib
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -229,8 +230,8 @@ def _sized_by_pixdim(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path
     if not (sizes[: len(shape)] > 0).all() or largest_distance(sized, affine, shape) <= 0.01 * lengths.min():
         return affine
     warnings.warn(
-        f"{argument}: {path}: pixdim and sform disagree, {_listed(sizes)} and {_listed(lengths)} mm; pixdim's voxels"
-        " are taken, as ITK and ANTs do. Other tools may take the sform's: make the two equal.",
+        f"{argument}: {path}: pixdim and sform disagree, {sizes_text(sizes)} and {sizes_text(lengths)} mm; pixdim's"
+        " voxels are taken, as ITK and ANTs do. Other tools may take the sform's: make the two equal.",
         stacklevel=4,
     )
     return sized
@@ -248,7 +249,8 @@ def _warn_of_qform(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path, 
         )
 
 
-def _listed(sizes: np.ndarray) -> str:
+def sizes_text(sizes: Iterable[float]) -> str:
+    """Sizes as messages show them: "1.5 x 1.5 x 10"."""
     return " x ".join(f"{size:.4g}" for size in sizes)
 
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .images import Image
+from .nifti import sizes_text
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def slice_axis(image: Image) -> int:
             return largest
     raise ValueError(
         f"expected a stack of slices, its voxels clearly larger along one axis or clearly fewer; got the shape "
-        f"{tuple(image.array.shape)} with voxels of {' x '.join(f'{mm:.4g}' for mm in image.spacing)} mm, which does "
+        f"{tuple(image.array.shape)} with voxels of {sizes_text(image.spacing)} mm, which does "
         "not say which axis holds the slices. Set the spacing in the header, or pass slices as 2D files."
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 from monai.transforms import Transform
 
 from ..io.fields import check_grid
-from ..io.images import Image, load_image, load_label, same_grid
+from ..io.images import Image, check_plane, load_image, load_label, same_grid
+from ..io.nifti import sizes_text
 from ..io.orientation import Axes, grid_of_spacing, reoriented, spacing_is_unknown, stored_axes, training_spacing
 from .resampling import excess_voxels, grid_only, share_within
 
@@ -162,7 +162,7 @@ class LoadPaird(Transform):
         spacing = training_spacing(turned, self.spatial_dims, self.spacing, self.spacing_range)
         if spacing != list(turned.spacing):
             logger.info("%s has voxels of %s mm: registered at %s mm, as in training.", name,
-                        _rounded(turned.spacing), _rounded(spacing))  # fmt: skip
+                        sizes_text(turned.spacing), sizes_text(spacing))  # fmt: skip
             turned = grid_only(grid_of_spacing(turned, spacing))
         elif self.spacing is not None and self.spatial_dims == 2 and spacing_is_unknown(turned):
             logger.info("%s has voxels of 1 mm all round: its spacing is taken as unknown.", name)
@@ -193,13 +193,7 @@ def _moved(image: Image, translation_mm: np.ndarray) -> Image:
 
 def _check_overlap(moving: Image, fixed: Image, moving_path: str, fixed_path: str) -> None:
     if fixed.array.dim() == 2:
-        relative = np.linalg.inv(fixed.affine) @ moving.affine
-        corners = [relative[2] @ (x, y, 0, 1) for x, y in product(*((0, n - 1) for n in moving.array.shape))]
-        if np.abs(corners).max() > 0.5:
-            raise ValueError(
-                f"moving and fixed: 2D images must lie in one plane; {moving_path} lies up to "
-                f"{np.abs(corners).max():.3g} slices off {fixed_path}. Pass the volumes that the slices come from."
-            )
+        check_plane(moving, fixed, "moving and fixed", moving_path, fixed_path)
     share = max(share_within(moving, fixed), share_within(fixed, moving))
     if share == 0:
         raise ValueError(
@@ -229,7 +223,3 @@ def _moving_label(path: str | Path, moving: Image, moving_path: str | Path) -> I
             )
         logger.info("moving_label lies on another grid than moving, and is read where the two headers place it.")
     return label
-
-
-def _rounded(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{mm:.4g}" for mm in spacing)

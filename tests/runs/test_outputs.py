@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
@@ -146,20 +147,25 @@ def test_folders_of_earlier_versions_are_recognised_by_what_they_hold(tmp_path):
         claim(tmp_path / "other", BOTH)
 
 
-def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", 0.2)
-    fill(tmp_path, "last.pt")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+@contextmanager
+def held(folder):
+    """Another process has claimed the folder, and dies at the end."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert holder.stdout.readline().strip() == "claimed"
-        with pytest.raises(ValueError, match="another process is writing its results to .*--output_dir"):
-            claim(tmp_path, BOTH, resume=True)
-        assert set(contents(tmp_path)) == {"last.pt"}
+        yield
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", 0.2)
+    fill(tmp_path, "last.pt")
+    with held(tmp_path):
+        with pytest.raises(ValueError, match="another process is writing its results to .*--output_dir"):
+            claim(tmp_path, BOTH, resume=True)
+        assert set(contents(tmp_path)) == {"last.pt"}
     claim(tmp_path, BOTH, resume=True)
 
 
@@ -207,16 +213,9 @@ def test_a_result_does_not_overwrite_foreign_files_and_moves_an_evaluation_aside
 def test_the_second_of_two_results_waits_for_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "QUEUE_SECONDS", 0.2)
     fill(tmp_path, "last.pt")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    try:
-        assert holder.stdout.readline().strip() == "claimed"
-        with pytest.raises(ValueError, match="another process"), replaced_set(tmp_path, INFERENCE) as folder:
-            fill(folder, "ddf.nii.gz")
-    finally:
-        holder.kill()
-        holder.wait()
+    match = "another process"
+    with held(tmp_path), pytest.raises(ValueError, match=match), replaced_set(tmp_path, INFERENCE) as folder:
+        fill(folder, "ddf.nii.gz")
     assert set(contents(tmp_path)) == {"last.pt"}
 
 
