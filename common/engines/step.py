@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..networks.contract import join
 from ..spatial.warp import samples_inside, warp
 
 ESTIMATOR_INPUTS = ("fixed", "fixed_warped")
@@ -135,8 +136,7 @@ class RegistrationStep:
                     self._estimate = self._displacement(image.chunk(2)[0])
                     return self._estimate
                 parts = [self._displacement(part) for part in image.chunk(self._forwards)]
-                joined = [torch.cat(halves) for halves in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
-                self._estimate = type(parts[0])(*joined)
+                self._estimate = join(parts)
         return self._estimate
 
     @property
