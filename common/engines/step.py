@@ -50,8 +50,10 @@ class TrainingView(nn.Module):
 
     def forward(self, image: Tensor, condition: Tensor | None = None) -> Any:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            estimate = self.network.estimate_and_inverse if self.inverse_by_negation else self.network.estimate
-            return estimate(channels_last(image), condition)  # type: ignore[operator]
+            image = channels_last(image)
+            if self.inverse_by_negation:
+                return self.network.estimate_and_inverse(image)  # type: ignore[operator]
+            return self.network.estimate(image, condition)  # type: ignore[operator]
 
 
 class EstimatorView(nn.Module):
@@ -142,7 +144,8 @@ class RegistrationStep:
                     condition = torch.cat([condition, condition])
                 parts = 1 if self.method.batched_directions or not self.bidirectional else 2
                 conditions = [None] * parts if condition is None else condition.chunk(parts)
-                self._estimate = join([self._displacement(*pair) for pair in zip(image.chunk(parts), conditions, strict=True)])
+                halves = zip(image.chunk(parts), conditions, strict=True)
+                self._estimate = join([self._displacement(*half) for half in halves])
         return self._estimate
 
     @property

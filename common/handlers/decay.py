@@ -23,7 +23,7 @@ class PolynomialDecay:
         if not power >= 0:
             raise ValueError(f"learning_rate_decay: expected a power of at least 0, got {power!r}; 0 keeps the rate.")
         self.power = float(power)
-        self._initial: dict[int, float] = {}
+        self._initial: list[tuple[dict, float]] = []
 
     def attach(self, engine: Engine) -> None:
         """Register on a ``RegistrationTrainer``."""
@@ -39,12 +39,11 @@ class PolynomialDecay:
     def _lower(self, engine: Engine) -> None:
         factor = (1 - (engine.state.epoch - 1) / engine.state.max_epochs) ** self.power
         for group in self._groups(engine):
-            if id(group) not in self._initial:
-                self._initial[id(group)] = group["lr"]
+            if not any(group is lowered for lowered, _ in self._initial):
+                self._initial.append((group, group["lr"]))
                 group["lr"] *= factor
 
     def _raise(self, engine: Engine) -> None:
-        for optimizer in engine.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self._initial.pop(id(group), group["lr"])
-        self._initial = {}
+        for group, rate in self._initial:
+            group["lr"] = rate
+        self._initial = []
