@@ -63,8 +63,8 @@ def image_pair(bundle: Path, data_dirs: dict[str, str], folder: Path) -> tuple[P
     if data == "acdc":
         return acdc.frame_files(data_dirs[data], "patient001")
     if data == "hippocampus":
-        return hippocampus.image_files(data_dirs[data], *hippocampus.find_subjects(data_dirs[data])[:2])
-    pair = triangles.load_pairs("test", 1, (40, 33))[0]
+        return hippocampus.image_files(data_dirs[data], *hippocampus.subjects(data_dirs[data])[:2])
+    pair = triangles.load_pairs("phantom", "test", 1, (40, 33))[0]
     files = folder / "moving.nii.gz", folder / "fixed.nii.gz"
     for file, key in zip(files, ("moving_image", "fixed_image"), strict=True):
         nibabel.save(nibabel.Nifti1Image(pair[key][0].numpy(), np.diag([1.5, 1.0, 1.0, 1.0])), file)
@@ -307,7 +307,7 @@ def test_gradicon_takes_other_networks_and_pairs(
 ) -> None:
     if "pairs" in options:
         options = {"pairs": str(tmp_path / "pairs.csv")}
-        names = hippocampus.find_subjects(data_dirs["hippocampus"])
+        names = hippocampus.subjects(data_dirs["hippocampus"])
         Path(options["pairs"]).write_text(f"moving,fixed\n{names[0]},{names[2]}\n{names[3]},{names[1]}\n")
     run(
         BUNDLES_DIR / "gradicon_hippocampus", "training", "train.json", dataset_dir=data_dirs["hippocampus"],
