@@ -25,6 +25,7 @@ from .handlers.decay import PolynomialDecay
 from .handlers.figures import evaluation_handlers, validation_handlers
 from .handlers.log import TrainingLog
 from .handlers.state import TrainingState, load_weights
+from .metrics.inverse_consistency import InverseConsistencyMeasures
 from .runs import record
 from .runs.configuration import current_parser
 from .runs.options import OPTIONS, checked
@@ -195,7 +196,7 @@ def evaluator(
         evaluation_loader(dataset, options.batch_size),
         registration(method, options),
         amp=options.amp,
-        both_ways=any(getattr(measure, "needs_both_ways", False) for measure in measures),
+        both_ways=any(isinstance(measure, InverseConsistencyMeasures) for measure in measures),
         condition=options.condition,
         val_handlers=[*shared, *val_handlers],
     )

@@ -110,7 +110,7 @@ class FigurePanels:
         item, row = engine.data_loader.dataset[index], self.measures.rows[index]
         device = engine.state.device
         moving, fixed = (item[key][None].to(device) for key in ("moving_image", "fixed_image"))
-        ddf = engine.network(torch.cat([moving, fixed], dim=1)).float()
+        ddf = engine.register(torch.cat([moving, fixed], dim=1)).float()
         warped = warp(moving, ddf)
         case: dict[str, Any] = {"moving_image": moving, "fixed_image": fixed, "warped_image": warped}
         if self.labels:
