@@ -16,7 +16,7 @@ from torch import nn
 
 from .bundle import claim, finish, rank, select_device
 from .data.pairs import PairDataset, evaluation_loader, training_loader
-from .engines.architectures import is_solver, refuse_solver
+from .engines.solvers import is_solver, refuse_solver
 from .engines.evaluator import RegistrationEvaluator
 from .engines.instance import InstanceOptimisation
 from .engines.method import MODEL, Method
