@@ -149,9 +149,9 @@ OPTIONS: dict[str, Option] = {
 }
 # Keys that hold parts, not values. ``chosen`` and ``data_root`` follow from options.
 PARTS = {
-    "_doc_", "imports", "data_root", "chosen", "network_def", "score_def", "momentum", "optimizer", "method", "measures",
-    "options", "train", "validate", "evaluate", "preprocessing", "dataset", "dataloader", "inferer", "postprocessing",
-    "handlers", "evaluator", "displayable_configs", "training", "evaluating", "inferring", "run",
+    "_doc_", "imports", "data_root", "chosen", "network_def", "score_def", "score_objective", "train", "validate",
+    "evaluate", "registration", "instance", "pairwise", "preprocessing", "dataset", "dataloader", "inferer",
+    "displayable_configs", "postprocessing", "handlers", "evaluator", "training", "evaluating", "inferring", "run",
 }  # fmt: skip
 
 
