@@ -127,7 +127,7 @@ def metadata_text(own: Mapping[str, Any], train: Mapping[str, Any]) -> str:
         result[key] = own.get(key) if value is None else value
     result["network_data_format"] = data_format(len(train["spatial_size"]))
     result |= {key: value for key, value in own.items() if key not in result}
-    return json.dumps(result, indent=4, ensure_ascii=False) + "\n"
+    return dumps(result)
 
 
 def data_format(dims: int) -> dict[str, Any]:

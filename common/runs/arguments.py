@@ -79,7 +79,7 @@ def _check_unused(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         name
         for name in config
         if name in OPTIONS and name in base and config[name] != base[name]
-        and not {stage, FIT if stage == EVALUATE else stage}.intersection(OPTIONS[name].stages)
+        and not {stage, stage if stage == TRAIN else FIT}.intersection(OPTIONS[name].stages)
     }  # fmt: skip
     if stage == TRAIN and "ckpt_path" in unused:
         raise ValueError("ckpt_path: a training does not read it. To start from weights pass --initial_weights FILE.")
