@@ -117,6 +117,7 @@ def make_acdc_phantom(
 PHANTOM = Phantom(
     "acdc_phantom",
     make_acdc_phantom,
+    small={"n_train": 3, "n_test": 1, "shape": (96, 88), "n_slices": 3},
     version=2,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
     text="stands in for patients of ACDC; its results say nothing of real hearts. Set dataset_dir to the folder of "
     "the ACDC release for those.",

@@ -86,7 +86,8 @@ class DecodedPairs(Sequence[dict[str, Any]]):
             with invalid.left_out(entry["subject"]):
                 self[number]
         kept = [number for number, entry in enumerate(self.datalist) if entry["subject"] not in invalid.subjects]
-        self.datalist, self.needed = ([values[number] for number in kept] for values in (self.datalist, self.needed))
+        self.datalist = [self.datalist[number] for number in kept]
+        self.needed = [self.needed[number] for number in kept]
 
 
 class _Decode(Transform):

@@ -190,6 +190,7 @@ def make_hippocampus_phantom(root: str | Path, n_train: int = 12, n_validation: 
 PHANTOM = Phantom(
     "hippocampus_phantom",
     make_hippocampus_phantom,
+    small={"n_train": 3, "n_validation": 2},
     version=1,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
     text="stands in for MR of people; its results say nothing of real hippocampi. Set dataset_dir to the folder of "
     "Task04_Hippocampus (Medical Segmentation Decathlon, medicaldecathlon.com) for those.",

@@ -7,10 +7,10 @@ import gzip
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 from numpy.typing import NDArray
@@ -28,13 +28,15 @@ class Phantom(NamedTuple):
     """Synthetic cases in the layout of a data set.
 
     name: beginning of the folder's name in the cache.
-    make: writes the cases into the folder that it is given; ``n_train`` is their number for training.
+    make: writes the cases into the folder that it is given.
+    small: arguments of ``make`` for a few small cases in every split, for tests.
     version: raised by whoever changes the written voxels, so that no old cache is taken for a new one.
     text: the warning's end: what the data stand in for, and how to get the real ones.
     """
 
     name: str
     make: Callable[..., object]
+    small: Mapping[str, Any]
     version: int
     text: str
 

@@ -187,7 +187,8 @@ def test_cache_is_filled_once(
         monkeypatch.delenv(name, raising=False)
     if variable:
         monkeypatch.setenv(variable, str(tmp_path))
-    monkeypatch.setattr(acdc_phantom, "make_acdc_phantom", functools.partial(make_acdc_phantom, **SMALL))
+    small = functools.partial(make_acdc_phantom, **SMALL)
+    monkeypatch.setattr(acdc_phantom, "PHANTOM", acdc_phantom.PHANTOM._replace(make=small))
     argument = None if variable else tmp_path
     with caplog.at_level(logging.WARNING):
         first = acdc_phantom.PHANTOM.folder(argument)
