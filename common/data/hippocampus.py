@@ -43,6 +43,7 @@ SPLITS = ("train", "validation", "all")
 NAME = r"hippocampus_\d+"
 LABELS = {"anterior": 1, "posterior": 2}
 ORIENTATION, SPACING, SPACING_RANGE = "RAS", (1.0, 1.0, 1.0), None  # mm; every other spacing is brought to it
+SPATIAL_SIZE = (40, 56, 40)  # of the network's window
 # How inference reads a pair of images; what is not said here is as in training.
 INFERENCE = {
     "align": "centres", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,

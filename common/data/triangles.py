@@ -39,6 +39,7 @@ COUNTS = {"train": 1000, "validation": 100, "test": 100}
 SPLITS = (*COUNTS, "all")
 LABELS = {"shape": 1}
 ORIENTATION, SPACING, SPACING_RANGE = "RAS", None, None  # there is no physical unit
+SPATIAL_SIZE = (64, 64)  # of the network's window
 # How inference reads a pair of images; what is not said here is as in training.
 INFERENCE = {
     "align": "physical", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,

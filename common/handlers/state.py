@@ -127,7 +127,9 @@ class TrainingState:
 
     @staticmethod
     def _objectives(engine: Engine) -> dict[str, nn.Module]:
-        return {update.name: update.objective for update in engine.method.updates if isinstance(update.objective, nn.Module)}
+        return {
+            update.name: update.objective for update in engine.method.updates if isinstance(update.objective, nn.Module)
+        }
 
     def _save(self, engine: Engine) -> None:
         skipped = engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs

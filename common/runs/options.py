@@ -119,7 +119,9 @@ OPTIONS: dict[str, Option] = {
     "architectures": Option("parameters of each network", kind="table", fixed=True),
     "objective": Option("what is minimised, by name", METHOD, fixed=True),
     "objectives": Option("parameters of each objective", METHOD, kind="table", fixed=True),
-    "similarity": Option("measure of the images' likeness: a name, or a weighted sum", METHOD, "similarity", fixed=True),
+    "similarity": Option(
+        "measure of the images' likeness: a name, or a weighted sum", METHOD, "similarity", fixed=True
+    ),
     "smoothness_weight": Option("weight of the field's smoothness", METHOD, least=0, fixed=True),
     "field_weight": Option(
         "weight of the field's smoothness where the field is optimised", (FIT,), kind="number", least=0
