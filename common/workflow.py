@@ -16,7 +16,7 @@ from torch import nn
 
 from .bundle import claim, finish, rank, select_device
 from .data.pairs import PairDataset, evaluation_loader, training_loader
-from .engines.architectures import is_solver, refuse_solver
+from .engines.solvers import is_solver, refuse_solver
 from .engines.evaluator import RegistrationEvaluator
 from .engines.instance import InstanceOptimisation
 from .engines.method import MODEL, Method
@@ -25,6 +25,7 @@ from .handlers.decay import PolynomialDecay
 from .handlers.figures import evaluation_handlers, validation_handlers
 from .handlers.log import TrainingLog
 from .handlers.state import TrainingState, load_weights
+from .metrics.inverse_consistency import InverseConsistencyMeasures
 from .runs import record
 from .runs.configuration import current_parser
 from .runs.options import OPTIONS, checked
@@ -195,7 +196,7 @@ def evaluator(
         evaluation_loader(dataset, options.batch_size),
         registration(method, options),
         amp=options.amp,
-        both_ways=any(getattr(measure, "needs_both_ways", False) for measure in measures),
+        both_ways=any(isinstance(measure, InverseConsistencyMeasures) for measure in measures),
         condition=options.condition,
         val_handlers=[*shared, *val_handlers],
     )

@@ -49,6 +49,11 @@ SPLITS = ("train", "validation", "test", "all")
 CROP_CENTERS = ("middle_slice", "slice", "volume", "auto")
 LABELS = {"myocardium": 2, "lv": 3, "rv": 1}
 ORIENTATION, SPACING, SPACING_RANGE = "LPS", (1.5, 1.5), (1.2, 2.0)  # mm, in the plane
+# How inference reads a pair of images; what is not said here is as in training.
+INFERENCE = {
+    "align": "physical", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,
+    "crop_center": "auto",
+}  # fmt: skip
 TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "true_ddf")
 
 

@@ -43,6 +43,11 @@ SPLITS = ("train", "validation", "all")
 NAME = r"hippocampus_\d+"
 LABELS = {"anterior": 1, "posterior": 2}
 ORIENTATION, SPACING, SPACING_RANGE = "RAS", (1.0, 1.0, 1.0), None  # mm; every other spacing is brought to it
+# How inference reads a pair of images; what is not said here is as in training.
+INFERENCE = {
+    "align": "centres", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,
+    "crop_center": "middle",
+}  # fmt: skip
 LAYOUT = (
     "expected DIR/imagesTr/hippocampus_001.nii.gz, … and DIR/labelsTr/hippocampus_001.nii.gz, …; get "
     "Task04_Hippocampus from the Medical Segmentation Decathlon and unpack it there unchanged"

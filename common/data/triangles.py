@@ -39,6 +39,11 @@ COUNTS = {"train": 1000, "validation": 100, "test": 100}
 SPLITS = (*COUNTS, "all")
 LABELS = {"shape": 1}
 ORIENTATION, SPACING, SPACING_RANGE = "RAS", None, None  # there is no physical unit
+# How inference reads a pair of images; what is not said here is as in training.
+INFERENCE = {
+    "align": "physical", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,
+    "crop_center": "middle", "percentiles": [1, 99],
+}  # fmt: skip
 PHANTOM = None
 LAYOUT = "the pairs of this data set are generated; leave dataset_dir at 'phantom'"
 STYLES = ("outlines", "filled")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from common.engines.evaluator import RegistrationEvaluator
-from common.handlers.metrics import CaseMetrics
+from common.handlers.measures import CaseMeasures
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.warp import warp
 
