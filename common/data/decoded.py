@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from monai.data import CacheDataset, PersistentDataset
 from monai.transforms import Transform
 
 from .layout import DatasetLayoutError, Invalid
+
+logger = logging.getLogger(__name__)
 
 MEMORY = "memory"
 FORMAT = 1  # raise it whenever the values that are read from the same files change, so that no old cache is taken
@@ -60,13 +63,14 @@ class DecodedPairs(Sequence[dict[str, Any]]):
             for entry in self.datalist
         ]
         unique = [json.loads(part) for part in numbers]
-        decode = _Decode(read)
+        self.folder = None if str(cache) == MEMORY else Path(cache).expanduser()
+        decode, key = _Decode(read), partial(_file_key, read.__qualname__)
         with _layout_errors():
-            if str(cache) == MEMORY:
-                self.decoded = CacheDataset(unique, decode, num_workers=THREADS, progress=False, runtime_cache=lazily)
-            else:
-                key = partial(_file_key, read.__qualname__)
-                self.decoded = PersistentDataset(unique, decode, Path(cache).expanduser(), hash_func=key)
+            self.decoded = (
+                CacheDataset(unique, decode, num_workers=THREADS, progress=False, runtime_cache=lazily)
+                if self.folder is None
+                else PersistentDataset(unique, decode, self.folder, hash_func=key)
+            )
 
     def __len__(self) -> int:
         return len(self.datalist)
@@ -75,10 +79,7 @@ class DecodedPairs(Sequence[dict[str, Any]]):
         """Return a pair, or a list of pairs for a slice."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        entry = self.datalist[index]
-        with _layout_errors():
-            parts = [self.decoded[number] for number in self.needed[index]]
-        return self.join(entry, *parts)
+        return self.join(self.datalist[index], *(self._part(number) for number in self.needed[index]))
 
     def drop(self, invalid: Invalid) -> None:
         """Decode every pair, and leave out those of subjects that cannot be."""
@@ -88,6 +89,19 @@ class DecodedPairs(Sequence[dict[str, Any]]):
         kept = [number for number, entry in enumerate(self.datalist) if entry["subject"] not in invalid.subjects]
         self.datalist = [self.datalist[number] for number in kept]
         self.needed = [self.needed[number] for number in kept]
+
+    def _part(self, number: int) -> dict[str, Any]:
+        with _layout_errors():
+            try:
+                return self.decoded[number]
+            except (RuntimeError, EOFError) as error:
+                cut_short = isinstance(error, EOFError) or "PytorchStreamReader" in str(error)
+                if self.folder is None or not cut_short:
+                    raise
+            file = self.folder / f"{self.decoded.hash_func(self.decoded.data[number]).decode()}.pt"
+            logger.warning("%s was cut short, perhaps by a run that was killed; it is written anew.", file)
+            file.unlink(missing_ok=True)
+            return self.decoded[number]
 
 
 class _Decode(Transform):

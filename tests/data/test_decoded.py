@@ -106,6 +106,21 @@ def test_items_of_a_dataset_are_equal_from_memory_and_from_a_folder_in_other_pro
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True)) and len(batches[0]) == 3
 
 
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+def test_a_cached_file_that_was_cut_short_is_written_anew(
+    kept: float, datalist: list[dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = list(decoded(datalist, tmp_path / "cache"))
+    for file in (tmp_path / "cache").iterdir():
+        raw = file.read_bytes()
+        file.write_bytes(raw[: kept if isinstance(kept, int) else int(kept * len(raw))])
+    READ.clear()
+    assert_same(decoded(datalist, tmp_path / "cache"), expected)
+    assert len(READ) == 3
+    assert_same(decoded(datalist, tmp_path / "cache"), expected)
+    assert len(READ) == 3
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_file_that_is_not_as_published_says_so_in_its_own_words(
     folder: bool, datalist: list[dict[str, str]], tmp_path: Path
