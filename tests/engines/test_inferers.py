@@ -195,27 +195,6 @@ def test_single_slice_files_stay_single_slice_files(tmp_path, weights):
         assert nib.load(tmp_path / "out" / name).shape == (40, 36, 1)
 
 
-def test_monai_label_gets_the_warped_image(tmp_path, weights):
-    """Its server's order of calls: preprocessing, inferer on image[None], the result under pred, postprocessing."""
-    shape = (50, 40, 3)
-    request = {"image": write(tmp_path / "a.nii.gz", volume(shape, 1), OBLIQUE), "model": "adacs_acdc"}
-    request["fixed"] = write(tmp_path / "b.nii.gz", volume(shape, 2), OBLIQUE)
-    run = workflow(spatial_size=[32, 32])
-    network = run.network_def
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    data = run.preprocessing(request)
-    assert data["image"].shape == (2, 32, 32, 3)
-    with torch.no_grad():
-        data["pred"] = run.inferer(data["image"][None], network)[0]
-    data = run.postprocessing(data)
-    output = {"output_dir": str(tmp_path / "out"), "ckpt_path": str(weights), "spatial_size": [32, 32]}
-    workflow(moving=request["image"], fixed=request["fixed"], **output).run()
-    expected = nib.load(tmp_path / "out" / "warped.nii.gz").get_fdata()
-    assert data["pred"].shape == (1, *shape)
-    np.testing.assert_allclose(data["pred"][0].numpy(), expected, atol=1e-3)
-    assert list(tmp_path.glob("*.png")) == []  # the server writes the result, the bundle nothing
-
-
 def test_missing_weights_are_an_error_that_says_what_to_do(tmp_path):
     files = [write(tmp_path / f"{n}.nii.gz", volume((40, 36), n), PLANAR) for n in (1, 2)]
     run = workflow(moving=files[0], fixed=files[1], ckpt_path=str(tmp_path / "none.pt"), output_dir=str(tmp_path))
