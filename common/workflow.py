@@ -16,10 +16,10 @@ from torch import nn
 
 from .bundle import claim, finish, rank, select_device
 from .data.pairs import PairDataset, evaluation_loader, training_loader
-from .engines.solvers import is_solver, refuse_solver
 from .engines.evaluator import RegistrationEvaluator
 from .engines.instance import InstanceOptimisation
 from .engines.method import MODEL, Method
+from .engines.solvers import is_solver, refuse_solver
 from .engines.trainer import RegistrationTrainer
 from .handlers.decay import PolynomialDecay
 from .handlers.figures import evaluation_handlers, validation_handlers
@@ -28,7 +28,7 @@ from .handlers.state import TrainingState, load_weights
 from .metrics.inverse_consistency import InverseConsistencyMeasures
 from .runs import record
 from .runs.configuration import current_parser
-from .runs.options import OPTIONS, checked
+from .runs.options import checked
 
 
 @dataclass(frozen=True)

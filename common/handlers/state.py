@@ -92,9 +92,10 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 class TrainingState:
     """Saves after every epoch all that a run needs to continue to the same numbers, and restores it.
 
-    Kept in ``output_dir/last.pt``: epoch and iteration, the method's modules, optimisers (and gradients another update left), the
-    objectives' buffers (the score's momentum), the stage, the torch random states as tensors, the settings. The order of samples
-    needs no state: it is a function of (seed, epoch). A changed learning rate takes effect on resume, and the log says
+    Kept in ``output_dir/last.pt``: epoch and iteration, the method's modules, optimisers (and gradients another update
+    left), the objectives' buffers (the score's momentum), the stage, the torch random states as tensors, the settings.
+    The order of samples needs no state: it is a function of (seed, epoch). A changed learning rate takes effect on
+    resume, and the log says
     so; other settings than those the training was started with are refused. Files are written atomically; parameters
     that are not finite are never written. Of several processes the first writes and all restore. At the end the bare
     weights go to ``output_dir/<name>.pt``.
