@@ -100,6 +100,11 @@ def choose_objective(objectives: dict[str, Any], name: str) -> Any:
             f"objective: expected one of {', '.join(objectives)}, got {name!r}, which is no objective but registers "
             f"without any training. Run the evaluating or inferring command with --architecture {name}."
         )
+    if name == "ncc" and name not in objectives:
+        raise ValueError(
+            "objective: 'ncc' names two things. Take lncc, the local one in a window (what VoxelMorph, TransMorph and "
+            "LapIRN call NCC), or global_ncc, the correlation coefficient of the whole images."
+        )
     return choose(objectives, name, "objective")
 
 

@@ -169,7 +169,7 @@ def test_a_solver_is_not_trained(solver: str, data_dirs: dict[str, str], tmp_pat
     [
         ({"objective": "lnc"}, "Did you mean 'lncc'"),
         ({"objective": "pairwise"}, "--architecture pairwise"),
-        ({"objective": "ncc"}, "objective: expected one of"),
+        ({"objective": "ncc"}, "lncc, the local one"),
         ({"condition": 0.5}, "condition"),
     ],
 )
