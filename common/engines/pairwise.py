@@ -129,7 +129,7 @@ class PairwiseRegistration(Solver):
             for level, steps in self.schedule:
                 velocity = self._optimise(velocity, self._coarsen(image, level), level, steps)
             ddf = resize_field(integrate_svf(velocity, self.integration_steps), shape)
-            return ddf[(..., *(slice(length) for length in size))]
+            return ddf[tuple(slice(length) for length in (*ddf.shape[:2], *size))]
 
     def _coarsen(self, image: Tensor, level: int) -> Tensor:
         if self.smoothing > 0:

@@ -83,7 +83,7 @@ class MIND(nn.Module):
     Departures: patches are averaged with equal weights (paper: Gaussian; the authors' later code: equal weights, as
     here), beyond the border the image continues before patches are taken, the bounds of V are of each image and channel
     (code: of the batch) and carry a gradient, and `variance_floor` bounds V from below, so that an image without
-    contrast has the descriptor 1 everywhere. Memory for the backward pass: some 100 maps in 3D (40 in 2D) of the
+    contrast has the descriptor 1 everywhere. Memory for the backward pass: some 60 maps in 3D (24 in 2D) of the
     image's size, against the 5 of `lncc`.
 
     Reference: Heinrich et al., Towards Realtime Multimodal Fusion for Image-Guided Interventions Using
