@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import known_name
 from ..data.pairs import PairDataset, training_loader
-from ..engines.trainer import RegistrationTrainer, Update
-from ..losses.objectives import DisplacementObjective, ScoreObjective, ScoreWeight
+from ..engines.method import MODEL, Method, Update
+from ..engines.trainer import RegistrationTrainer
+from ..losses.objective import Objective
 from ..losses.similarity import build_similarity
+from ..losses.terms import Distrust, ScoredResidual, ScoreSmoothness, ScoreWeight, Similarity, Smoothness
 from ..networks.registry import build
 from ..networks.unet import PixelEstimator
 from ..spatial.warp import warp
@@ -216,25 +218,25 @@ def _ours(
     amp: bool = False,
     compile: bool = False,
 ) -> Callable[[], None]:
-    network, score = build("voxelmorph", 2), PixelEstimator(2)
-    weight = ScoreWeight() if adacs else None
-    optimizers = [torch.optim.Adam(module.parameters(), 1e-4) for module in (network, score)]
-    updates = [Update("displacement", DisplacementObjective(weight=weight), optimizers[0])]
+    adam = functools.partial(torch.optim.Adam, lr=1e-4)
+    modules: dict[str, nn.Module] = {MODEL: build("voxelmorph", 2)}
+    similarity = Similarity(ScoreWeight() if adacs else None)
+    terms = {"similarity": (1.0, similarity), "smoothness": (0.02, Smoothness())}
+    updates = [Update("displacement", [MODEL], Objective(terms), adam)]
     if adacs:
-        updates.append(Update("score", ScoreObjective(), optimizers[1], ["estimator"]))
-    dataset = PairDataset(pairs, list(pairs[0]["moving_image"].shape[1:]), jitter=4)
-    trainer = RegistrationTrainer(
-        device,
-        1,
-        training_loader(dataset, batch_size, seed=0),
-        network,
-        updates,
+        modules["model_score"] = PixelEstimator(2)
+        score_terms = {"ucs": (1.0, ScoredResidual()), "reg": (0.02, Distrust()), "smooth": (1.5, ScoreSmoothness())}
+        updates.append(Update("score", ["model_score"], Objective(score_terms), adam))
+    method = Method(
+        modules,
         build_similarity("mse"),
-        score if adacs else None,
+        updates,
+        estimator="model_score" if adacs else None,
         second_forward=second_forward,
-        amp=amp,
-        compile=compile,
     )
+    dataset = PairDataset(pairs, list(pairs[0]["moving_image"].shape[1:]), jitter=4)
+    loader = training_loader(dataset, batch_size, seed=0)
+    trainer = RegistrationTrainer(device, 1, loader, method, amp=amp, compile=compile)
 
     def run() -> None:
         trainer.state.epoch = trainer.state.iteration = 0

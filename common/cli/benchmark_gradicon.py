@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,18 +13,19 @@ from monai.networks.nets import VoxelMorph as MonaiVoxelMorph
 from monai.networks.nets import VoxelMorphUNet as MonaiVoxelMorphUNet
 from torch import Tensor, nn
 
+from ..engines.method import MODEL, Method, Update
 from ..engines.step import CHANNELS_LAST
-from ..engines.trainer import RegistrationTrainer, Update
+from ..engines.trainer import RegistrationTrainer
 from ..losses.inverse_consistency import InverseConsistencyPenalty
-from ..losses.objectives import InverseConsistencyObjective
+from ..losses.objective import Objective
 from ..losses.similarity import build_similarity
+from ..losses.terms import InverseConsistency, Similarity
 from ..networks.icon import TallUNet2
 from ..networks.registry import build
 from ..spatial.fields import compose
 from ..spatial.warp import warp
 
 Run = Callable[[int], Tensor]  # takes this many optimiser steps and returns the loss of the last
-Objective = Callable[[Any], dict[str, Tensor]]
 
 # As gradicon_triangles (2D) and gradicon_hippocampus (3D) have them.
 WIDTHS: dict[str, Any] = {"down": (2, 16, 32, 64, 64, 64), "up": (16, 32, 32, 64, 64)}
@@ -62,7 +64,7 @@ def gradicon_runs(shape: Sequence[int], batch_size: int, device: torch.device) -
         TWO: _penalised("paper_v1"),
         ONE: _penalised("paper_v1"),
         RELEASED: _penalised("released"),
-        ALONE: _similarity_alone,
+        ALONE: _similarity_alone(),
     }
     runs = {name: _plain_run(copy.deepcopy(network), moving, fixed, layout) for name, layout in layouts.items()}
     for name, objective in objectives.items():
@@ -150,12 +152,14 @@ def _plain_run(network: nn.Module, moving: Tensor, fixed: Tensor, layout: torch.
     return _loop(network, loss_of)
 
 
-def _penalised(preset: str) -> InverseConsistencyObjective:
-    return InverseConsistencyObjective(WEIGHTS[preset], InverseConsistencyPenalty("gradicon", preset))
+def _penalised(preset: str) -> Objective:
+    penalty = InverseConsistency(InverseConsistencyPenalty("gradicon", preset))
+    similarity = Similarity(both_ways=True)
+    return Objective({"similarity": (1.0, similarity), "inverse_consistency": (WEIGHTS[preset], penalty)})
 
 
-def _similarity_alone(step: Any) -> dict[str, Tensor]:
-    return {"total": 2 * step.residual.mean()}
+def _similarity_alone() -> Objective:
+    return Objective({"similarity": (1.0, Similarity(both_ways=True))})
 
 
 def _trainer_run(
@@ -165,16 +169,14 @@ def _trainer_run(
     objective: Objective,
     batched_directions: bool,
 ) -> Run:
-    trainer = RegistrationTrainer(
-        moving.device,
-        1,
-        [{"moving_image": moving, "fixed_image": fixed}],
-        network,
-        [Update("displacement", objective, torch.optim.Adam(network.parameters(), 1e-4))],
+    method = Method(
+        {MODEL: network},
         build_similarity("mse"),
+        [Update("displacement", [MODEL], objective, functools.partial(torch.optim.Adam, lr=1e-4))],
         bidirectional=True,
         batched_directions=batched_directions,
     )
+    trainer = RegistrationTrainer(moving.device, 1, [{"moving_image": moving, "fixed_image": fixed}], method)
 
     def run(steps: int) -> Tensor:
         trainer.state.epoch = trainer.state.iteration = 0

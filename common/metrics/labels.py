@@ -146,7 +146,7 @@ def _surfaces(masks: Masks, spacing: Tensor, present: Tensor) -> dict[Column, Te
     return {name: torch.from_numpy(value).to(present.device) for name, value in values.items()}
 
 
-def _surfaces_of_case(masks: Masks, size: tuple[float, ...] | None) -> dict[Column, float]:
+def _surfaces_of_case(masks: Any, size: tuple[float, ...] | None) -> dict[Column, float]:
     """Surface distances of one case from one edge extraction and one search tree a mask, masks (*S)."""
     moving, fixed, warped, touched = (Surface(mask) for mask in masks)
     distances = {"": surface_distances(warped, fixed), "_before": surface_distances(moving, fixed)}
