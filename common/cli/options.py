@@ -11,11 +11,11 @@ from monai.bundle import ConfigParser
 
 from ..checks import known_name
 from ..runs.configuration import FILES
-from ..runs.options import EVALUATE, FIT, KINDS, OPTIONS, TRAIN, is_expression, kind_of
+from ..runs.options import FIT, KINDS, OPTIONS, TRAIN, is_expression, kind_of
 from .bundles import find_bundles
 
 RUN_IDS = {"train": "training", "evaluate": "evaluating", "inference": "inferring"}
-ELSEWHERE = {"debug": False}  # known to every run, in no JSON
+ELSEWHERE = {"condition": None, "debug": False}  # known to every run, in no JSON
 
 
 def options(bundle: str, stage: str = TRAIN) -> str:
@@ -38,7 +38,7 @@ def options(bundle: str, stage: str = TRAIN) -> str:
     files = [f"{place}/configs/{name}" for name in FILES[stage]]
     parser = ConfigParser()
     parser.read_config([str(folder / "configs" / name) for name in FILES[stage]])
-    stages = {stage, FIT} if stage == EVALUATE else {stage}
+    stages = {stage} if stage == TRAIN else {stage, FIT}
     rows = [("option", "default", "type", "meaning")]
     for name, default in {**parser.config, **ELSEWHERE}.items():
         if name in OPTIONS and stages.intersection(OPTIONS[name].stages):
@@ -52,13 +52,14 @@ def options(bundle: str, stage: str = TRAIN) -> str:
     ]
     named = files[0] if len(files) == 1 else '"' + str(files).replace(" ", "") + '"'
     command = f"python -m monai.bundle run {RUN_IDS[stage]} --config_file {named} [--option value ...]"
-    nested = "Parts of the JSON are reached with '#': --train#trainer#updates#0#optimizer#weight_decay 0.01"
+    nested = "Parts of the JSON are reached with '#': --optimizer#weight_decay 0.01"
     return "\n".join([command, "", *lines, "", nested])
 
 
 def _type(name: str, default: Any) -> str:
     option = OPTIONS[name]
     bound = f", {option.least:g} or more" if option.least is not None else ""
+    bound = f", above {option.above:g}" if option.above is not None else bound
     return KINDS[kind_of(name, default)][0] + bound + (", or None" if option.optional or default is None else "")
 
 

@@ -44,7 +44,7 @@ class CaseMeasures:
     ) -> None:
         if not measures:
             raise ValueError(
-                "measures: expected at least one, got none; common.metrics.image.ImageMeasures needs nothing but images."
+                "measures: expected at least one, got none; common.metrics.image.ImageMeasures needs images alone."
             )
         self.measures, self.thorough = list(measures), bool(thorough)
         self.output_dir = None if output_dir is None else Path(output_dir)
