@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -95,7 +96,7 @@ def build(
         form: further arguments of ``Method``.
 
     Raises:
-        ValueError: for an unknown objective, or an entry without what its builder needs.
+        ValueError: for an unknown objective, or an entry without what its builder needs, or with something else.
     """
     if objective in NAMED_OTHERWISE and objective not in objectives:
         raise ValueError(
@@ -104,6 +105,9 @@ def build(
         )
     parameters = objectives[known_name("objective", objective, objectives)]
     builder = BUILDERS.get(objective, plain)
+    known = [*inspect.signature(plain).parameters, *(entry.name for entry in dataclasses.fields(Method))]
+    for key in parameters:
+        known_name(f"objectives: the entry '{objective}'", key, known)
     try:
         inspect.signature(builder).bind(network, optimizer, **parameters)
     except TypeError as error:
