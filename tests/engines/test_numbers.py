@@ -92,7 +92,9 @@ def test_gradicon(size):
     loader, batches = batches_of(size)
     form = {"bidirectional": True, "batched_directions": False, "padding": "border", "inside_only": True}
     seeds = []
-    method = method_of(network, gradicon_objective(1.5, InverseConsistencyPenalty(preset="released")), adam(1e-3), **form)
+    method = method_of(
+        network, gradicon_objective(1.5, InverseConsistencyPenalty(preset="released")), adam(1e-3), **form
+    )
     trainer = RegistrationTrainer("cpu", 2, loader, method)
     trainer.add_event_handler(Events.ITERATION_STARTED, lambda e: seeds.append((e.state.epoch, e.state.iteration)))
     trainer.run()

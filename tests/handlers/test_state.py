@@ -21,7 +21,7 @@ TINY = {"encoder": (4,), "decoder": (4, 4)}
 SIZES = [(16, 24), (8, 12, 10)]
 BOTH = ["displacement", "score"]
 WARM_UPS = [{"updates": ["displacement"], "epochs": 1}, {"updates": ["score"], "epochs": 1}, {"updates": BOTH}]
-# Six iterations in two epochs, then frozen parts and a batch size of their own, then a copy within an epoch.
+# Three iterations an epoch: the second stage begins within the second epoch and holds the third, the last within one.
 COURSE = [
     {"updates": ["displacement"], "iterations": 4},
     {"updates": BOTH, "epochs": 2, "freeze": ["model.unet"], "batch_size": 3, "image_scale": 0.5},
