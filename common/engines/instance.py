@@ -54,7 +54,8 @@ class InstanceOptimisation(nn.Module):
             raise ValueError(f"instance_iterations: expected a whole number from 0, got {iterations!r}; 50 is usual.")
         if not learning_rate > 0:
             raise ValueError(f"instance_learning_rate: expected a number above 0, got {learning_rate!r}; e.g. 2e-5.")
-        self.method, self.network = method, method.network
+        self.method, self.network, self.similarity = method, method.network, method.similarity
+        self.objective = method.updates[0].objective if method.updates else None  # modules, to be moved with this one
         self.iterations, self.target, self.learning_rate = int(iterations), target, float(learning_rate)
         estimator = method.estimator_network
         self.estimator = None if estimator is None else EstimatorView(estimator)
@@ -63,7 +64,8 @@ class InstanceOptimisation(nn.Module):
                 "field_weight: expected a number where instance_target is 'field', got none; give the smoothness "
                 "weight that suits the similarity, e.g. 0.025 for mse."
             )
-        if self.iterations and target == "weights" and not any(True for _ in method.network.parameters()):
+        trained = self.objective is not None and any(True for _ in method.network.parameters())
+        if self.iterations and target == "weights" and not trained:
             raise ValueError(
                 f"instance_iterations: {type(method.network).__name__} has no weights to fit. Leave it 0, or choose "
                 "--instance_target field."
@@ -128,7 +130,6 @@ class InstanceOptimisation(nn.Module):
         """Fit one pair, (1, 2, *S); returns its displacement, of bidirectional methods those of both directions."""
         batch = {"moving_image": image[:, :1], "fixed_image": image[:, 1:]}
         view = TrainingView(self.network, inverse_by_negation=self.method.inverse_by_negation)
-        objective = self.method.updates[0].objective
 
         def step() -> RegistrationStep:
             return RegistrationStep(batch, condition, self.method, view, self.estimator)
@@ -139,7 +140,7 @@ class InstanceOptimisation(nn.Module):
             optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
             for iteration in tqdm(range(self.iterations), "fitting the weights", **SHORT_LIVED):
                 torch.manual_seed(iteration)  # random draws are the same for every pair, whatever came before
-                total = objective(step())["total"]
+                total = self.objective(step())["total"]  # type: ignore[misc]  # __init__ has seen to it
                 if not total.isfinite():
                     raise FloatingPointError(
                         f"instance optimisation: the loss became {total.item()} in iteration {iteration}; lower "

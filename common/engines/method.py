@@ -73,7 +73,8 @@ class Method:
 
     Raises:
         ValueError: for modules without "model", or with names that are none; updates or an estimator that name a module
-            that is not there; an unknown ``estimator_input`` or ``padding``; switches that exclude each other.
+            that is not there; updates of one name, or a first one that does not train "model"; an unknown
+            ``estimator_input`` or ``padding``; switches that exclude each other.
     """
 
     modules: Mapping[str, nn.Module]
@@ -118,6 +119,11 @@ class Method:
             raise ValueError(
                 f"updates, estimator: expected names among the modules {list(self.modules)}, got "
                 f"{sorted(named - set(self.modules))}."
+            )
+        if len(self.update_names) < len(self.updates) or any(MODEL not in u.trains for u in self.updates[:1]):
+            raise ValueError(
+                f"updates: expected different names, and a first one that trains '{MODEL}', got "
+                f"{[(update.name, list(update.trains)) for update in self.updates]}."
             )
 
     @property

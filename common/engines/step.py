@@ -52,7 +52,7 @@ class TrainingView(nn.Module):
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
             image = channels_last(image)
             if self.inverse_by_negation:
-                return self.network.estimate_and_inverse(image)  # type: ignore[operator]
+                return self.network.estimate_and_inverse(image, condition)  # type: ignore[operator]
             return self.network.estimate(image, condition)  # type: ignore[operator]
 
 

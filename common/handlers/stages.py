@@ -74,7 +74,8 @@ class Stages:
             no length.
 
     Raises:
-        ValueError: for no stage, an unknown key, a stage after one without length, or a name that is no update.
+        ValueError: for no stage, one without updates, an unknown key, a stage after one without length, or (on
+            attaching) a name that is no update, or no part of the modules.
 
     Reference: Zhang et al., AdaCS, ECCV 2024, Algorithm 1; Mok and Chung, Conditional LapIRN, MICCAI 2021 (levels);
     Tian et al., GradICON, CVPR 2023, A.2.1 (resolutions).
@@ -85,13 +86,15 @@ class Stages:
         for stage in stages:
             for key in stage:
                 known_name("stages", key, known)
+            if not stage.get("updates"):
+                raise ValueError(f"stages: expected the names of updates in every stage, got {dict(stage)}.")
         listed = [Stage(**stage) for stage in stages]
-        if not listed or any(stage.is_rest for stage in listed[:-1]):
+        self.stages = [stage for stage in listed if stage.epochs != 0 and stage.iterations != 0]
+        if not self.stages or any(stage.is_rest for stage in listed[:-1]):
             raise ValueError(
                 f"stages: expected at least one, and a length of all but the last, got {list(stages)}; give epochs or "
                 "iterations."
             )
-        self.stages = [stage for stage in listed if stage.epochs != 0 and stage.iterations != 0]
         self._loaders: dict[int, Any] = {}
         self._position, self._epoch, self._iteration = -1, 0, 0
 
@@ -101,6 +104,10 @@ class Stages:
         for stage in self.stages:
             for name in stage.updates:
                 known_name("stages", name, sorted(names))
+            for path in stage.freeze:
+                _part(engine.method.modules, path, "freeze")
+            for path in (*stage.initial_from, *stage.initial_from.values()):
+                _part(engine.method.modules, path, "initial_from")
         engine.stages = self
         engine.add_event_handler(Events.STARTED, self._announce)
         engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)
@@ -136,7 +143,9 @@ class Stages:
             return
         if engine.loaders is None:
             raise ValueError("stages: a batch_size of its own needs a trainer that was given `loaders`.")
-        loader = self._loaders.setdefault(size, engine.loaders(size))
+        if size not in self._loaders:
+            self._loaders[size] = engine.loaders(size)
+        loader = self._loaders[size]
         loader.sampler.set_epoch(engine.state.epoch)
         engine.set_data(loader)
 
@@ -189,16 +198,16 @@ def copy_weights(modules: Mapping[str, nn.Module], source: str, target: str) -> 
     Raises:
         ValueError: for a part that does not exist, or parts of unlike shapes.
     """
-    parts = [_part(modules, path) for path in (source, target)]
+    parts = [_part(modules, path, "initial_from") for path in (source, target)]
     try:
         parts[1].load_state_dict(parts[0].state_dict())
     except RuntimeError as error:
         raise ValueError(f"initial_from: '{target}' cannot take the weights of '{source}': {error}") from error
 
 
-def _part(modules: Mapping[str, nn.Module], path: str) -> nn.Module:
+def _part(modules: Mapping[str, nn.Module], path: str, argument: str) -> nn.Module:
     name, _, below = path.partition(".")
     try:
         return modules[name].get_submodule(below)
     except (KeyError, AttributeError) as error:
-        raise ValueError(f"initial_from: expected a part of the modules {list(modules)}, got '{path}'.") from error
+        raise ValueError(f"{argument}: expected a part of the modules {list(modules)}, got '{path}'.") from error

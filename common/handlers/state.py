@@ -95,10 +95,9 @@ class TrainingState:
     Kept in ``output_dir/last.pt``: epoch and iteration, the method's modules, optimisers (and gradients another update
     left), the objectives' buffers (the score's momentum), the stage, the torch random states as tensors, the settings.
     The order of samples needs no state: it is a function of (seed, epoch). A changed learning rate takes effect on
-    resume, and the log says
-    so; other settings than those the training was started with are refused. Files are written atomically; parameters
-    that are not finite are never written. Of several processes the first writes and all restore. At the end the bare
-    weights go to ``output_dir/<name>.pt``.
+    resume, and the log says so; other settings than those the training was started with are refused. Files are written
+    atomically; parameters that are not finite are never written. Of several processes the first writes and all
+    restore. At the end the bare weights go to ``output_dir/<name>.pt``.
 
     Args:
         output_dir: where to write.
@@ -209,6 +208,11 @@ class TrainingState:
         return state
 
     def _apply(self, engine: Engine, state: dict[str, Any]) -> None:
+        for what, now in (("modules", engine.method.modules), ("objectives", self._objectives(engine))):
+            if state[what].keys() != now.keys():
+                raise ValueError(f"{what} were {sorted(state[what])} and are now {sorted(now)}")
+        if bool(state["stages"]) != (engine.stages is not None):
+            raise ValueError(f"stages were {state['stages'] or 'not set'}")
         if engine.stages is not None:
             engine.stages.restore(engine, state["stages"])
         for name, module in engine.method.modules.items():

@@ -70,7 +70,8 @@ class Objective(nn.Module):
         super().__init__()
         self.weights: dict[str, Weight] = {}
         for name, (weight, _) in terms.items():
-            if not callable(weight) and (isinstance(weight, (str, bool)) or not math.isfinite(weight)):
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not callable(weight) and not (number and math.isfinite(weight)):
                 raise ValueError(f"terms: expected a finite number as weight of '{name}', got {weight!r}.")
             self.weights[name] = weight if callable(weight) else float(weight)
         if "total" in terms or all(weight == 0 for weight in self.weights.values()):

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from ..checks import known_name
 from ..engines.method import MODEL, Method, Update
 from ..losses.objective import Objective
 from ..losses.terms import DATA_WEIGHTS, SMOOTHNESS, Similarity, Smoothness
@@ -93,10 +96,14 @@ def build(
         form: further arguments of ``Method``.
 
     Raises:
-        ValueError: for parameters that do not fit.
+        ValueError: for an entry without what its builder needs, or with something else.
     """
     own = {key: value for key, value in parameters.items() if key != "similarity"}
     builder = BUILDERS.get(objective, plain)
+    arguments = {*inspect.signature(plain).parameters, *inspect.signature(builder).parameters}
+    known = {*arguments, *(entry.name for entry in dataclasses.fields(Method))}
+    for key in own:
+        known_name(f"objectives#{objective}", key, sorted(known))
     try:
         return builder(network, similarity, optimizer, **own, **form)
     except TypeError as error:

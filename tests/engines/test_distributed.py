@@ -11,43 +11,85 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ignite.engine import Events
+from torch import Tensor, nn
 
 from common.data.pairs import PairDataset, training_loader
 from common.engines.distributed import all_mean
-from common.engines.trainer import RegistrationTrainer, Update
+from common.engines.method import Method
+from common.engines.trainer import RegistrationTrainer
 from common.handlers.log import TrainingLog, read_history
 from common.handlers.momentum import ScoreMomentum
+from common.handlers.stages import Stages
 from common.handlers.state import TrainingState
-from common.losses.objectives import DisplacementObjective, ScoreObjective, ScoreWeight
-from common.losses.similarity import SquaredError
+from common.losses.terms import Momentum
+from common.networks.contract import Estimate
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
+from tests.engines.synthetic import adacs_method, adam, gradicon_objective, method_of
 
 TINY = {"encoder": (4,), "decoder": (4, 4)}
 SIZE = (16, 24)
 
 
-def train(folder: Path, batch_size: int) -> None:
-    """Two epochs of AdaCS's joint phase on noise, checkpoints and history to ``folder``."""
-    torch.manual_seed(0)
-    images = torch.rand(8, 2, 1, *SIZE)
+def trainer(method: Method, epochs: int, batch_size: int, handlers: list[Any], seed: int = 0) -> RegistrationTrainer:
+    """Of eight pairs of noise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 2, 1, *SIZE, generator=generator)
     pairs = [{"moving_image": a, "fixed_image": b, "centre": torch.tensor([8.0, 12.0])} for a, b in images]
-    network, score, objective = VoxelMorph(2, **TINY), PixelEstimator(2, **TINY), ScoreObjective()
-    torch.nn.init.normal_(network.flow.weight, std=0.1)
-    weighted = DisplacementObjective(weight=ScoreWeight())
-    updates = [
-        Update("displacement", weighted, torch.optim.Adam(network.parameters(), 1e-3)),
-        Update("score", objective, torch.optim.Adam(score.parameters(), 1e-3), ("estimator",)),
-    ]
-    handlers = [
-        ScoreMomentum(objective),
-        TrainingLog(folder, progress=False),
-        TrainingState(folder, {"model": network, "score": score}),
-    ]
     loader = training_loader(PairDataset(pairs, SIZE), batch_size, seed=3)
-    RegistrationTrainer(
-        "cpu", 2, loader, network, updates, SquaredError(), estimator=score, train_handlers=handlers
-    ).run()
+    return RegistrationTrainer("cpu", epochs, loader, method, seed=seed, train_handlers=handlers)
+
+
+def train(folder: Path, batch_size: int) -> None:
+    """Two epochs of AdaCS's joint phase, checkpoints and history to ``folder``."""
+    torch.manual_seed(0)
+    network, score, momentum = VoxelMorph(2, **TINY), PixelEstimator(2, **TINY), Momentum()
+    nn.init.normal_(network.flow.weight, std=0.1)
+    handlers = [ScoreMomentum(momentum), TrainingLog(folder, progress=False), TrainingState(folder)]
+    trainer(adacs_method(network, score, momentum), 2, batch_size, handlers).run()
+
+
+class Branched(nn.Module):
+    """Two displacements and a log variance, of which a stage may use some: the second adds to the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.variance = (nn.Conv2d(2, 2, 3, padding=1) for _ in range(3))
+        self.both = False
+
+    def estimate(self, image: Tensor, condition: Tensor | None = None) -> Estimate:
+        ddf = self.first(image)
+        if self.both:
+            ddf = ddf + self.second(image)
+        return Estimate(ddf, ddf, log_variance=self.variance(image))
+
+
+def train_in_stages(folder: Path, batch_size: int) -> None:
+    """A part that no stage uses, one that a stage leaves out, and one that it freezes."""
+    torch.manual_seed(0)
+    network = Branched()
+    update = {"updates": ["displacement"]}
+    course = [{**update, "iterations": 1}, {**update, "iterations": 1, "freeze": ["model.first"]}, update]
+    engine = trainer(method_of(network), 2, batch_size, [Stages(course), TrainingState(folder)])
+
+    def grow(e: Any) -> None:
+        network.both = e.state.iteration > 1
+
+    engine.add_event_handler(Events.ITERATION_STARTED, grow)
+    engine.run()
+
+
+def train_both_ways(folder: Path, batch_size: int) -> None:
+    """One direction after the other."""
+    torch.manual_seed(0)
+    network = VoxelMorph(2, **TINY)
+    nn.init.normal_(network.flow.weight, std=0.1)
+    method = method_of(network, gradicon_objective(), bidirectional=True, batched_directions=False)
+    trainer(method, 1, batch_size, [TrainingState(folder)]).run()
+
+
+COURSES = {"adacs": train, "stages": train_in_stages, "both_ways": train_both_ways}
 
 
 def process(rank: int, folder: Path) -> None:
@@ -55,7 +97,8 @@ def process(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     assert float(all_mean(torch.tensor(float(rank)))) == 0.5
-    train(folder / "two", 2)
+    for name, course in COURSES.items():
+        course(folder / name / "two", 2)
     (folder / f"{rank}.json").write_text(json.dumps(drawn(folder / "drawn", 2)))
     dist.barrier()
     dist.destroy_process_group()
@@ -76,21 +119,15 @@ class Drawing(torch.nn.Module):
 def drawn(folder: Path, epochs: int, resume: bool = False, seed: int = 3) -> list[float]:
     """What the objective of a run draws in this process, an entry an iteration."""
     torch.manual_seed(0)
-    images = torch.rand(8, 2, 1, *SIZE)
-    pairs = [{"moving_image": a, "fixed_image": b, "centre": torch.tensor([8.0, 12.0])} for a, b in images]
-    network, objective = VoxelMorph(2, **TINY), Drawing()
-    update = Update("displacement", objective, torch.optim.Adam(network.parameters(), 1e-3))
-    state = TrainingState(folder, {"model": network}, resume=resume)
-    loader = training_loader(PairDataset(pairs, SIZE), 2, seed=3)
-    RegistrationTrainer(
-        "cpu", epochs, loader, network, [update], SquaredError(), seed=seed, train_handlers=[state]
-    ).run()
+    objective = Drawing()
+    method = method_of(VoxelMorph(2, **TINY), objective, adam(1e-3))
+    trainer(method, epochs, 2, [TrainingState(folder, resume=resume)], seed).run()
     return objective.draws
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote: ``two`` of ``train``, and ``<rank>.json`` of ``drawn``."""
+    """What two processes wrote: ``<course>/two``, and ``<rank>.json`` of ``drawn``."""
     folder = tmp_path_factory.mktemp("processes")
     mp.spawn(process, args=(folder,), nprocs=2)
     return folder
@@ -115,14 +152,33 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.handlers.log.training_curves", lambda history, path: None)
 
 
+def assert_same_weights(one: Path, two: Path) -> None:
+    for path in one.glob("*.pt"):
+        if path.name.startswith("model"):
+            weights = [torch.load(folder / path.name, weights_only=True) for folder in (one, two)]
+            for key in weights[0]:
+                torch.testing.assert_close(weights[1][key], weights[0][key], atol=1e-5, rtol=1e-4)
+
+
 def test_two_processes_equal_one_with_the_doubled_batch(two_processes: Path) -> None:
-    train(two_processes / "one", 4)
-    for name in ("model.pt", "score.pt"):
-        one, two = (torch.load(two_processes / folder / name, weights_only=True) for folder in ("one", "two"))
-        for key in one:
-            torch.testing.assert_close(two[key], one[key], atol=1e-5, rtol=1e-4)
-    histories = [read_history(two_processes / folder / "history.csv") for folder in ("one", "two")]
+    folder = two_processes / "adacs"
+    train(folder / "one", 4)
+    assert {path.name for path in (folder / "two").glob("model*")} == {"model.pt", "model_score.pt"}
+    assert_same_weights(folder / "one", folder / "two")
+    histories = [read_history(folder / part / "history.csv") for part in ("one", "two")]
     assert len(histories[0]) == 2
     for row, other in zip(*histories, strict=True):
         for term in ("displacement/total", "score/total", "score/mu", "score/momentum"):
             assert float(other[term]) == pytest.approx(float(row[term]), rel=1e-4)
+
+
+def test_parts_that_a_stage_leaves_unused_or_freezes_stop_no_process(two_processes: Path) -> None:
+    folder = two_processes / "stages"
+    train_in_stages(folder / "one", 4)
+    assert_same_weights(folder / "one", folder / "two")
+
+
+def test_directions_one_after_the_other_are_two_forwards_in_every_process(two_processes: Path) -> None:
+    folder = two_processes / "both_ways"
+    train_both_ways(folder / "one", 4)
+    assert_same_weights(folder / "one", folder / "two")

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.engines.evaluator import RegistrationEvaluator
+from common.engines.evaluator import RegistrationEvaluator, condition_tensor
 from common.handlers.measures import CaseMeasures
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.warp import warp
+from tests.engines.synthetic import Conditional
 
 LABELS = LabelMeasures({"myocardium": 2})
 SIZES = [(16, 20), (8, 10, 12)]
@@ -25,8 +26,8 @@ class Shift(nn.Module):
         self.shift = torch.tensor(shift)
         self.modes = []
 
-    def forward(self, image):
-        assert image.shape[1] == 2
+    def forward(self, image, fixed=None, condition=None):
+        assert image.shape[1] == 2 and fixed is None and condition is None
         self.modes.append(self.training)
         dims = image.dim() - 2
         return self.shift.view([1, -1] + [1] * dims).expand(len(image), dims, *image.shape[2:])
@@ -90,14 +91,6 @@ def test_known_shift_scores_one_from_the_pair_to_the_files(size, tmp_path):
     assert summary["dice"]["n"] == 3 and summary["settings"] == {"seed": 3}
 
 
-def test_bare_function_registers_too():
-    evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, 0)), lambda image: Shift([1.0, 0.0])(image))
-    evaluator.run()
-    torch.testing.assert_close(
-        evaluator.state.output["warped_image"], evaluator.state.batch["fixed_image"], atol=1e-5, rtol=0
-    )
-
-
 @pytest.mark.parametrize("amp", [False, True])
 def test_network_runs_without_gradients_and_fields_are_float32(amp):
     torch.manual_seed(0)
@@ -148,3 +141,33 @@ def test_inverse_consistency_goes_from_the_pair_to_the_files(tmp_path):
     with open(tmp_path / "metrics.csv", newline="") as stream:
         errors = [float(row["inverse_consistency_error"]) for row in csv.DictReader(stream)]
     assert errors == pytest.approx([2.0] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"), [(None, None), (0.5, [[0.5], [0.5]]), (2, [[2.0], [2.0]]), ([1, 2.5], [[1.0, 2.5]] * 2)]
+)
+def test_condition_is_repeated_for_every_image(condition, expected):
+    tensor = condition_tensor(condition, torch.zeros(2, 2, 4, 4))
+    assert tensor is None if expected is None else (tensor.tolist() == expected and tensor.dtype == torch.float32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("condition", [None, 1.5, [1.0, 2.0]])
+def test_condition_reaches_the_network_both_ways(size, condition):
+    network = Conditional(len(size))
+    evaluator = RegistrationEvaluator(
+        "cpu", loader_of(size, (0,) * len(size)), network, both_ways=True, condition=condition
+    )
+    evaluator.run()
+    value = 0.0 if condition is None else 1.5
+    for key in ("ddf", "reverse_ddf"):
+        assert (evaluator.state.output[key] == value).all()
+    assert len(network.seen) == 4  # two batches, two directions
+    assert (evaluator.register(torch.rand(1, 2, *size)) == value).all()
+
+
+def test_condition_for_a_network_that_takes_none_is_refused():
+    network = VoxelMorph(2, encoder=(4,), decoder=(4, 4))
+    evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, 0)), network, condition=0.5)
+    with pytest.raises(ValueError, match="condition: VoxelMorph takes none"):
+        evaluator.run()

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from common.losses.inverse_consistency import InverseConsistencyPenalty
-from common.losses.objectives import DisplacementObjective, InverseConsistencyObjective, ScoreWeight
 from common.losses.similarity import SquaredError
+from common.losses.terms import ScoreWeight
+from common.networks.contract import Estimate
 from common.networks.unet import PixelEstimator
-from common.networks.voxelmorph import Estimate, VoxelMorph
+from common.networks.voxelmorph import VoxelMorph
 from common.spatial.fields import compose
 from common.spatial.warp import warp
+from tests.engines.synthetic import displacement_objective, gradicon_objective
 from tests.engines.test_instance import SIZES, Recorded, each_target, icon_of, optimised, pairs_of, similarity_of
 
 
@@ -21,21 +23,21 @@ def test_weight_waits_for_the_update_of_its_estimator_whatever_that_is_called():
     torch.manual_seed(0)
     network, variance = VoxelMorph(2, encoder=(4,), decoder=(4, 4)), PixelEstimator(2, 1, encoder=(4,), decoder=(4, 4))
     images, totals = pairs_of(size, 1), {}
-    for updates in (("displacement", "variance"), ("displacement",)):
-        objective = Recorded(DisplacementObjective(0.0, weight=ScoreWeight(update="variance")))
-        optimised(network, estimator=variance, bidirectional=False, objective=objective, updates=updates)(images)
-        totals[updates] = objective.totals[0]
+    for update in ("variance", "other"):
+        objective = Recorded(displacement_objective(0.0, ScoreWeight(update="variance")))
+        optimised(network, score=variance, update=update, bidirectional=False, objective=objective)(images)
+        totals[update] = objective.totals[0]
     plain = float(similarity_of(images, network(images).detach()))
-    assert totals["displacement",] == pytest.approx(plain, rel=1e-5)
+    assert totals["other"] == pytest.approx(plain, rel=1e-5)
     with torch.no_grad():
         weighted = (variance(images[:, 1:]) * (warp(images[:, :1], network(images)) - images[:, 1:]).square()).mean()
-    assert totals["displacement", "variance"] == pytest.approx(float(weighted), rel=1e-5)
+    assert totals["variance"] == pytest.approx(float(weighted), rel=1e-5)
     assert abs(plain - float(weighted)) > 0.05 * plain
 
 
 def test_random_points_of_a_pair_do_not_depend_on_what_was_drawn_before():
     network, images = icon_of(SIZES[0]), pairs_of(SIZES[0])
-    objective = InverseConsistencyObjective(1.5, InverseConsistencyPenalty(preset="released"))
+    objective = gradicon_objective(1.5, InverseConsistencyPenalty(preset="released"))
     fit, state = optimised(network, objective=objective), torch.get_rng_state()
     together = fit(images)
     assert torch.equal(torch.get_rng_state(), state)
@@ -53,10 +55,10 @@ def test_padding_is_that_of_the_training(target, padding):
             super().__init__()
             self.shift = nn.Parameter(torch.tensor([4.0, 0.0]))
 
-        def forward(self, image):
+        def forward(self, image, fixed=None, condition=None):
             return self.shift.view(1, 2, 1, 1).expand(len(image), 2, *image.shape[2:])
 
-        def estimate(self, image):
+        def estimate(self, image, condition=None):
             return Estimate(self(image), self(image))
 
     image, seen = torch.ones(1, 2, *SIZES[0]), []
@@ -67,7 +69,7 @@ def test_padding_is_that_of_the_training(target, padding):
             return super().forward(warped, fixed)
 
     fit = optimised(
-        Moves(), target, objective=DisplacementObjective(0.01), similarity=Seen(), iterations=1, bidirectional=False,
+        Moves(), target, objective=displacement_objective(0.01), similarity=Seen(), iterations=1, bidirectional=False,
         padding=padding,
     )  # fmt: skip
     fit.field.smoothing = 0.0
@@ -82,9 +84,9 @@ def test_way_back_by_negation_and_the_foreground_are_those_of_the_training():
     image = pairs_of(SIZES[0], 1)
     image[image < 0.1] = 0
     fit = optimised(
-        network, objective=DisplacementObjective(0.01), inverse_by_negation=True, foreground=True, iterations=2
+        network, objective=displacement_objective(0.01), inverse_by_negation=True, foreground=True, iterations=2
     )
     forth, back = fit.both_ways(image)
     assert torch.equal(fit(image), forth)
     assert compose(forth, back).abs().mean() < 0.1 * forth.abs().mean()
-    assert not torch.equal(optimised(network, objective=DisplacementObjective(0.01), iterations=2)(image), forth)
+    assert not torch.equal(optimised(network, objective=displacement_objective(0.01), iterations=2)(image), forth)

@@ -2,23 +2,34 @@
 """What a method may choose of a step: what lies outside, which samples count, how the way back is found."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from common.engines.step import RegistrationStep, TrainingView
-from common.engines.trainer import RegistrationTrainer, Update
-from common.losses.objectives import DisplacementObjective
-from common.losses.similarity import SquaredError
+from common.engines.trainer import RegistrationTrainer
+from common.networks.contract import Estimate
 from common.networks.icon import build_icon
-from common.networks.voxelmorph import Estimate, VoxelMorph
 from common.spatial.fields import compose
 from common.spatial.integrate import integrate_svf, resize_field
 from common.spatial.warp import warp
-from tests.engines.synthetic import SIZES, TINY, baseline, loader_of, networks
+from tests.engines.synthetic import (
+    SIZES,
+    baseline,
+    displacement_objective,
+    loader_of,
+    method_of,
+    moving_network,
+    networks,
+)
 
-NAMES = frozenset(["displacement"])
+
+def step_of(moving, fixed, ddf, **form):
+    method = method_of(nn.Identity(), **form)
+    batch = {"moving_image": moving, "fixed_image": fixed}
+    return RegistrationStep(batch, None, method, lambda image, condition: Estimate(ddf, ddf))
 
 
 def shifted_step(shape, shift, **options):
@@ -27,9 +38,7 @@ def shifted_step(shape, shift, **options):
     moving, fixed = (torch.rand(len(shift), 1, *shape, generator=generator) + 0.5 for _ in range(2))
     ddf = torch.zeros(len(shift), len(shape), *shape)
     ddf[:, 0] = torch.tensor(shift).view(-1, *[1] * len(shape))
-    return RegistrationStep(
-        moving, fixed, lambda image: Estimate(ddf, ddf), SquaredError(), None, "fixed", NAMES, NAMES, **options
-    )
+    return step_of(moving, fixed, ddf, **options)
 
 
 @pytest.mark.parametrize("shape", [(10, 12), (8, 6, 7)])
@@ -58,15 +67,9 @@ def test_pair_that_leaves_the_image_altogether_costs_nothing_and_stays_finite():
 
 
 def test_foreground_is_where_one_of_the_two_images_is_not_zero():
-    def displacement(image):
-        ddf = torch.full((1, 2, 4, 5), 0.0)
-        return Estimate(ddf, ddf)
-
     moving, fixed = torch.ones(1, 1, 4, 5), 3 * torch.ones(1, 1, 4, 5)
     moving[..., :3], fixed[..., :2] = 0, 0
-    step = RegistrationStep(
-        moving, fixed, displacement, SquaredError(), None, "fixed", NAMES, NAMES, foreground=True
-    )  # fmt: skip
+    step = step_of(moving, fixed, torch.zeros(1, 2, 4, 5), foreground=True)
     assert step.mask[0, 0, 0].tolist() == [0, 0, 1, 1, 1]
     assert step.residual[0, 0, 0].tolist() == [0, 0, 9, 4, 4]
     assert shifted_step((10, 12), [2.0]).mask is None
@@ -79,34 +82,23 @@ def test_foreground_masks_the_warped_image_too(size):
     moving[:, :, 6:8], fixed[:, :, 6:8] = 1.0, 1.0
     ddf = torch.zeros(1, len(size), *size)
     ddf[:, 0] = 4.0
-    step = RegistrationStep(
-        moving, fixed, lambda image: Estimate(ddf, ddf), SquaredError(), None, "fixed", NAMES, NAMES, foreground=True
-    )
+    step = step_of(moving, fixed, ddf, foreground=True)
     assert step.warped[:, :, 2:4].sum() > 0 and not step.residual[:, :, 2:4].any()
     assert (step.residual[:, :, 6:8] == 1).all()
 
 
-def moving_network(size, **options):
-    torch.manual_seed(0)
-    network = VoxelMorph(len(size), **TINY, **options)
-    nn.init.normal_(network.flow.weight, std=0.3)
-    return network
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_way_back_is_the_exponential_of_the_negated_velocity_of_one_forward(size):
-    network, seen = moving_network(size), []
+    network, seen = moving_network(len(size)), []
     a, b = torch.rand(2, 2, 1, *size)
     view = TrainingView(network, inverse_by_negation=True)
     view.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    step = RegistrationStep(
-        torch.cat([a, b]), torch.cat([b, a]), view, SquaredError(), None, "fixed", NAMES, NAMES, True,
-        inverse_by_negation=True,
-    )  # fmt: skip
+    method = method_of(network, bidirectional=True, inverse_by_negation=True)
+    step = RegistrationStep({"moving_image": a, "fixed_image": b}, None, method, view)
     forth, back = step.both_ways
     velocity = network.velocity(torch.cat([a, b], dim=1))
     assert len(seen) == 1 and torch.equal(seen[0], torch.cat([a, b], dim=1))
-    torch.testing.assert_close(step.velocity, velocity)  # smoothness acts once, on +v
+    torch.testing.assert_close(step.estimate.velocity, velocity)  # smoothness acts once, on +v
     torch.testing.assert_close(forth, network(a, b))
     torch.testing.assert_close(back, resize_field(integrate_svf(-velocity), list(size)))
     assert forth.abs().max() > 0.1 and compose(forth, back).abs().mean() < 0.1 * forth.abs().mean()
@@ -116,11 +108,11 @@ def test_way_back_is_the_exponential_of_the_negated_velocity_of_one_forward(size
 
 def test_training_by_negation_is_half_of_each_direction_and_one_smoothness():
     size = (24, 32)
-    network, loader = moving_network(size), loader_of(size, batch_size=4)
+    network, loader = moving_network(2), loader_of(size, batch_size=4)
     twin = copy.deepcopy(network)
-    update = Update("displacement", DisplacementObjective(0.05), torch.optim.SGD(network.parameters(), lr=0.1))
-    options = {"bidirectional": True, "inverse_by_negation": True}
-    RegistrationTrainer("cpu", 1, loader, network, [update], SquaredError(), **options).run()
+    form = {"bidirectional": True, "inverse_by_negation": True}
+    method = method_of(network, displacement_objective(0.05), partial(torch.optim.SGD, lr=0.1), **form)
+    RegistrationTrainer("cpu", 1, loader, method).run()
     batch = next(iter(loader))
     a, b = batch["moving_image"], batch["fixed_image"]
     velocity = twin.velocity(torch.cat([a, b], dim=1))
@@ -140,6 +132,6 @@ def test_choices_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="inverse_by_negation: expected a network that integrates a velocity"):
         baseline(build_icon(2, (1,), (2, 4, 6), (4, 4)), loader, **both)
     with pytest.raises(ValueError, match="inverse_by_negation: expected a network of one pass, got passes 2"):
-        baseline(moving_network((24, 32), passes=2), loader, **both).run()
+        baseline(moving_network(2, passes=2), loader, **both).run()
     with pytest.raises(ValueError, match="padding: expected one of zeros, border, reflection, got 'zero'"):
         baseline(network, loader, padding="zero")

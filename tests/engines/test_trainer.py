@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -7,18 +8,28 @@ from ignite.engine import Events
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.engines.trainer import NonFiniteLoss, RegistrationEvents, RegistrationTrainer, Update
+from common.engines.trainer import NonFiniteLoss, RegistrationEvents, RegistrationTrainer
 from common.handlers.momentum import ScoreMomentum
-from common.handlers.schedule import AlternatingSchedule
-from common.losses.objectives import (
-    DisplacementObjective,
-    ScoreObjective,
-    ScoreWeight,
-)
-from common.losses.similarity import SquaredError
+from common.handlers.stages import Stages
+from common.losses.terms import Momentum
 from common.spatial.jacobian import jacobian_determinant
 from common.spatial.warp import identity_grid
-from tests.engines.synthetic import SIZES, baseline, blob, loader_of, networks, record_similarity
+from tests.engines.synthetic import (
+    SIZES,
+    adacs,
+    baseline,
+    blob,
+    count_forwards,
+    displacement_objective,
+    loader_of,
+    method_of,
+    networks,
+    record_similarity,
+    score_objective,
+)
+
+WARM_UPS = [{"updates": ["displacement"], "epochs": 1}, {"updates": ["score"], "epochs": 1},
+            {"updates": ["displacement", "score"]}]  # fmt: skip
 
 
 def snapshot(module):
@@ -27,22 +38,6 @@ def snapshot(module):
 
 def changed(before, module):
     return any(not torch.equal(before[key], value) for key, value in module.state_dict().items())
-
-
-def adacs(network, score, loader, max_epochs=1, leak=False, objective=None, handlers=(), lr=1e-3, **options):
-    objective = objective or ScoreObjective(leak=leak)
-    updates = [
-        Update("displacement", DisplacementObjective(weight=ScoreWeight()), torch.optim.Adam(network.parameters(), lr)),
-        Update(
-            "score",
-            objective,
-            torch.optim.Adam(score.parameters(), lr),
-            ("estimator", "displacement") if leak else ("estimator",),
-        ),
-    ]
-    return RegistrationTrainer(
-        "cpu", max_epochs, loader, network, updates, SquaredError(), estimator=score, train_handlers=handlers, **options
-    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -93,9 +88,8 @@ def test_first_update_is_the_gradient_step_by_hand(size):
     nn.init.constant_(network.flow.bias, 0.3)
     twin = copy.deepcopy(network)
     loader = loader_of(size, batch_size=4)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    update = Update("displacement", DisplacementObjective(0.05), optimizer)
-    RegistrationTrainer("cpu", 1, loader, network, [update], SquaredError()).run()
+    method = method_of(network, displacement_objective(0.05), partial(torch.optim.SGD, lr=0.1))
+    RegistrationTrainer("cpu", 1, loader, method).run()
     batch = next(iter(loader))
     estimate = twin.estimate(torch.cat([batch["moving_image"], batch["fixed_image"]], dim=1))
     warped = torch.nn.functional.grid_sample(
@@ -116,27 +110,13 @@ def by_hand_grid(ddf):
     return torch.stack([2 * where[:, a] / (size[a] - 1) - 1 for a in reversed(range(len(size)))], dim=-1)
 
 
-def count_forwards(trainer):
-    calls = {"displacement": 0, "estimator": 0}
-
-    def count(name):
-        def hook(*_):
-            calls[name] += 1
-
-        return hook
-
-    trainer._displacement.register_forward_hook(count("displacement"))
-    trainer._estimator.register_forward_hook(count("estimator"))
-    return calls
-
-
 @pytest.mark.parametrize(("second_forward", "forwards"), [(False, 1), (True, 2)])
 def test_one_forward_serves_all_updates_unless_a_second_is_asked_for(second_forward, forwards):
     network, score = networks(2)
     trainer = adacs(network, score, loader_of((24, 32), batch_size=4), second_forward=second_forward)
     calls = count_forwards(trainer)
     trainer.run()
-    assert calls == {"displacement": forwards, "estimator": 1}
+    assert calls == {"model": forwards, "model_score": 1}
 
 
 def test_second_forward_shows_the_score_the_residual_after_the_update():
@@ -169,7 +149,7 @@ def test_estimator_trains_on_after_something_put_it_in_evaluation_mode():
 def test_warm_up_touches_only_the_network_whose_turn_it_is():
     network, score = networks(2)
     weights = []
-    trainer = adacs(network, score, loader_of((24, 32)), max_epochs=3, handlers=[AlternatingSchedule(1)])
+    trainer = adacs(network, score, loader_of((24, 32)), max_epochs=3, handlers=[Stages(WARM_UPS)])
     trainer.add_event_handler(Events.EPOCH_STARTED, lambda e: weights.append((snapshot(network), snapshot(score))))
     moves = []
     trainer.add_event_handler(
@@ -184,7 +164,7 @@ def test_warm_up_touches_only_the_network_whose_turn_it_is():
 def test_score_alone_learns_to_distrust_where_the_residual_is():
     network, score = networks(2)
     trainer = adacs(
-        network, score, loader_of((24, 32), batch_size=4), max_epochs=40, lr=1e-2, objective=ScoreObjective(beta=0.0)
+        network, score, loader_of((24, 32), batch_size=4), max_epochs=40, lr=1e-2, objective=score_objective(beta=0.0)
     )
     trainer.active = frozenset({"score"})
     trainer.run()
@@ -200,11 +180,7 @@ def test_leak_reaches_the_displacement_when_it_has_its_own_forward():
     for leak in (False, True):
         network, score = networks(2)
         nn.init.normal_(network.flow.weight, std=0.1)
-        objective = ScoreObjective(leak=leak)
-        trainer = adacs(
-            network, score, loader_of((24, 32), batch_size=4), leak=leak, objective=objective, second_forward=True
-        )
-        trainer.run()
+        adacs(network, score, loader_of((24, 32), batch_size=4), leak=leak, second_forward=True).run()
         gradients[leak] = [p.grad for p in network.parameters() if p.grad is not None and p.grad.any()]
     assert gradients[True] and not gradients[False]
 
@@ -214,10 +190,9 @@ def test_leak_reaches_the_displacement_when_it_has_its_own_forward():
 def test_momentum_beside_it_does_not_stop_the_leak(form, active):
     network, score = networks(2)
     nn.init.normal_(network.flow.weight, std=0.1)
-    objective = ScoreObjective(leak=True)
-    momentum = ScoreMomentum(objective, form)
+    momentum = Momentum()
     loader = loader_of((24, 32), batch_size=4)
-    trainer = adacs(network, score, loader, leak=True, objective=objective, handlers=[momentum], second_forward=True)
+    trainer = adacs(network, score, loader, momentum=momentum, leak=True, handlers=[ScoreMomentum(momentum, form)])
     trainer.active = frozenset(active)
     trainer.run()
     assert any(p.grad is not None and p.grad.any() for p in network.parameters())
@@ -233,7 +208,7 @@ def test_leaking_update_without_its_own_forward_is_refused():
 def test_non_finite_loss_names_the_term_and_leaves_the_weights(term):
     network, _ = networks(2)
     trainer = baseline(network, loader_of((24, 32)), max_epochs=3)
-    plain = trainer.updates[0].objective
+    plain = trainer.method.updates[0].objective
 
     def poisoned(step):
         terms = plain(step)
@@ -242,7 +217,7 @@ def test_non_finite_loss_names_the_term_and_leaves_the_weights(term):
             terms["total"] = terms["similarity"] + terms["smoothness"]
         return terms
 
-    trainer.updates[0].objective = poisoned
+    trainer.method.updates[0].objective = poisoned
     kept = {}
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: kept.update(snapshot(network)))
     with pytest.raises(
@@ -266,11 +241,13 @@ def test_nan_in_an_image_stops_the_run():
 def test_bfloat16_keeps_fields_and_losses_in_float32_and_learns(size):
     network, score = networks(len(size))
     dtypes, losses = set(), []
-    trainer = adacs(network, score, loader_of(size), max_epochs=15, lr=1e-2, amp=True)
+    trainer = adacs(network, score, loader_of(size), max_epochs=15, lr=1e-2, options={"amp": True})
 
     def look(engine):
         step = engine.state.step
-        dtypes.update({step.velocity.dtype, step.estimate.ddf.dtype, step.residual.dtype, step.estimated.dtype})
+        dtypes.update(
+            {step.estimate.velocity.dtype, step.estimate.ddf.dtype, step.residual.dtype, step.estimated.dtype}
+        )
 
     trainer.add_event_handler(RegistrationEvents.UPDATE_STARTED, look)
     record_similarity(trainer, losses)
@@ -299,4 +276,4 @@ def test_state_dict_keeps_the_bare_names():
     names = list(network.state_dict())
     trainer = adacs(network, score, loader_of((24, 32)))
     trainer.run()
-    assert trainer.network is network and list(network.state_dict()) == names
+    assert trainer.method.network is network and list(network.state_dict()) == names

@@ -7,13 +7,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from common.engines.evaluator import RegistrationEvaluator
-from common.engines.trainer import RegistrationTrainer, Update
-from common.losses.inverse_consistency import InverseConsistencyPenalty
-from common.losses.objectives import InverseConsistencyObjective
-from common.losses.similarity import SquaredError
+from common.engines.trainer import RegistrationTrainer
 from common.networks.icon import build_icon
 from common.spatial.jacobian import jacobian_determinant
-from tests.engines.synthetic import baseline, loader_of, networks, record_similarity
+from tests.engines.synthetic import (
+    adam,
+    baseline,
+    gradicon_objective,
+    loader_of,
+    method_of,
+    networks,
+    record_similarity,
+)
 
 
 def test_bidirectional_registers_both_ways_in_one_batch_and_halves_each():
@@ -56,11 +61,9 @@ def test_directions_go_through_the_network_together_or_one_after_the_other(batch
     torch.testing.assert_close(torch.cat(seen), torch.cat([image, image.flip(1)]), atol=0, rtol=0)
 
 
-def gradicon(network, loader, epochs, lr=1e-3, handlers=None, **options):
-    objective = InverseConsistencyObjective(0.2, InverseConsistencyPenalty())
-    update = Update("displacement", objective, torch.optim.Adam(network.parameters(), lr=lr))
-    options |= {"bidirectional": True, "train_handlers": handlers}
-    return RegistrationTrainer("cpu", epochs, loader, network, [update], SquaredError(), **options)
+def gradicon(network, loader, epochs, lr=1e-3, handlers=None, **form):
+    method = method_of(network, gradicon_objective(), adam(lr), bidirectional=True, **form)
+    return RegistrationTrainer("cpu", epochs, loader, method, train_handlers=handlers)
 
 
 @pytest.mark.parametrize(("size", "batched"), [((24, 32), True), ((24, 32), False), ((12, 16, 10), True)])

@@ -8,14 +8,14 @@ from ignite.engine import Engine, Events
 
 from common.engines.distributed import all_mean
 from common.engines.trainer import RegistrationEvents
-from common.handlers.momentum import ScoreMomentum
-from common.handlers.schedule import AlternatingSchedule
-from common.losses.objectives import ScoreObjective
+from common.handlers.momentum import ScoreMomentum, momentum_activation
+from common.losses.terms import Momentum
+from tests.handlers.stand_ins import course_of, stand_in
 
 BOTH = frozenset({"displacement", "score"})
 
 
-def run(objective, form="paper", residuals=((0.0,),), score=1.0, schedule=None, both=True, **options):
+def run(momentum, form="paper", residuals=((0.0,),), score=1.0, warm_up=None, both=True, **options):
     """Run an engine whose iterations have these mean residuals, epoch by epoch; return m after each iteration."""
     history = []
 
@@ -28,12 +28,12 @@ def run(objective, form="paper", residuals=((0.0,),), score=1.0, schedule=None, 
             if update in engine.active:
                 engine.state.update = update
                 engine.fire_event(RegistrationEvents.UPDATE_STARTED)
-        history.append(float(objective.momentum))
+        history.append(float(momentum.value))
 
-    engine = Engine(iteration)
+    engine = stand_in(iteration, ("displacement", "score"))
     engine.register_events(*RegistrationEvents)
-    engine.state.device, engine.active = torch.device("cpu"), BOTH
-    for handler in filter(None, [schedule, ScoreMomentum(objective, form, **options)]):
+    stages = None if warm_up is None else course_of(warm_up)
+    for handler in filter(None, [stages, ScoreMomentum(momentum, form, **options)]):
         handler.attach(engine)
     if residuals:
         engine.run(list(range(len(residuals[0]))), max_epochs=len(residuals))
@@ -41,7 +41,7 @@ def run(objective, form="paper", residuals=((0.0,),), score=1.0, schedule=None, 
 
 
 def test_without_residual_the_momentum_is_the_ramp_of_its_decay():
-    history = run(ScoreObjective(), residuals=((0.0,) * 50,) * 4)
+    history = run(Momentum(), residuals=((0.0,) * 50,) * 4)
     expected = [1 - 0.99**t for t in range(1, 201)]
     assert history == pytest.approx(expected, abs=1e-5)
 
@@ -52,12 +52,12 @@ def test_paper_form_is_the_moving_mean_of_the_cosine_of_each_iteration():
     for mu in (value for epoch in residuals for value in epoch):
         m = 0.9 * m + 0.1 * math.cos(math.pi / 2 * mu)
         expected.append(m)
-    assert run(ScoreObjective(), residuals=residuals, decay=0.9) == pytest.approx(expected, abs=1e-6)
+    assert run(Momentum(), residuals=residuals, decay=0.9) == pytest.approx(expected, abs=1e-6)
 
 
 def test_paper_form_advances_only_where_the_score_is_trained():
-    objective = ScoreObjective()
-    history = run(objective, residuals=((0.0,) * 5,) * 6, schedule=AlternatingSchedule(2))
+    m = Momentum()
+    history = run(m, residuals=((0.0,) * 5,) * 6, warm_up=2)
     # two epochs of the displacement alone leave it at 0
     assert history == pytest.approx([0.0] * 10 + [1 - 0.99**t for t in range(1, 21)], abs=1e-6)
 
@@ -74,41 +74,41 @@ def test_official_form_is_that_of_the_published_code(both):
             if epoch != 1:
                 m = decay * m + (1 - decay) * math.cos(3.14 * 50 * mu)
             expected.append(m)
-    history = run(ScoreObjective(), "official", residuals, score, AlternatingSchedule(1), both)
+    history = run(Momentum(), "official", residuals, score, 1, both)
     assert history == pytest.approx(expected, abs=1e-5)
 
 
 def test_official_form_has_nearly_full_smoothness_after_the_first_epoch():
     """At the mean residual of the shipped baseline on ACDC; the paper's form is still at 0."""
     residuals = ((0.0035,) * 5,) * 2
-    history = run(ScoreObjective(), "official", residuals, schedule=AlternatingSchedule(1))
+    history = run(Momentum(), "official", residuals, warm_up=1)
     assert history[4] == pytest.approx(0.9625, abs=1e-4) and history[5:] == history[4:5] * 5
-    assert run(ScoreObjective(), residuals=residuals, schedule=AlternatingSchedule(1))[4] == 0.0
+    assert run(Momentum(), residuals=residuals, warm_up=1)[4] == 0.0
 
 
 def test_none_leaves_the_momentum_at_one():
-    objective = ScoreObjective()
-    assert run(objective, "none", ((0.3,) * 4,)) == [1.0] * 4
+    m = Momentum()
+    assert run(m, "none", ((0.3,) * 4,)) == [1.0] * 4
 
 
 @pytest.mark.parametrize(("form", "start"), [("paper", 0.0), ("official", 0.0), ("none", 1.0)])
 def test_new_run_starts_at_zero_or_stays_one(form, start):
-    objective = ScoreObjective()
-    ScoreMomentum(objective, form)
-    assert float(objective.momentum) == start
+    m = Momentum()
+    ScoreMomentum(m, form)
+    assert float(m.value) == start
 
 
 def test_resumed_run_continues_from_the_restored_momentum():
-    objective = ScoreObjective()
-    momentum = ScoreMomentum(objective)
-    objective.load_state_dict({"momentum": torch.tensor(0.5)})
+    m = Momentum()
+    momentum = ScoreMomentum(m)
+    m.load_state_dict({"value": torch.tensor(0.5)})
     engine = Engine(lambda e, b: e.fire_event(RegistrationEvents.UPDATE_STARTED))
     engine.register_events(*RegistrationEvents)
     engine.state.device, engine.state.update, engine.active = torch.device("cpu"), "score", BOTH
     engine.state.step = SimpleNamespace(residual=torch.zeros(1, 1, 2, 2))
     momentum.attach(engine)
     engine.run([0], max_epochs=1)
-    assert float(objective.momentum) == pytest.approx(0.5 * 0.99 + 0.01, abs=1e-6)
+    assert float(m.value) == pytest.approx(0.5 * 0.99 + 0.01, abs=1e-6)
     assert engine.has_event_handler(momentum._new_epoch, Events.EPOCH_STARTED)
 
 
@@ -119,4 +119,11 @@ def test_mean_over_one_process_is_the_value():
 
 def test_unknown_form_is_refused():
     with pytest.raises(ValueError, match="form must be 'paper', 'official' or 'none', got 'papre'"):
-        ScoreMomentum(ScoreObjective(), "papre")
+        ScoreMomentum(Momentum(), "papre")
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.01, 0.3])
+def test_momentum_activation_is_the_cosine_of_each_form(mu):
+    value = torch.tensor(mu, dtype=torch.float64)
+    assert float(momentum_activation(value)) == pytest.approx(math.cos(math.pi / 2 * mu), abs=1e-12)
+    assert float(momentum_activation(value, "official")) == pytest.approx(math.cos(3.14 * 50 * mu), abs=1e-12)

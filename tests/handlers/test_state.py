@@ -6,67 +6,61 @@ import torch
 from ignite.engine import Events
 
 from common.data.pairs import PairDataset, training_loader
-from common.engines.trainer import RegistrationTrainer, Update
+from common.engines.method import Update
+from common.engines.trainer import RegistrationTrainer
 from common.handlers.momentum import ScoreMomentum
-from common.handlers.schedule import AlternatingSchedule
+from common.handlers.stages import Stages
 from common.handlers.state import STATE_FILE, TrainingState, load_weights, save_weights
-from common.losses.objectives import DisplacementObjective, ScoreObjective, ScoreWeight
-from common.losses.similarity import SquaredError
+from common.losses.terms import Momentum
 from common.networks.icon import build_icon
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
+from tests.engines.synthetic import adacs_method, adam, displacement_objective
 
 TINY = {"encoder": (4,), "decoder": (4, 4)}
 SIZES = [(16, 24), (8, 12, 10)]
+BOTH = ["displacement", "score"]
+WARM_UPS = [{"updates": ["displacement"], "epochs": 1}, {"updates": ["score"], "epochs": 1}, {"updates": BOTH}]
+# Three iterations an epoch: the second stage begins within the second epoch and holds the third, the last within one.
+COURSE = [
+    {"updates": ["displacement"], "iterations": 4},
+    {"updates": BOTH, "epochs": 2, "freeze": ["model.unet"], "batch_size": 3, "image_scale": 0.5},
+    {"updates": BOTH, "iterations": 2, "initial_from": {"model_score.unet.bottom": "model.unet.bottom"}},
+    {"updates": BOTH},
+]
 
 
 class Run:
     """Everything that one process of a training builds."""
 
     def __init__(
-        self, folder, epochs, size=(16, 24), resume=False, leak=False, interval=1, lr=1e-3, form="paper", settings=None
-    ):
+        self, folder, epochs, size=(16, 24), resume=False, leak=False, interval=1, lr=1e-3, form="paper", settings=None,
+        stages=WARM_UPS, method=None,
+    ):  # fmt: skip
         torch.manual_seed(1 if not resume else 999)  # a resumed run must not depend on how it was initialised
         self.network, self.score = VoxelMorph(len(size), **TINY), PixelEstimator(len(size), 1, **TINY)
         torch.nn.init.normal_(self.network.flow.weight, std=0.1)
-        self.objective = ScoreObjective(leak=leak)
-        self.optimizers = {
-            "displacement": torch.optim.Adam(self.network.parameters(), lr=lr),
-            "score": torch.optim.Adam(self.score.parameters(), lr=lr),
-        }
-        self.state = TrainingState(
-            folder,
-            {"model": self.network, "score": self.score},
-            resume=resume,
-            interval=interval,
-            settings=settings,
-        )
-        updates = [
-            Update("displacement", DisplacementObjective(weight=ScoreWeight()), self.optimizers["displacement"]),
-            Update(
-                "score",
-                self.objective,
-                self.optimizers["score"],
-                ("estimator", "displacement") if leak else ("estimator",),
-            ),
-        ]
+        self.momentum = Momentum()
+        self.method = adacs_method(self.network, self.score, self.momentum, lr, leak=leak)
+        if method is not None:
+            method(self.method)
+        self.state = TrainingState(folder, resume=resume, interval=interval, settings=settings)
+        handlers = [ScoreMomentum(self.momentum, form), self.state]
+        dataset = PairDataset(pairs(size), size, jitter=2)
         self.trainer = RegistrationTrainer(
             "cpu",
             epochs,
-            training_loader(PairDataset(pairs(size), size, jitter=2), batch_size=2, seed=5),
-            self.network,
-            updates,
-            SquaredError(),
-            estimator=self.score,
-            second_forward=leak,
-            train_handlers=[AlternatingSchedule(1), ScoreMomentum(self.objective, form), self.state],
+            training_loader(dataset, batch_size=2, seed=5),
+            self.method,
+            loaders=lambda batch_size: training_loader(dataset, batch_size, seed=5, updates_per_epoch=3),
+            train_handlers=handlers if stages is None else [Stages(stages), *handlers],
         )
 
     def everything(self):
         tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"score.{k}": v for k, v in self.score.state_dict().items()}
-        tensors["momentum"] = self.objective.momentum
-        for name, optimizer in self.optimizers.items():
+        tensors["momentum"] = self.momentum.value
+        for name, optimizer in self.trainer.optimizers.items():
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{key}": value for key, value in state.items()}
         for name, module in (("model", self.network), ("score", self.score)):
@@ -102,7 +96,7 @@ def test_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(tmp_path,
     second = Run(tmp_path / "parts", 4, size, leak=leak, resume=True)
     second.trainer.run()
     assert second.trainer.state.epoch == 4 and second.trainer.state.iteration == whole.trainer.state.iteration == 12
-    assert float(whole.objective.momentum) > 0.05
+    assert float(whole.momentum.value) > 0.05
     assert_same(whole.everything(), second.everything())
 
 
@@ -111,6 +105,79 @@ def test_resume_of_the_official_momentum_is_exact(tmp_path):
     whole.trainer.run()
     Run(tmp_path / "parts", 3, form="official").trainer.run()
     second = Run(tmp_path / "parts", 4, form="official", resume=True)
+    second.trainer.run()
+    assert_same(whole.everything(), second.everything())
+
+
+@pytest.fixture(scope="module")
+def whole_course(tmp_path_factory):
+    whole = Run(tmp_path_factory.mktemp("whole"), 6, stages=COURSE)
+    whole.trainer.run()
+    return whole
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5])
+def test_run_killed_in_any_stage_ends_with_the_numbers_of_an_uninterrupted_one(tmp_path, whole_course, epochs):
+    """Killed in the midst of the epoch after the last that was saved."""
+    first = Run(tmp_path, 6, stages=COURSE)
+
+    def kill(engine):
+        if engine.state.iteration == 3 * epochs + 2:
+            raise KeyboardInterrupt
+
+    first.trainer.add_event_handler(Events.ITERATION_COMPLETED, kill)
+    with pytest.raises(KeyboardInterrupt):
+        first.trainer.run()
+    second = Run(tmp_path, 6, stages=COURSE, resume=True)
+    active, batches = [], []
+    second.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: active.append(len(e.state.output)))
+    second.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda e: batches.append(len(e.state.batch["moving_image"]))
+    )
+    second.trainer.run()
+    assert active == ([1] * 4 + [2] * 14)[3 * epochs :]
+    assert batches == ([2] * 6 + [3] * 3 + [2] * 9)[3 * epochs :]
+    assert second.trainer.state.iteration == 18
+    assert second.trainer.stages.state_dict() == whole_course.trainer.stages.state_dict()
+    assert_same(whole_course.everything(), second.everything())
+
+
+def another_module(method):
+    method.modules = dict(method.modules) | {"model_other": PixelEstimator(2, 1, **TINY)}
+
+
+def another_update(method):
+    method.updates.append(Update("other", ["model_score"], displacement_objective(), adam(1e-3)))
+
+
+def another_term(method):
+    method.updates[0].objective.register_buffer("more", torch.zeros(1))
+
+
+@pytest.mark.parametrize("change", [another_module, another_update, another_term])
+@pytest.mark.parametrize("before", [True, False])
+def test_another_method_does_not_continue(tmp_path, change, before):
+    """Whether it has more or less than the one before."""
+    stages = [{"updates": BOTH}]
+    Run(tmp_path, 1, method=change if before else None, stages=stages).trainer.run()
+    other = Run(tmp_path, 2, resume=True, method=None if before else change, stages=stages)
+    with pytest.raises(ValueError, match="does not hold the state of this training.*--resume"):
+        other.trainer.run()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_course_of_stages_and_none_are_not_continued_as_each_other(tmp_path, before):
+    one, other = (WARM_UPS, None) if before else (None, WARM_UPS)
+    Run(tmp_path, 1, stages=one).trainer.run()
+    with pytest.raises(ValueError, match="does not hold the state of this training.*stages were"):
+        Run(tmp_path, 2, resume=True, stages=other).trainer.run()
+
+
+def test_run_without_stages_resumes_too(tmp_path):
+    whole = Run(tmp_path / "whole", 2, stages=None)
+    whole.trainer.run()
+    Run(tmp_path / "parts", 1, stages=None).trainer.run()
+    second = Run(tmp_path / "parts", 2, stages=None, resume=True)
     second.trainer.run()
     assert_same(whole.everything(), second.everything())
 
@@ -136,7 +203,7 @@ def test_lower_learning_rate_takes_effect_on_resume(tmp_path):
     Run(tmp_path, 1, lr=1e-3).trainer.run()
     resumed = Run(tmp_path, 2, lr=1e-4, resume=True)
     resumed.trainer.run()
-    assert [o.param_groups[0]["lr"] for o in resumed.optimizers.values()] == [1e-4, 1e-4]
+    assert [o.param_groups[0]["lr"] for o in resumed.trainer.optimizers.values()] == [1e-4, 1e-4]
 
 
 def test_another_training_is_not_continued(tmp_path):
@@ -181,9 +248,13 @@ def edited(change):
         (lambda path: path.write_text("nonsense"), "cannot be read, it is damaged"),
         (edited(lambda state: state.pop("optimizers")), r"is no state of a training, it lacks \['optimizers'\]"),
         (edited(lambda state: state.update(epoch="x")), "epochs: expected"),
-        (edited(lambda state: state["modules"].pop("score")), "does not hold the state of this training"),
+        (edited(lambda state: state["modules"].pop("model_score")), "does not hold the state of this training"),
         (edited(lambda state: state["modules"]["model"].popitem()), "does not hold the state of this training"),
         (edited(lambda state: state.update(random={})), "does not hold the state of this training"),
+        (edited(lambda state: state.update(stages={})), "does not hold the state of this training"),
+        (edited(lambda state: state["stages"].update(position=7)), "does not hold the state of this training"),
+        (edited(lambda state: state["objectives"].pop("score")), "does not hold the state of this training"),
+        (edited(lambda state: state["optimizers"].update(x={})), "does not hold the state of this training"),
     ],
 )
 def test_a_damaged_state_is_refused_by_name(tmp_path, damage, message):
@@ -205,11 +276,11 @@ def test_state_loads_with_weights_only_and_says_where_the_run_is(tmp_path):
 def test_bare_weights_are_written_at_the_end(tmp_path):
     run = Run(tmp_path, 1)
     run.trainer.run()
-    for name, module in (("model", run.network), ("score", run.score)):
+    for name, module in (("model", run.network), ("model_score", run.score)):
         weights = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         assert list(weights) == list(module.state_dict())
         assert all(torch.equal(weights[key], value) for key, value in module.state_dict().items())
-    assert {path.name for path in tmp_path.iterdir()} == {STATE_FILE, "model.pt", "score.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {STATE_FILE, "model.pt", "model_score.pt"}
 
 
 def test_resume_without_a_state_starts_from_the_beginning_and_says_so(tmp_path, caplog):
