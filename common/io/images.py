@@ -92,6 +92,21 @@ def load_label(path: str | Path, argument: str = "path") -> Image:
     return image._replace(array=array, stored=nifti.get_data_dtype().newbyteorder("=") if unscaled else None)
 
 
+def load_grid(path: str | Path, argument: str = "path") -> Image:
+    """The grid of an image or label file, of which the header alone is read: ``array`` is on the meta device.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        argument: what errors call it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as ``load_image``, but for what only the values say.
+    """
+    _, image, shape = _opened(Path(path), argument)
+    return image._replace(array=torch.empty(shape, device="meta"))
+
+
 def save_image(path: str | Path, array: Tensor, like: Image, dtype: np.dtype | type | None = None) -> None:
     """Write an image or label map on the grid of another, atomically, without intensity scaling.
 

@@ -29,7 +29,7 @@ STORED = {3: ["LAS", "SRA", "PIR", "ILA"], 2: ["LAS", "ARS", "PLS", "RPS"]}
 def files(acdc_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Moving, fixed and (but for triangles) the label of moving, of every data set."""
     volumes = make_hippocampus_phantom(tmp_path_factory.mktemp("hippocampus"), n_train=2, n_validation=1)
-    names = hippocampus.find_subjects(volumes)[:2]
+    names = hippocampus.subjects(volumes)[:2]
     heart = list(acdc.frame_files(acdc_dir, "patient001"))
     found = {
         "acdc": [*heart, heart[0].with_name(heart[0].name.replace(".nii", "_gt.nii"))],
@@ -39,7 +39,7 @@ def files(acdc_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         ],
         "triangles": [],
     }
-    pair = triangles.load_pairs("test", 1, (40, 33))[0]
+    pair = triangles.load_pairs("phantom", "test", 1, (40, 33))[0]
     for key in ("moving_image", "fixed_image", "moving_label"):
         found["triangles"].append(tmp_path_factory.mktemp("triangles") / "image.nii.gz")
         array = pair[key][0].numpy().astype(np.float32)

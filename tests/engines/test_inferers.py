@@ -10,8 +10,9 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 
-from common.data.acdc import DatasetLayoutError, frame_files
+from common.data.acdc import frame_files
 from common.data.acdc_phantom import make_acdc_phantom
+from common.data.layout import DatasetLayoutError
 from common.engines.inferers import StackInferer
 from common.handlers.state import save_weights
 from common.io.fields import load_ddf
