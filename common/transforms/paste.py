@@ -81,6 +81,11 @@ def paste_field(ddf: Tensor, start: Sequence[int], shape: Sequence[int], falloff
         )
     window = [slice(a - s, b + 1 - s) for a, b, s in zip(first, last, start, strict=True)]
     kept = ddf[(slice(None), slice(None), *window)]
+    return _faded(kept, first, last, shape, falloff)
+
+
+def _faded(kept: Tensor, first: Sequence[int], last: Sequence[int], shape: Sequence[int], falloff: float) -> Tensor:
+    """(N, d, *part) between two voxels of the grid, continued around them and faded to 0, (N, d, *shape)."""
     length = kept.norm(dim=1)
     faces = [length.select(axis + 1, end) for axis in range(len(shape)) for end in (0, -1)]
     reach = max(falloff, math.pi * max(float(face.max()) for face in faces))
@@ -93,11 +98,11 @@ def paste_field(ddf: Tensor, start: Sequence[int], shape: Sequence[int], falloff
     flat = [amount for pair in reversed(amounts) for amount in pair]
     part = F.pad(kept, flat, mode="replicate") if any(flat) else kept
     for axis, (a, b, l, h) in enumerate(zip(first, last, low, high, strict=True)):
-        index = torch.arange(l, h + 1, device=ddf.device, dtype=ddf.dtype)
+        index = torch.arange(l, h + 1, device=kept.device, dtype=kept.dtype)
         distance = torch.maximum(a - index, index - b).clamp(0, reach)
         weight = 0.5 * (1 + torch.cos(math.pi * distance / reach))  # cos² of half the angle, and exactly 0 at its end
         part = part * weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    field = ddf.new_zeros(*ddf.shape[:2], *shape)
+    field = kept.new_zeros(*kept.shape[:2], *shape)
     field[(slice(None), slice(None), *(slice(l, h + 1) for l, h in zip(low, high, strict=True)))] = part
     return field
 
