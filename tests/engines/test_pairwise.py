@@ -195,14 +195,16 @@ def test_any_size_is_registered(shape, name):
     image = torch.rand(2, 2, *shape, generator=torch.Generator().manual_seed(0))
     ddf = registration(similarity=build_similarity(name), levels=(4, 2, 1), steps=(3, 3, 3))(image)
     assert ddf.shape == (2, len(shape), *shape) and ddf.isfinite().all()
-    assert ddf.abs().max() > 0
+    # On a grid of corners alone nothing moves: the border's value lies beyond them.
+    assert ddf.abs().max() > 0 or max(shape) == 2
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(2, (33, 46, 1)), (0, (1, 33, 46))])
 def test_a_volume_of_one_slice_is_registered_as_the_slice_is(axis, shape):
     image = pair(vortex(SHAPES[0]))
     expected = registration()(image)
-    ddf = registration()(image.unsqueeze(axis + 2))
+    # The energy is a mean over axes and channels: of a field in the plane, 4/9 of what it is in 2D.
+    ddf = registration(smoothness_weight=0.003 * 9 / 4)(image.unsqueeze(axis + 2))
     in_plane = [i for i in range(3) if i != axis]
     assert ddf.shape == (1, 3, *shape)
     torch.testing.assert_close(ddf.select(axis + 2, 0)[:, in_plane], expected, atol=0.05, rtol=0)
@@ -285,7 +287,7 @@ def test_image_of_another_shape_is_an_error(shape):
 @pytest.mark.parametrize("shape", [(1, 2, 5, 5), (2, 3, 5, 5), (2, 2, 5), (2, 2, 5, 1)])
 def test_initial_velocity_of_another_shape_is_an_error(shape):
     with pytest.raises(ValueError, match="initial: expected a velocity .*give one field a pair"):
-        registration()(torch.zeros(2, 2, 9, 9), initial=torch.zeros(shape))
+        registration().register(torch.zeros(2, 2, 9, 9), initial=torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
