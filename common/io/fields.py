@@ -40,19 +40,27 @@ def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) ->
         ValueError: if the shapes do not fit, a value is not finite, or ITK cannot express the grid: sheared axes, or a
             tilted plane of the form (X, Y).
     """
+    ddf_mm = field_mm(ddf, like, stack)
+    values = ddf_mm.movedim(0, -1).numpy()
+    values = values[:, :, None, None] if len(ddf_mm) == 2 else values[:, :, :, None]
+    write_nifti(path, values, like, INTENT_VECTOR, ONE_SLICE if like.slice_axis else "")
+
+
+def field_mm(ddf: Tensor, like: Image, stack: bool = False) -> Tensor:
+    """A displacement field as ITK takes it; arguments and errors as ``save_ddf``.
+
+    Returns:
+        (axes, *S) float32 in mm, LPS, on the CPU. Of images of the form (X, Y, 1): (3, X, Y, 2), the slice twice.
+    """
     _check_field(ddf, like, stack)
+    check_grid(like)
     field = ddf.detach().cpu()
     if stack or like.slice_axis:
         field = torch.cat([field, torch.zeros_like(field[:1])])
     if like.slice_axis:
         field = field[..., None].expand(-1, -1, -1, 2)
-    dims = field.shape[0]
-    check_grid(like)
-    affine = plane_affine(like.affine) if dims == 2 else like.affine
-    ddf_mm = _slabwise(lambda part: flip_ras_lps(voxel_to_physical(part, affine), channel=0), field)
-    values = ddf_mm.movedim(0, -1).numpy()
-    values = values[:, :, None, None] if dims == 2 else values[:, :, :, None]
-    write_nifti(path, values, like, INTENT_VECTOR, ONE_SLICE if like.slice_axis else "")
+    affine = plane_affine(like.affine) if len(field) == 2 else like.affine
+    return _slabwise(lambda part: flip_ras_lps(voxel_to_physical(part, affine), channel=0), field)
 
 
 def check_grid(like: Image, argument: str = "save_ddf: like") -> None:
@@ -111,11 +119,16 @@ def load_ddf(path: str | Path, argument: str = "path") -> tuple[Tensor, np.ndarr
     affine = file_affine(nifti, path, argument)
     values = read_values(nifti, path, argument)
     vectors = torch.from_numpy(values[:, :, 0, 0] if planar else values[:, :, :, 0]).movedim(-1, 0)
-    grid = plane_affine(affine) if planar else affine
-    ddf = _slabwise(lambda part: physical_to_voxel(flip_ras_lps(part, channel=0), grid), vectors)
+    ddf = field_voxels(vectors, affine)
     if not planar and bytes(nifti.header["descrip"].item()).decode("latin1") == ONE_SLICE:
-        ddf = ddf[:2, :, :, 0]
-    return ddf.contiguous(), affine
+        ddf = ddf[:2, :, :, 0].contiguous()
+    return ddf, affine
+
+
+def field_voxels(ddf_mm: Tensor, affine: np.ndarray) -> Tensor:
+    """Inverse of ``field_mm``: (axes, *S) in mm, LPS, to voxels of the grid with this (4, 4) affine, RAS."""
+    grid = plane_affine(affine) if len(ddf_mm) == 2 else affine
+    return _slabwise(lambda part: physical_to_voxel(flip_ras_lps(part, channel=0), grid), ddf_mm)
 
 
 def _check_field(ddf: Tensor, like: Image, stack: bool) -> None:

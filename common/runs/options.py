@@ -147,7 +147,7 @@ OPTIONS: dict[str, Option] = {
 PARTS = {
     "_doc_", "imports", "data_root", "chosen", "network_def", "score_def", "score_objective", "train", "validate",
     "evaluate", "registration", "instance", "pairwise", "preprocessing", "dataset", "dataloader", "inferer",
-    "postprocessing", "handlers", "evaluator", "training", "evaluating", "inferring", "run",
+    "displayable_configs", "postprocessing", "handlers", "evaluator", "training", "evaluating", "inferring", "run",
 }  # fmt: skip
 
 

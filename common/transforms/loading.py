@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two image files in memory: moving placed in the space of fixed, by the files' headers or centre on centre."""
+"""A pair in memory: moving placed in the space of fixed, by the headers, centre on centre or by a given affine."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from monai.transforms import Transform
+from monai.transforms import MapTransform
 
 from ..io.fields import check_grid
-from ..io.images import Image, check_plane, load_image, load_label, same_grid
+from ..io.images import Image, check_plane
 from ..io.nifti import sizes_text
 from ..io.orientation import Axes, grid_of_spacing, reoriented, spacing_is_unknown, stored_axes, training_spacing
-from .resampling import excess_voxels, grid_only, share_within
+from ..io.resampling import grid_only, share_within
+from ..io.transforms import Transform, checked_placement
+from .sources import Source, entry, read_label, read_pair
 
 logger = logging.getLogger(__name__)
 
@@ -24,48 +25,34 @@ ALIGNMENTS = ("physical", "centres")
 SMALL_OVERLAP = 0.5
 
 
-def input_files(
-    moving: str | Path | None,
-    fixed: str | Path | None,
-    moving_label: str | Path | None,
-    dataset_dir: str | Path,
-    example: Callable[[str | Path], tuple[Path, Path]],
-) -> dict[str, str]:
-    """The item to register: the user's files, or an example where she names none.
+class Pair(NamedTuple):
+    """One pair on its way from files to results. Plain entries of an item stay few: Deploy hands tensors on.
 
-    Args:
-        moving, fixed: image files; both or neither.
-        moving_label: label map of the moving image, optional.
-        dataset_dir: what ``example`` is given.
-        example: returns moving and fixed of a data set; called only when it is needed.
-
-    Returns:
-        Paths under ``image`` (moving, the key under which MONAI Label delivers it), ``fixed``, ``moving_label``.
-
-    Raises:
-        ValueError: for one image without the other, or a label without the images.
+    moving, fixed: as their files have them, intensities and axes as stored; moving is not placed.
+    label: label map of moving, None where there is none.
+    working: the grid that the network works on, without values: the grid of fixed with axes and spacing as in training.
+    axes: lead from the stored axes of fixed to it.
+    name: what messages call moving.
+    start: d voxel coordinates of the network's window on the working grid, negative where it is padded; set by
+        ``CropPaird``.
     """
-    if moving is None and fixed is None and moving_label is None:
-        logger.warning("No moving and fixed image given: registering an example of dataset_dir=%s.", dataset_dir)
-        moving, fixed = example(dataset_dir)
-    if moving is None or fixed is None:
-        raise ValueError(
-            f"moving and fixed: expected two image files, got moving={moving}, fixed={fixed}, "
-            f"moving_label={moving_label}; pass --moving FILE --fixed FILE, or none of them for an example."
-        )
-    files = {"image": moving, "fixed": fixed, "moving_label": moving_label}
-    return {key: str(path) for key, path in files.items() if path is not None}
+
+    moving: Image
+    fixed: Image
+    label: Image | None
+    working: Image
+    axes: Axes
+    name: str
+    start: tuple[int, ...] = ()
 
 
-class LoadPaird(Transform):
-    """Read the moving image (path under ``image``), the fixed one (``fixed``) and optionally ``moving_label``.
+class LoadPaird(MapTransform):
+    """Read a pair: paths, or one tensor in memory (``common.transforms.sources.read_pair`` says in which forms).
 
-    Adds ``fixed_grid``, ``moving_grid``, ``label_grid``: the ``common.io.images.Image`` of each file, intensities and
-    axes as stored, the two of moving placed by ``align``; ``translation_mm``: (3,) float64, RAS, from where moving is
-    placed to where its file says, added to the displacement when it is written; ``label_dtype``, the integer type in
-    the label's file (None where that is not an integer type). The network works on ``working_grid``: the grid of fixed
-    with axes and spacing as in training, without values; ``fixed_axes``: the ``common.io.orientation.Axes`` that lead
-    from the stored axes of fixed to it.
+    Adds ``pair`` (``Pair``) and ``transform``, an ``io.transforms.Transform`` without displacement: its placement leads
+    from fixed to where moving's file says, so that a result is for the files as they lie. The item may bring its own
+    ``placement``, (4, 4) mm, RAS, for example of a rigid registration; ``align`` is of no effect then. An optional
+    ``moving_label`` is a path.
 
     Args:
         spatial_dims: d, of the network. For 2 the slices of a stack are found (``common.io.orientation.slice_axis``)
@@ -92,6 +79,7 @@ class LoadPaird(Transform):
         spacing: Sequence[float] | None = None,
         spacing_range: Sequence[float] | None = None,
     ) -> None:
+        super().__init__("image", allow_missing_keys=True)
         if align not in ALIGNMENTS:
             raise ValueError(
                 f"align: expected one of {ALIGNMENTS}, got {align!r}; 'centres' is for volumes that share no space."
@@ -102,43 +90,45 @@ class LoadPaird(Transform):
         self.spatial_dims, self.align, self.orientation = int(spatial_dims), align, orientation
         self.spacing, self.spacing_range = spacing, spacing_range
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a copy of the dictionary with the images read.
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the dictionary with the pair read.
 
         Raises:
-            KeyError: when ``image`` or ``fixed`` is missing.
             FileNotFoundError: for a file that does not exist.
-            ValueError: for a file that ``common.io`` refuses (several frames, NaN, a constant image, ...), a 2D and a
-                3D image, images that do not overlap or have an axis of one voxel, a stack whose slices cannot be told,
-                or a label that does not cover moving.
+            ValueError: for another form than those, a file that ``common.io`` refuses (several frames, NaN, a constant
+                image, ...), a 2D and a 3D image, images that do not overlap or have an axis of one voxel, a stack whose
+                slices cannot be told, or a label that does not cover moving.
         """
-        absent = [key for key in ("image", "fixed") if data.get(key) is None]
-        if absent:
-            raise KeyError(f"LoadPaird: expected file paths under 'image' (moving) and 'fixed', {absent} is missing.")
-        logger.info("Reading moving %s and fixed %s.", data["image"], data["fixed"])
-        moving, fixed = load_image(data["image"], "moving"), load_image(data["fixed"], "fixed")
+        item = {str(key): value for key, value in data.items()}
+        source = read_pair(item)
+        moving, fixed = source.moving, source.fixed
         check_grid(fixed, "fixed")
         if moving.array.dim() != fixed.array.dim():
             raise ValueError(
-                f"moving and fixed: expected two 2D images or two stacks, got {data['image']} of shape "
-                f"{tuple(moving.array.shape)} and {data['fixed']} of shape {tuple(fixed.array.shape)}; choose a slice."
+                f"moving and fixed: expected two 2D images or two stacks, got {source.moving_name} of shape "
+                f"{tuple(moving.array.shape)} and {source.fixed_name} of shape {tuple(fixed.array.shape)}; choose a "
+                "slice."
             )
         working, axes = self._working("fixed", fixed)
-        translation_mm = np.zeros(3)
+        path = entry(item, "moving_label")
+        label = None if path is None else read_label(path, source)
+        transform = Transform(self._placement(item.get("placement"), moving, working), None, fixed)
+        _check_overlap(transform.placed(moving), source)
+        pair = Pair(moving, fixed, label, working, axes, source.moving_name)
+        return {key: data[key] for key in data if key != "placement"} | {"pair": pair, "transform": transform}
+
+    def _placement(self, given: Any, moving: Image, working: Image) -> np.ndarray:
+        """From fixed to moving, (4, 4), mm, RAS."""
+        if given is not None:
+            return checked_placement(given)
+        placement = np.eye(4)
         if self.align == "centres":
-            translation_mm = _between_centres(self._working("moving", moving)[0], working)
+            placement[:3, 3] = _between_centres(self._working("moving", moving)[0], working)
             logger.info(
                 "Centres aligned: moving is translated by %s mm (RAS); the field will be for the file where it lies.",
-                np.round(-translation_mm, 2).tolist(),
+                np.round(-placement[:3, 3], 2).tolist(),
             )
-        result = {key: value for key, value in data.items() if key != "moving_label"}
-        if data.get("moving_label") is not None:
-            label = _moving_label(data["moving_label"], moving, data["image"])
-            result |= {"label_grid": _moved(label, translation_mm), "label_dtype": label.stored}
-        moving = _moved(moving, translation_mm)
-        _check_overlap(moving, fixed, str(data["image"]), str(data["fixed"]))
-        result |= {"moving_grid": moving, "fixed_grid": fixed, "translation_mm": translation_mm}
-        return result | {"working_grid": working, "fixed_axes": axes}
+        return placement
 
     def _working(self, name: str, image: Image) -> tuple[Image, Axes]:
         """The grid that the network works on, and the way to it from the stored axes."""
@@ -185,41 +175,19 @@ def _between_centres(moving: Image, fixed: Image) -> np.ndarray:
     return fixed.affine[:3, :3] @ shift
 
 
-def _moved(image: Image, translation_mm: np.ndarray) -> Image:
-    affine = image.affine.copy()
-    affine[:3, 3] -= translation_mm
-    return image._replace(affine=affine)
-
-
-def _check_overlap(moving: Image, fixed: Image, moving_path: str, fixed_path: str) -> None:
+def _check_overlap(moving: Image, source: Source) -> None:
+    fixed, names = source.fixed, (source.moving_name, source.fixed_name)
     if fixed.array.dim() == 2:
-        check_plane(moving, fixed, "moving and fixed", moving_path, fixed_path)
+        check_plane(moving, fixed, "moving and fixed", *names)
     share = max(share_within(moving, fixed), share_within(fixed, moving))
     if share == 0:
         raise ValueError(
-            f"moving: {moving_path} and {fixed_path} do not overlap in space; check their headers, or align them "
-            "(rigidly) first."
+            f"moving: {names[0]} and {names[1]} do not overlap in space; check their headers, or align them (rigidly) "
+            "first."
         )
     if share < SMALL_OVERLAP:
         logger.warning(
             "moving and fixed: their fields of view overlap by %.0f %% only (%s and %s). What lies outside moving "
             "cannot be registered: check the headers, or align the images (rigidly) first.",
-            100 * share, moving_path, fixed_path,
+            100 * share, *names,
         )  # fmt: skip
-
-
-def _moving_label(path: str | Path, moving: Image, moving_path: str | Path) -> Image:
-    label = load_label(path, "moving_label")
-    shapes = f"{path} of shape {tuple(label.array.shape)} and {moving_path} of shape {tuple(moving.array.shape)}"
-    if label.array.dim() != moving.array.dim():
-        raise ValueError(f"moving_label: expected as many axes as moving, got {shapes}; pass moving's own label map.")
-    if not same_grid(label, moving):
-        beyond = excess_voxels(moving, label)
-        across = 0.0 if moving.array.dim() == 3 else abs(np.linalg.inv(label.affine) @ moving.affine)[2, 3]
-        if beyond > 1 or across > 0.5:
-            raise ValueError(
-                f"moving_label: expected a label map that covers the moving image, got {shapes}, of which moving "
-                f"reaches {beyond:.3g} voxels beyond the label; pass the label of this image."
-            )
-        logger.info("moving_label lies on another grid than moving, and is read where the two headers place it.")
-    return label

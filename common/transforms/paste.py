@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..io.images import Image
 from ..io.orientation import Axes, resample_axes
+from ..io.resampling import SLAB, relative_affine
 from ..spatial.jacobian import jacobian_determinant
-from .resampling import SLAB, relative_affine
 
 
 def to_stack(image: Tensor, dims: int) -> Tensor:

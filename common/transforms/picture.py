@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from ..figures.panels import registration_panel
 from ..io.images import Image
 from ..io.orientation import Axes, reoriented, spacing_is_unknown
+from ..io.resampling import grid_only, nearest_values, points_in, sampled_onto
 from .intensity import clip_percentiles
+from .loading import Pair
 from .paste import window_on
-from .resampling import grid_only, nearest_values, points_in, sampled_onto
 
 
-def draw_registration(path: str | Path, data: Mapping[str, Any]) -> None:
+def draw_registration(path: str | Path, data: Mapping[Hashable, Any]) -> None:
     """Draw what ``RegistrationResultd`` computed, in the middle of the window, with axes as the network sees them.
 
     Moving and fixed are shown from their 1st to 99th percentile.
@@ -28,10 +29,11 @@ def draw_registration(path: str | Path, data: Mapping[str, Any]) -> None:
         path: image file to write.
         data: the dictionary that ``RegistrationResultd`` returned.
     """
-    fixed, moving, axes = data["fixed_grid"], data["moving_grid"], data["fixed_axes"]
-    turned, size = reoriented(grid_only(fixed), axes), data["image"].shape[1:]
-    dims = len(data["crop_start"])
-    window = window_on(turned, data["working_grid"], data["crop_start"].tolist(), size[:dims])
+    pair: Pair = data["pair"]
+    fixed, axes, dims = pair.fixed, pair.axes, len(pair.start)
+    moving = data["transform"].placed(pair.moving)
+    turned = reoriented(grid_only(fixed), axes)
+    window = window_on(turned, pair.working, pair.start, data["image"].shape[1 : dims + 1])
     number, title = 0, ""
     if len(axes.order) == 3:
         slices = turned.array.shape[2]
@@ -39,14 +41,14 @@ def draw_registration(path: str | Path, data: Mapping[str, Any]) -> None:
         title = f"slice {number + 1} of {slices}"
     plane = _plane_of(turned, number)
     shown, _ = sampled_onto(moving, plane)
-    label = data.get("label_grid")
+    label = None if pair.label is None else data["transform"].placed(pair.label)
     field = _plane(data["ddf"], axes, number)
     signs = [-1.0 if flipped else 1.0 for flipped in axes.flipped[:2]]
     registration_panel(
         path,
         _scaled(shown.reshape(turned.array.shape[:2]), moving),
         _scaled(_plane(fixed.array, axes, number), fixed),
-        _scaled(_plane(data["pred"].as_subclass(Tensor)[0], axes, number), moving),
+        _scaled(_plane(data["warped_image"][0], axes, number), moving),
         torch.stack([field[axis] * sign for axis, sign in zip(axes.order[:2], signs, strict=True)]),
         moving_label=None if label is None else _nearest(label, plane).reshape(turned.array.shape[:2]),
         warped_label=None if label is None else _plane(data["warped_label"][0], axes, number),

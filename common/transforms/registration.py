@@ -9,19 +9,22 @@ axes, then come the Z slices. F are the axes of the fixed file as they are store
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Transform
+from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..io.images import Image
 from ..io.orientation import Axes, reoriented
+from ..io.resampling import grid_only, relative_affine, sampled_onto
+from ..io.transforms import Transform
 from .crop import auto_centre, crop_window
 from .intensity import clipped, min_max
+from .loading import Pair
 from .paste import (
     determinant_of,
     from_stack,
@@ -32,7 +35,6 @@ from .paste import (
     to_stack,
     window_on,
 )
-from .resampling import grid_only, nearest_values, relative_affine, sampled_onto, warped_by, warped_values
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 MANY_FOLDINGS = 0.5
 
 
-class CropPaird(Transform):
+class CropPaird(MapTransform):
     """Cut moving and fixed to the network's size and scale each crop of each slice to [0, 1], as in training.
 
     The window lies on the working grid, and both images are read onto it from their files' own grids: copied where
@@ -49,8 +51,8 @@ class CropPaird(Transform):
     warped in the end, stay as they are.
 
     Adds ``image``: cat(moving, fixed) on channels, (2, *spatial_size[, Z]), a MetaTensor that carries the fixed grid's
-    ``spatial_shape`` and ``original_affine`` (MONAI Label restores results by them); ``crop_start``: (d,) int64, on
-    the working grid.
+    ``spatial_shape`` (three entries) and ``original_affine``: MONAI Label restores results by them. It is the item's
+    only tensor, since MONAI Deploy gives every tensor to the network. Sets ``start`` of ``pair``.
 
     Args:
         spatial_size: window in voxels of the working grid, d numbers.
@@ -71,6 +73,7 @@ class CropPaird(Transform):
         crop_center: str | Sequence[float] = "auto",
         percentiles: Sequence[float] | None = None,
     ) -> None:
+        super().__init__("image", allow_missing_keys=True)
         if not spatial_size or any(int(n) != n or n < 1 for n in spatial_size):
             raise ValueError(f"spatial_size: expected positive whole numbers, one an axis, got {spatial_size!r}.")
         clipped(torch.zeros(1), percentiles)  # before anything is read
@@ -78,24 +81,26 @@ class CropPaird(Transform):
         self.crop_center = crop_center
         self.percentiles = percentiles
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the network's input.
 
         Raises:
             ValueError: for images with another number of axes than the network's, or a centre that is not d numbers
                 inside the image.
         """
-        dims, moving, fixed = len(self.size), data["moving_grid"], data["fixed_grid"]
-        working: Image = data["working_grid"]
+        pair: Pair = data["pair"]
+        dims, working, fixed = len(self.size), pair.working, pair.fixed
         if fixed.array.dim() not in (dims, dims + 1):
             raise ValueError(
                 f"moving and fixed: this configuration is for {dims}D volumes (spatial_size {self.size}), got "
-                f"{fixed.array.dim()}D images, {data['image']} of shape {tuple(moving.array.shape)}; pass whole "
+                f"{fixed.array.dim()}D images, {pair.name} of shape {tuple(pair.moving.array.shape)}; pass whole "
                 f"volumes, or run a bundle for {fixed.array.dim()}D."
             )
-        moving, fixed = (image._replace(array=clipped(image.array, self.percentiles)) for image in (moving, fixed))
-        centre = self._centre(moving, fixed, working, data["fixed_axes"])
-        start, _, _ = crop_window(working.array.shape[:dims], centre.tolist(), self.size)
+        moving, fixed = (
+            image._replace(array=clipped(image.array, self.percentiles))
+            for image in (data["transform"].placed(pair.moving), fixed)
+        )
+        start, _, _ = crop_window(working.array.shape[:dims], self._centre(moving, fixed, pair).tolist(), self.size)
         self._log_cut(moving, working, start)
         window = _window(working, start, self.size)
         crops = torch.cat([self._seen(image, window) for image in (moving, fixed)], dim=1)
@@ -103,13 +108,13 @@ class CropPaird(Transform):
         if flat:
             logger.warning("moving or fixed is constant in the crop of slice(s) %s: their fields mean nothing.", flat)
         meta = {
-            "spatial_shape": np.array(fixed.array.shape),
+            "spatial_shape": np.array([*fixed.array.shape, 1][:3]),
             "original_affine": fixed.affine,
-            "filename_or_obj": str(data["image"]),
+            "filename_or_obj": pair.name,
         }
         stacked = from_stack(crops, sliced=working.array.dim() > dims)
         image = MetaTensor(stacked, affine=torch.from_numpy(fixed.affine), meta=meta)
-        return {**data, "image": image, "crop_start": torch.tensor(start)}
+        return {**data, "image": image, "pair": pair._replace(start=tuple(start))}
 
     def _seen(self, image: Image, window: Image) -> Tensor:
         # (1, 1, *size), with slices (Z, 1, *size)
@@ -119,9 +124,9 @@ class CropPaird(Transform):
         least = torch.where(least.isfinite(), least, 0.0)  # a slice that the image lacks altogether
         return min_max(torch.where(inside, values, least), batched=True)
 
-    def _centre(self, moving: Image, fixed: Image, working: Image, axes: Axes) -> Tensor:
+    def _centre(self, moving: Image, fixed: Image, pair: Pair) -> Tensor:
         """On the working grid, (d,) in voxels."""
-        given, dims = self.crop_center, len(self.size)
+        given, dims, working, axes = self.crop_center, len(self.size), pair.working, pair.axes
         if isinstance(given, str) and given == "auto":
             (seen, inside), (other, there) = (sampled_onto(image, working) for image in (moving, fixed))
             both = inside & there
@@ -171,45 +176,50 @@ class CropPaird(Transform):
         )  # fmt: skip
 
 
-class RegistrationResultd(Transform):
-    """Turn the crop's displacement (``pred``) into results on the stored grid of fixed.
+class RegistrationResultd(MapTransform):
+    """Turn the network's displacement of the window (``pred``) into results on the stored grid of fixed.
 
-    ``pred`` (d, *spatial_size[, Z]) becomes the warped moving image (1, *F), intensities as stored, sampled once from
-    its own grid, 0 where that has no data. Adds ``ddf`` (axes of F, *F) in voxels, 0 across slices, without
-    ``translation_mm``; ``jacobian_determinant`` (*F), of the d-dimensional map: 2D in-plane for slices; and
-    ``warped_label`` (1, *F), by nearest neighbour, where there is a label. The field is put back exactly where the
-    working grid differs from that of fixed in the order and direction of axes alone, else interpolated linearly.
+    ``pred`` (d, *spatial_size[, Z]) stays as it is. ``transform`` receives the displacement, also given as ``ddf``
+    (axes of F, *F) in voxels, 0 across slices, without the placement. Adds ``jacobian_determinant`` (*F), of the
+    d-dimensional map id + ddf: 2D in-plane for slices; ``warped_image`` (1, *F), intensities of moving as stored,
+    sampled once from its own grid, 0 where that has no data; and, where there is a label, ``warped_label`` (1, *F), by
+    nearest neighbour. The field is put back exactly where the working grid differs from that of fixed in the order and
+    direction of axes alone, else interpolated linearly.
     """
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __init__(self) -> None:
+        super().__init__("pred")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the results.
 
         Raises:
             FloatingPointError: when the network's output is not finite.
         """
-        start, fixed, pred = data["crop_start"].tolist(), data["fixed_grid"], data["pred"]
-        working, axes, dims = data["working_grid"], data["fixed_axes"], len(start)
-        crop = to_stack(pred.as_subclass(Tensor).detach().cpu().float(), dims)
+        pair: Pair = data["pair"]
+        dims = len(pair.start)
+        crop = to_stack(data["pred"].as_subclass(Tensor).detach().cpu().float(), dims)
         if not torch.isfinite(crop).all():
             raise FloatingPointError("pred: expected finite displacements, got NaN or infinity; check the weights.")
-        logger.info("Putting the displacement back on the grid of fixed, %s voxels.", tuple(fixed.array.shape))
-        pasted = from_stack(paste_field(crop, start, working.array.shape[:dims]), working.array.dim() > dims)
-        turned = reoriented(grid_only(fixed), axes)
-        field = resampled_field(pasted, working, turned)
-        determinant = determinant_of(field, dims)
-        _log_outcome(field, determinant, window_on(turned, working, start, crop.shape[2:]))
-        ddf = stored_field(field, axes)
-        logger.info("Warping moving%s.", "" if data.get("label_grid") is None else " and its label")
-        warped = warped_by(data["moving_grid"], fixed, ddf, warped_values)[None]
-        results = {"pred": MetaTensor(warped, affine=torch.from_numpy(fixed.affine))}
-        if data.get("label_grid") is not None:
-            results["warped_label"] = warped_by(data["label_grid"], fixed, ddf, nearest_values)[None]
-        return {
-            **data,
-            "ddf": ddf,
-            "jacobian_determinant": axes.restore(determinant),
-            **results,
-        }
+        ddf, determinant = _on_fixed(crop, pair)
+        transform = Transform(data["transform"].placement, ddf, pair.fixed)
+        logger.info("Warping moving%s.", "" if pair.label is None else " and its label")
+        results: dict[Hashable, Any] = {"warped_image": transform.apply(pair.moving, "bilinear").array[None]}
+        if pair.label is not None:
+            results["warped_label"] = transform.apply(pair.label, "nearest").array[None]
+        return {**data, "transform": transform, "ddf": ddf, "jacobian_determinant": determinant, **results}
+
+
+def _on_fixed(crop: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+    """The window's displacement and its determinant on the grid of fixed, as that is stored."""
+    dims, start, working, fixed = len(pair.start), pair.start, pair.working, pair.fixed
+    logger.info("Putting the displacement back on the grid of fixed, %s voxels.", tuple(fixed.array.shape))
+    pasted = from_stack(paste_field(crop, start, working.array.shape[:dims]), working.array.dim() > dims)
+    turned = reoriented(grid_only(fixed), pair.axes)
+    field = resampled_field(pasted, working, turned)
+    determinant = determinant_of(field, dims)
+    _log_outcome(field, determinant, window_on(turned, working, start, crop.shape[2:]))
+    return stored_field(field, pair.axes), pair.axes.restore(determinant)
 
 
 def _window(working: Image, start: Sequence[int], size: Sequence[int]) -> Image:

@@ -4,28 +4,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from monai.transforms import Transform
-from torch import Tensor
+from monai.transforms import MapTransform
 
-from ..io.fields import save_ddf
-from ..io.images import Image, save_image, write_nifti
+from ..io.composite import save_transform
+from ..io.images import save_image, write_nifti
 from ..runs.outputs import INFERENCE, replaced_set
+from .loading import Pair
 from .picture import draw_registration
 
 logger = logging.getLogger(__name__)
 
 
-class SaveRegistrationd(Transform):
+class SaveRegistrationd(MapTransform):
     """Write what ``RegistrationResultd`` computed, on the grid of fixed: all files or none, in place of earlier ones.
 
-    ``ddf.nii.gz``: displacement in mm, LPS, as ITK and ANTs read it, from fixed to the moving file where that lies
-    (it holds the translation of ``LoadPaird(align="centres")``); ``warped.nii.gz``: the moving image warped;
+    ``ddf.nii.gz``: ``transform`` in one field in mm, LPS, as ITK and ANTs read it, from fixed to the moving file where
+    that lies: it holds the placement; ``warped.nii.gz``: the moving image warped;
     ``jacobian.nii.gz``: Jacobian determinant, 2D in-plane for slices (the header's description says so);
     ``warped_label.nii.gz``, where there is a label, in the integer type of its file; ``registration.png``: the slice in
     the middle, with the network's window.
@@ -35,9 +33,10 @@ class SaveRegistrationd(Transform):
     """
 
     def __init__(self, output_dir: str | Path) -> None:
+        super().__init__("warped_image")
         self.output_dir = Path(output_dir).expanduser()
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files and return the dictionary unchanged.
 
         Raises:
@@ -51,12 +50,12 @@ class SaveRegistrationd(Transform):
         logger.info("Wrote the field, the warped image and the %s Jacobian to %s.", kind, self.output_dir)
         return dict(data)
 
-    def _write(self, folder: Path, data: Mapping[str, Any]) -> str:
-        fixed: Image = data["fixed_grid"]
-        dims = len(data["crop_start"])
+    def _write(self, folder: Path, data: Mapping[Hashable, Any]) -> str:
+        pair: Pair = data["pair"]
+        fixed, dims = pair.fixed, len(pair.start)
         # The field first: it is the file that a grid can make impossible, and then nothing is written.
-        save_ddf(folder / "ddf.nii.gz", _whole_transform(data["ddf"], fixed, data["translation_mm"]), fixed)
-        save_image(folder / "warped.nii.gz", data["pred"].as_subclass(Tensor)[0], fixed)
+        save_transform(folder / "ddf.nii.gz", data["transform"])
+        save_image(folder / "warped.nii.gz", data["warped_image"][0], fixed)
         determinant = data["jacobian_determinant"].numpy()
         kind = "2D in-plane" if dims == 2 else f"{dims}D"
         write_nifti(
@@ -65,17 +64,7 @@ class SaveRegistrationd(Transform):
             fixed,
             description=f"Jacobian determinant, {kind}",
         )
-        if data.get("warped_label") is not None:
-            label = data["warped_label"][0]
-            save_image(folder / "warped_label.nii.gz", label, fixed, dtype=data["label_dtype"])
+        if pair.label is not None:
+            save_image(folder / "warped_label.nii.gz", data["warped_label"][0], fixed, dtype=pair.label.stored)
         draw_registration(folder / "registration.png", data)
         return kind
-
-
-def _whole_transform(ddf: Tensor, fixed: Image, translation_mm: np.ndarray) -> Tensor:
-    """Displacement and translation together, in voxels of fixed, (axes, *F)."""
-    if not translation_mm.any():
-        return ddf
-    axes = len(ddf)
-    translation = torch.from_numpy(np.linalg.inv(fixed.affine[:3, :3]) @ translation_mm)[:axes]
-    return ddf + translation.to(ddf.dtype).reshape([-1] + [1] * axes)

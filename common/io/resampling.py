@@ -12,8 +12,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..io.images import Image, same_grid
 from ..spatial.warp import identity_grid, sample
+from .images import Image, same_grid
 
 # Positions this near to whole numbers, in voxels, are whole: headers hold float32.
 WHOLE = 1e-3

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms as files: one displacement field (NIfTI), or ITK's affine and field (.h5, .tfm), both read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..atomic import atomic_path
+from ..spatial.units import plane_affine
+from .fields import ONE_SLICE, field_mm, field_voxels, load_ddf, save_ddf
+from .images import NIFTI_SUFFIXES, Image
+from .nifti import open_nifti
+from .transforms import Transform
+
+ITK_SUFFIXES = (".h5", ".tfm")
+EXPECTED = "expected a name that ends in .nii, .nii.gz (one field), .h5 or .tfm (ITK: affine and field)"
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and back
+
+
+def save_transform(path: str | Path, transform: Transform) -> None:
+    """Write a transform for ITK, ANTs and 3D Slicer, atomically; mm, LPS, from points of fixed to points of moving.
+
+    Args:
+        path: .nii or .nii.gz: one field, placement included (``common.io.fields.save_ddf``). .h5 or .tfm: an
+            ``itk.CompositeTransform`` of the placement, an ``itk.AffineTransform``, and the displacement, an
+            ``itk.DisplacementFieldTransform``, which acts first. 2D where ITK reads the fixed image as 2D.
+        transform: to write. Without a displacement ITK's file holds the affine alone.
+
+    Raises:
+        ValueError: for another suffix, or a grid that ITK cannot express (``common.io.fields.check_grid``).
+    """
+    if str(path).endswith(NIFTI_SUFFIXES):
+        save_ddf(path, transform.displacement(), transform.grid)
+        return
+    if not str(path).endswith(ITK_SUFFIXES):
+        raise ValueError(f"path: {EXPECTED}; got {path}. Rename the output.")
+    import itk
+
+    dims = transform.grid.array.dim() + int(transform.grid.slice_axis)
+    composite = itk.CompositeTransform[itk.D, dims].New()
+    composite.AddTransform(_affine(LPS @ transform.placement @ LPS, dims))
+    if transform.ddf is not None:
+        composite.AddTransform(_field(transform.ddf, transform.grid))  # what is added last acts first
+    with atomic_path(path) as temporary:
+        itk.transformwrite([composite], str(temporary))
+
+
+def load_transform(path: str | Path, grid: Image | None = None, argument: str = "path") -> Transform:
+    """Read a transform that ``save_transform``, ITK or ANTs wrote.
+
+    Args:
+        path: .nii, .nii.gz: a displacement field. .h5, .tfm, ANTs' .mat: a linear transform, a displacement field, or
+            a composite of a linear one and a field that acts first.
+        grid: the fixed image; needed where the file holds no field, and the grid of the result where given.
+        argument: what errors call the path.
+
+    Returns:
+        Transform on ``grid``, else on that of the file's field.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for other kinds or another order of transforms, or where a grid is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{argument}: expected a file of a transform, there is no {path}. Check the spelling.")
+    if path.name.endswith(NIFTI_SUFFIXES):
+        ddf, affine = load_ddf(path, argument)
+        header = open_nifti(path, argument).header
+        one_slice = bytes(header["descrip"].item()).decode("latin1") == ONE_SLICE
+        read = Transform(np.eye(4), ddf, _grid(affine, ddf.shape[1:], one_slice))
+    else:
+        read = _read_itk(path, grid, argument)
+    return read if grid is None or read.ddf is None else read.on(grid)
+
+
+def _read_itk(path: Path, grid: Image | None, argument: str) -> Transform:
+    import itk
+
+    try:
+        parts = [part for top in itk.transformread(str(path)) for part in _parts(itk.down_cast(top))]
+    except RuntimeError as error:
+        raise ValueError(f"{argument}: {EXPECTED}; ITK cannot read {path}: {str(error)[-200:]}") from error
+    kinds = [_kind(part) for part in parts]
+    if kinds not in (["affine"], ["field"], ["affine", "field"]):
+        raise ValueError(
+            f"{argument}: expected a linear transform, a displacement field, or a composite of both in which the field "
+            f"acts first; {path} holds {[type(part).__name__ for part in parts]}. Convert B-splines and others to a "
+            "displacement field first."
+        )
+    placement = LPS @ _matrix(parts[0]) @ LPS if kinds[0] == "affine" else np.eye(4)
+    if kinds[-1] == "affine":
+        if grid is None:
+            raise ValueError(f"grid: {path} holds no displacement field: expected the fixed image, got None.")
+        return Transform(placement, None, grid)
+    return _with_field(placement, parts[-1].GetDisplacementField())
+
+
+def _with_field(placement: np.ndarray, image: Any) -> Transform:
+    import itk
+
+    values = np.ascontiguousarray(itk.array_from_image(image))  # (Z, Y, X, components)
+    vectors = torch.from_numpy(values).movedim(-1, 0)
+    vectors = vectors.permute(0, *range(vectors.dim() - 1, 0, -1)).float()
+    dims, affine = len(vectors), np.eye(4)
+    affine[:dims, :dims] = itk.array_from_matrix(image.GetDirection()) * np.array(list(image.GetSpacing()))
+    affine[:dims, 3] = list(image.GetOrigin())
+    affine = LPS @ affine
+    if dims == 2:
+        affine[:, 2] = [0, 0, 1, 0]
+    ddf = field_voxels(vectors, affine)
+    # A field of two equal slices is that of an image of one: see io.fields.
+    if dims == 3 and ddf.shape[3] == 2 and torch.equal(ddf[..., 0], ddf[..., 1]) and not ddf[2].any():
+        ddf = ddf[:2, :, :, 0].contiguous()
+    return Transform(placement, ddf, _grid(affine, ddf.shape[1:], len(ddf) != dims))
+
+
+def _parts(transform: Any) -> list[Any]:
+    """The transforms of a composite, what acts last first."""
+    if "CompositeTransform" not in type(transform).__name__:
+        return [transform]
+    import itk
+
+    numbers = range(transform.GetNumberOfTransforms())
+    return [part for n in numbers for part in _parts(itk.down_cast(transform.GetNthTransform(n)))]
+
+
+def _kind(transform: Any) -> str:
+    if hasattr(transform, "GetDisplacementField"):
+        return "field"
+    return "affine" if hasattr(transform, "GetMatrix") and hasattr(transform, "GetOffset") else "other"
+
+
+def _affine(matrix_lps: np.ndarray, dims: int) -> Any:
+    import itk
+
+    matrix = plane_affine(matrix_lps) if dims == 2 else matrix_lps
+    affine = itk.AffineTransform[itk.D, dims].New()
+    affine.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(matrix[:dims, :dims])))
+    affine.SetTranslation(matrix[:dims, dims].tolist())
+    return affine
+
+
+def _matrix(affine: Any) -> np.ndarray:
+    """(4, 4), mm, LPS; the offset holds translation and centre of rotation."""
+    import itk
+
+    matrix, linear = np.eye(4), itk.array_from_matrix(affine.GetMatrix())
+    matrix[: len(linear), : len(linear)] = linear
+    matrix[: len(linear), 3] = list(affine.GetOffset())
+    return matrix
+
+
+def _field(ddf: Tensor, grid: Image) -> Any:
+    import itk
+
+    vectors = field_mm(ddf, grid).double()
+    dims = len(vectors)
+    values = vectors.permute(*range(dims, 0, -1), 0).contiguous().numpy()
+    image = itk.image_from_array(values, ttype=itk.Image[itk.Vector[itk.D, dims], dims])
+    affine = (LPS @ grid.affine)[[*range(dims), 3]][:, [*range(dims), 3]]
+    spacing = np.linalg.norm(affine[:dims, :dims], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:dims, dims].tolist())
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(affine[:dims, :dims] / spacing)))
+    transform = itk.DisplacementFieldTransform[itk.D, dims].New()
+    transform.SetDisplacementField(image)
+    return transform
+
+
+def _grid(affine: np.ndarray, shape: tuple[int, ...], slice_axis: bool) -> Image:
+    spacing = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)[: len(shape)])
+    return Image(torch.empty(tuple(shape), device="meta"), affine, spacing, slice_axis=slice_axis)
