@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _write_all(bundles: list[Path], output: str) -> list[Path]:
     zips = []
     try:
         with context.Pool(min(len(bundles), os.cpu_count() or 1, 4), maxtasksperchild=1) as pool:
-            for target, said in pool.starmap(write, [(bundle, output) for bundle in bundles], chunksize=1):
+            for target, said in pool.imap(partial(write, output=output), bundles):
                 print(said, flush=True)
                 zips.append(target)
     finally:
