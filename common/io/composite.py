@@ -56,7 +56,8 @@ def load_transform(path: str | Path, grid: Image | None = None, argument: str = 
     Args:
         path: .nii, .nii.gz: a displacement field. .h5, .tfm, ANTs' .mat: a linear transform, a displacement field, or
             a composite of a linear one and a field that acts first.
-        grid: the fixed image; needed where the file holds no field, and the grid of the result where given.
+        grid: the fixed image: the grid of the result where it is given. Needed where the file holds no field, and for
+            ITK's files of images of the form (X, Y, 1).
         argument: what errors call the path.
 
     Returns:
@@ -98,10 +99,10 @@ def _read_itk(path: Path, grid: Image | None, argument: str) -> Transform:
         if grid is None:
             raise ValueError(f"grid: {path} holds no displacement field: expected the fixed image, got None.")
         return Transform(placement, None, grid)
-    return _with_field(placement, parts[-1].GetDisplacementField())
+    return _with_field(placement, parts[-1].GetDisplacementField(), grid is not None and grid.slice_axis)
 
 
-def _with_field(placement: np.ndarray, image: Any) -> Transform:
+def _with_field(placement: np.ndarray, image: Any, one_slice: bool) -> Transform:
     import itk
 
     values = np.ascontiguousarray(itk.array_from_image(image))  # (Z, Y, X, components)
@@ -114,10 +115,9 @@ def _with_field(placement: np.ndarray, image: Any) -> Transform:
     if dims == 2:
         affine[:, 2] = [0, 0, 1, 0]
     ddf = field_voxels(vectors, affine)
-    # A field of two equal slices is that of an image of one: see io.fields.
-    if dims == 3 and ddf.shape[3] == 2 and torch.equal(ddf[..., 0], ddf[..., 1]) and not ddf[2].any():
+    if one_slice:  # which is written twice, see io.fields
         ddf = ddf[:2, :, :, 0].contiguous()
-    return Transform(placement, ddf, _grid(affine, ddf.shape[1:], len(ddf) != dims))
+    return Transform(placement, ddf, _grid(affine, ddf.shape[1:], one_slice))
 
 
 def _parts(transform: Any) -> list[Any]:
@@ -161,8 +161,11 @@ def _field(ddf: Tensor, grid: Image) -> Any:
 
     vectors = field_mm(ddf, grid).double()
     dims = len(vectors)
-    values = vectors.permute(*range(dims, 0, -1), 0).contiguous().numpy()
-    image = itk.image_from_array(values, ttype=itk.Image[itk.Vector[itk.D, dims], dims])
+    values = vectors.permute(*range(dims, 0, -1), 0).numpy()  # (Z, Y, X, components)
+    image = itk.Image[itk.Vector[itk.D, dims], dims].New()
+    image.SetRegions(list(values.shape[-2::-1]))
+    image.Allocate()
+    itk.array_view_from_image(image)[:] = values
     affine = (LPS @ grid.affine)[[*range(dims), 3]][:, [*range(dims), 3]]
     spacing = np.linalg.norm(affine[:dims, :dims], axis=0)
     image.SetSpacing(spacing.tolist())

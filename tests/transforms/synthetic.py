@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from common.transforms.resampling import nearest_values, points_in, sampled_onto
+from common.io.resampling import nearest_values, points_in, sampled_onto
 
 AFFINE = np.diag([1.5, 1.25, 8.0, 1.0])
 
@@ -24,11 +24,13 @@ def blobs(shape, seed=0):
 
 def seen(item, role):
     """Moving or fixed on the whole working grid, (1, *S[, Z])."""
-    return sampled_onto(item[f"{role}_grid"], item["working_grid"])[0][None]
+    pair = item["pair"]
+    image = item["transform"].placed(pair.moving) if role == "moving" else pair.fixed
+    return sampled_onto(image, pair.working)[0][None]
 
 
 def seen_label(item):
     """The label of moving on the whole working grid, undeformed, (1, *S[, Z])."""
-    working = item["working_grid"]
+    working, label = item["pair"].working, item["transform"].placed(item["pair"].label)
     still = torch.zeros(working.array.dim(), *working.array.shape)
-    return nearest_values(item["label_grid"], points_in(item["label_grid"], working, still))[None]
+    return nearest_values(label, points_in(label, working, still))[None]

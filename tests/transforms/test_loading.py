@@ -8,27 +8,15 @@ import torch
 
 from common.io.images import load_image
 from common.transforms.crop import centre_on_grid
-from common.transforms.loading import LoadPaird, input_files
+from common.transforms.loading import LoadPaird
 from tests.transforms.synthetic import AFFINE, blobs, seen, seen_label, write
-
-
-def test_input_files_are_both_images_or_the_example():
-    def example(folder):
-        return f"{folder}/ed.nii.gz", f"{folder}/es.nii.gz"
-
-    assert input_files("a", "b", None, "phantom", example) == {"image": "a", "fixed": "b"}
-    assert input_files("a", "b", "c", "phantom", example)["moving_label"] == "c"
-    assert input_files(None, None, None, "x", example) == {"image": "x/ed.nii.gz", "fixed": "x/es.nii.gz"}
-    for given in (("a", None, None), (None, "b", None), (None, None, "c")):
-        with pytest.raises(ValueError, match="pass --moving FILE --fixed FILE"):
-            input_files(*given, "phantom", example)
 
 
 def test_loading_keeps_intensities_of_one_grid(files):
     item = LoadPaird(2)(files)
     for role, path in (("moving", files["image"]), ("fixed", files["fixed"])):
         torch.testing.assert_close(seen(item, role)[0], load_image(path).array, rtol=0, atol=0)
-    assert "moving_label" not in item and "label_grid" not in item
+    assert item["pair"].label is None and item["transform"].ddf is None
 
 
 def test_moving_stored_with_flipped_axes_is_brought_onto_the_fixed_grid(files, tmp_path):
@@ -44,7 +32,7 @@ def test_moving_stored_with_flipped_axes_is_brought_onto_the_fixed_grid(files, t
         }
     )
     assert torch.equal(seen(again, "moving"), seen(item, "moving"))
-    assert torch.equal(seen_label(again), seen_label(item)) and item["label_dtype"] == np.uint16
+    assert torch.equal(seen_label(again), seen_label(item)) and item["pair"].label.stored == np.uint16
 
 
 def test_loading_refuses_bad_files(files, tmp_path):
@@ -73,8 +61,6 @@ def test_loading_refuses_bad_files(files, tmp_path):
         LoadPaird(2)(files | {"moving_label": write(tmp_path / "flat.nii.gz", values[..., 2] > 500, dtype=np.uint8)})
     with pytest.raises(FileNotFoundError, match="absent.nii.gz does not exist"):
         LoadPaird(2)(files | {"image": str(tmp_path / "absent.nii.gz")})
-    with pytest.raises(KeyError, match=r"\['fixed'\] is missing"):
-        LoadPaird(2)({"image": files["image"]})
 
 
 def laid(image, grid):
@@ -99,8 +85,8 @@ def test_equal_voxels_are_laid_centre_on_centre_without_interpolation(tmp_path, 
     torch.testing.assert_close(laid(seen(item, "moving"), grid), expected, rtol=1e-6, atol=1e-6)
     # within half a voxel, the largest of which is 2 mm
     middles = [a @ [*(k - 1) / 2, 1] for a, k in ((away, np.array([m, m + 1, 7])), (affine, np.array([n, n + 2, 8])))]
-    assert np.abs(item["translation_mm"] - (middles[0] - middles[1])[:3]).max() <= 1.001
-    moved = [round(-float(mm), 2) for mm in item["translation_mm"]]
+    assert np.abs(item["transform"].placement[:3, 3] - (middles[0] - middles[1])[:3]).max() <= 1.001
+    moved = [round(-float(mm), 2) for mm in item["transform"].placement[:3, 3]]
     assert f"Centres aligned: moving is translated by {moved} mm (RAS)" in caplog.text
 
 
@@ -114,7 +100,7 @@ def test_other_voxels_are_centred_exactly(tmp_path):
     }
     item = LoadPaird(3, "centres")(files)
     expected = (turned @ [5, 6.5, 4, 1] - AFFINE @ [5.5, 4, 3.5, 1])[:3]
-    np.testing.assert_allclose(item["translation_mm"], expected, atol=1e-4)
+    np.testing.assert_allclose(item["transform"].placement[:3, 3], expected, atol=1e-4)
     with pytest.raises(ValueError, match="do not overlap in space"):
         LoadPaird(3, "physical")(files)
 
@@ -141,7 +127,8 @@ def test_label_follows_its_centred_image(tmp_path):
     }
     item = LoadPaird(3, "centres")(files)
     assert torch.equal(seen_label(item), (seen(item, "moving") > 500).to(seen_label(item).dtype))
-    np.testing.assert_allclose(item["label_grid"].affine, item["moving_grid"].affine, rtol=0, atol=0)
+    moving, label = (item["transform"].placed(image) for image in (item["pair"].moving, item["pair"].label))
+    np.testing.assert_allclose(label.affine, moving.affine, rtol=0, atol=0)
 
 
 def test_an_unknown_alignment_names_the_known_ones():

@@ -40,7 +40,7 @@ def test_automatic_centre_lies_where_the_images_differ(tmp_path):
     moving = fixed.clone()
     moving[104:112, 40:48] = fixed.max()
     files = {"image": write(tmp_path / "moving.nii.gz", moving), "fixed": write(tmp_path / "fixed.nii.gz", fixed)}
-    start = CropPaird((20, 20))(LoadPaird(2)(files))["crop_start"]
+    start = torch.tensor(CropPaird((20, 20))(LoadPaird(2)(files))["pair"].start)
     torch.testing.assert_close(start.float() + 9.5, torch.tensor([107.5, 43.5]), rtol=0, atol=1)
 
 
@@ -74,13 +74,13 @@ def test_constant_displacement_shifts_image_and_label_inside_the_crop(files, tmp
     pred[0] = 2.0
     with caplog.at_level(logging.INFO):
         result = RegistrationResultd()(item | {"pred": pred})
-    a, b = item["crop_start"].tolist()
-    for got, source in (("pred", seen(item, "moving")), ("warped_label", seen_label(item))):
+    a, b = item["pair"].start
+    for got, source in (("warped_image", seen(item, "moving")), ("warped_label", seen_label(item))):
         expected = source[:, a + 2 : a + 18, b : b + 12]
         torch.testing.assert_close(
             result[got][:, a : a + 16, b : b + 12].as_subclass(torch.Tensor), expected, rtol=0, atol=2e-2
         )
-    assert result["warped_label"].dtype == item["label_grid"].array.dtype
+    assert result["warped_label"].dtype == item["pair"].label.array.dtype
     assert result["ddf"].shape == (3, 37, 30, 5) and result["jacobian_determinant"].shape == (37, 30, 5)
     torch.testing.assert_close(result["jacobian_determinant"][a + 2 : a + 14, b + 2 : b + 10], torch.ones(12, 8, 5))
     assert "Largest displacement 2.00 voxels; foldings (2D in-plane |J| <= 0): 0 % of the crop" in caplog.text
@@ -155,7 +155,7 @@ def test_clipping_is_for_the_network_alone(tmp_path):
     result = RegistrationResultd()(item | {"pred": torch.zeros(3, *GRID)})
     stored = load_image(moving).array
     assert stored.max() == 9000
-    torch.testing.assert_close(result["pred"][0].as_subclass(torch.Tensor), stored, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(result["warped_image"][0], stored, rtol=1e-5, atol=1e-2)
     for percentiles in ("1, 99", [1], [1, 50, 99]):
         with pytest.raises(ValueError, match=r"percentiles: expected two numbers like \[1, 99\], or None"):
             CropPaird(GRID, "middle", percentiles)
@@ -209,7 +209,7 @@ def test_what_moving_holds_beside_fixed_is_pulled_in(tmp_path):
     pred[0] = 4.0
     result = RegistrationResultd()(item | {"pred": pred})
     expected = load_image(files["image"]).array[8:16, 4:14, 2:12]
-    torch.testing.assert_close(result["pred"][0].as_subclass(torch.Tensor), expected, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(result["warped_image"][0], expected, rtol=1e-5, atol=1e-2)
     assert torch.equal(result["warped_label"][0], torch.from_numpy(label[8:16, 4:14, 2:12]).int())
 
 

@@ -87,8 +87,8 @@ def test_results_come_back_as_the_fixed_file_is_stored(tmp_path, dims, number):
     ddf = torch.stack([axes.apply(plain["ddf"][axis]) * sign for axis, sign in zip(order, signs, strict=True)])
     assert torch.equal(turned["ddf"], ddf)
     assert torch.equal(turned["jacobian_determinant"], axes.apply(plain["jacobian_determinant"]))
-    for key in ("pred", "warped_label"):
-        got, expected = turned[key].as_subclass(torch.Tensor)[0], axes.apply(plain[key].as_subclass(torch.Tensor)[0])
+    for key in ("warped_image", "warped_label"):
+        got, expected = turned[key][0], axes.apply(plain[key][0])
         close = (got - expected).abs() < 1e-2
         assert close.float().mean() > 0.995, key  # nearest neighbours half way between two voxels may be either
     SaveRegistrationd(tmp_path)(turned)
@@ -192,8 +192,8 @@ def test_other_spacings_are_registered_at_that_of_training(tmp_path, factor, cap
 def test_slices_are_resampled_in_their_plane_where_the_spacing_is_far_from_training(tmp_path, spacing, expected):
     load = LoadPaird(2, spacing=[1.5, 1.5], spacing_range=[1.2, 2.0])
     item = load(pair(tmp_path, 2, spacing=spacing))
-    assert item["working_grid"].spacing == pytest.approx(expected)
-    assert item["working_grid"].array.shape[2] == 5
+    assert item["pair"].working.spacing == pytest.approx(expected)
+    assert item["pair"].working.array.shape[2] == 5
 
 
 @pytest.mark.parametrize("given", [[1.0, 1.0], [1, 1, 0], "1, 1, 1", [1, 1, -1]])
@@ -208,7 +208,7 @@ def test_files_without_an_orientation_are_taken_as_they_are_stored(tmp_path, cap
     for path in files.values():
         write(path, np.asarray(nib.load(path).dataobj), None)  # both form codes 0
     item = prepare(3)(files)
-    assert item["fixed_axes"] == Axes((0, 1, 2), (False,) * 3) and "brought from its stored axes" not in caplog.text
+    assert item["pair"].axes == Axes((0, 1, 2), (False,) * 3) and "brought from its stored axes" not in caplog.text
 
 
 def test_many_foldings_are_a_warning_with_a_remedy(tmp_path, caplog):
@@ -246,8 +246,8 @@ def test_labels_of_any_size_come_out_exactly(tmp_path):
     write(files["moving_label"], values, nifti.affine, np.int32)
     item = prepare(3)(files)
     result = RegistrationResultd()(item | {"pred": torch.zeros(3, 16, 20, 12)})
-    assert torch.equal(result["warped_label"][0].long(), item["label_grid"].array.long())
-    assert item["label_dtype"] == np.int32
+    assert torch.equal(result["warped_label"][0].long(), item["pair"].label.array.long())
+    assert item["pair"].label.stored == np.int32
 
 
 def test_a_label_on_another_grid_that_covers_moving_is_read_where_it_lies(tmp_path):
@@ -279,7 +279,7 @@ def test_the_automatic_centre_looks_where_moving_is(tmp_path, kept):
         "image": write(tmp_path / "moving.nii", (texture + 80 * (distance < 14))[kept], placed),
         "fixed": write(tmp_path / "fixed.nii", texture + 80 * (distance < 9), affine),
     }
-    start = CropPaird([32, 32], "auto")(LoadPaird(2)(files))["crop_start"].tolist()
+    start = CropPaird([32, 32], "auto")(LoadPaird(2)(files))["pair"].start
     assert np.abs(np.array(start) + 15.5 - centre).max() <= 4
 
 
