@@ -19,6 +19,7 @@ from ..atomic import atomic_path
 from ..bundle import switch
 from .bundles import PACKAGE, configurations, find_bundles, read_json, rename_package
 from .documents import packed_readme
+from .export import export_inference
 from .torchscript import build_network, export_torchscript, write_zip
 
 PACKED_PACKAGE = "scripts.common"
@@ -80,8 +81,8 @@ def torchscript_of(bundle: Path) -> bytes:
     Args:
         bundle: its folder in the repository.
     """
-    configs = packed_configurations(bundle)
-    extra = {"metadata.json": configs["configs/metadata.json"], "inference.json": configs["configs/inference.json"]}
+    metadata = packed_configurations(bundle)["configs/metadata.json"]
+    extra = {"metadata.json": metadata, "inference.json": export_inference(bundle)}
     return export_torchscript(build_network(bundle), {name: dump(config) for name, config in extra.items()})
 
 

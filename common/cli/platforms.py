@@ -148,7 +148,10 @@ def check_pair(bundle: Path) -> None:
         if not np.array_equal(named["image"], swapped["image"]):
             raise ValueError("preprocessing: image with fixed and image with moving differ. One of them is swapped.")
         _prepared(preprocessing, {"image": _in_memory(files)}, "two channels in memory")
-        refused = {"image alone": {"image": moving}, "image with both": {"image": moving, "moving": moving, "fixed": fixed}}
+        refused = {
+            "image alone": {"image": moving},
+            "image with both": {"image": moving, "moving": moving, "fixed": fixed},
+        }
         for form, item in refused.items():
             try:
                 preprocessing(OPTIONS | item)
@@ -185,7 +188,9 @@ def check_answer(bundle: Path) -> None:
                     "the channel of more than three axes alone. End postprocessing with Answerd."
                 )
             if values and set(torch.unique(returned).tolist()) != values:
-                raise ValueError("pred: with answer=label expected the label map's values. Carry it by nearest neighbour.")
+                raise ValueError(
+                    "pred: with answer=label expected the label map's values. Carry it by nearest neighbour."
+                )
 
 
 def check_weight_names(bundle: Path) -> None:

@@ -97,7 +97,9 @@ def use(archive: Path, work: Path) -> str:
     metadata = ConfigParser.load_config_file(configs / "metadata.json")
     write_pair(work, len(metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]))
     config = ["--config_file", f"{name}/configs/inference.json", "--device", "cpu"]
-    run_monai("run", "inferring", *config, "--moving", "moving.nii.gz", "--fixed", "fixed.nii.gz", "--output_dir", "out")
+    run_monai(
+        "run", "inferring", *config, "--moving", "moving.nii.gz", "--fixed", "fixed.nii.gz", "--output_dir", "out"
+    )
     missing = [file for file in OUTPUTS if not (work / "out" / file).is_file()]
     if missing:
         raise RuntimeError(f"the packed {name} ran, but did not write {', '.join(missing)}: see inference.json.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.deploy.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, Fragment, Image, IOType, Operator, OperatorSpec
 from monai.deploy.operators import IOMapping, MonaiBundleInferenceOperator
 
@@ -64,7 +65,7 @@ class Registration(Application):
             bundle_path=self.bundle,
             name="register",
         )
-        source = Source(self, path=self.source, name="source")
+        source = Source(self, CountCondition(self, 1), path=self.source, name="source")  # emits once
         sink = Sink(self, path=self.sink, name="sink")
         self.add_flow(source, register, {("image", "image")})
         self.add_flow(register, sink, {("pred", "pred")})
