@@ -11,16 +11,18 @@ from .cli.benchmark import benchmark
 from .cli.compare import compare
 from .cli.options import options
 from .cli.pack import pack
+from .cli.scaffold import render, scaffold
 from .cli.study import study
 from .cli.verify import verify
 from .console import forgive_signs
 
 COMMANDS = {
-    "benchmark": benchmark, "compare": compare, "options": options, "pack": pack, "study": study, "verify": verify,
+    "benchmark": benchmark, "compare": compare, "options": options, "pack": pack, "render": render,
+    "scaffold": scaffold, "study": study, "verify": verify,
 }  # fmt: skip
 
 # Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
-for command in (compare, options, pack, verify):
+for command in (compare, options, pack, render, scaffold, verify):
     SetParseFn(str)(command)
 SetParseFns(measures=DefaultParseValue, tested=DefaultParseValue)(compare)
 SetParseFns(name=str, output_dir=str, device=str)(study)

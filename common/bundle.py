@@ -8,17 +8,18 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from .checks import known_name
+from .checks import known_name, switch
 from .console import forgive_signs
-from .runs import arguments, command_line, messages, options, outputs, record
+from .runs import arguments, command_line, messages, outputs
 from .runs.configuration import current_parser, stage_of
-from .runs.options import INFERENCE, TRAIN
+from .runs.options import INFERENCE, SOLVERS, TRAIN
 
 logger = logging.getLogger(__name__)
 
@@ -57,22 +58,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def switch(value: Any, name: str) -> bool:
-    """Read a switch as a person means it: the command line delivers ``--amp false`` as text.
-
-    Args:
-        value: bool, 0, 1, or one of true/false, yes/no, on/off in any case.
-        name: what to call it in the error.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    try:
-        return options.switch(value)
-    except ValueError:
-        raise ValueError(f"{name} must be true or false, got {value!r}.") from None
-
-
 def select_device(value: Any) -> torch.device:
     """Read a device name; under torchrun a plain "cuda" means this process's own GPU.
 
@@ -103,6 +88,26 @@ def choose(options: dict[str, Any], name: str, argument: str) -> Any:
     return options[known_name(argument, name, options)]
 
 
+def choose_objective(objectives: dict[str, Any], name: str) -> Any:
+    """The entry of an objective.
+
+    Raises:
+        ValueError: for a name that is not among them, with the nearest; for one of what registers without training,
+            naming the command that takes it.
+    """
+    if name in SOLVERS and name not in objectives:
+        raise ValueError(
+            f"objective: expected one of {', '.join(objectives)}, got {name!r}, which is no objective but registers "
+            f"without any training. Run the evaluating or inferring command with --architecture {name}."
+        )
+    if name == "ncc" and name not in objectives:
+        raise ValueError(
+            "objective: 'ncc' names two things. Take lncc, the local one in a window (what VoxelMorph, TransMorph and "
+            "LapIRN call NCC), or global_ncc, the correlation coefficient of the whole images."
+        )
+    return choose(objectives, name, "objective")
+
+
 def check_arguments(run_id: str | None = None) -> None:
     """First entry of every run list: check every option, before anything is loaded, built or written.
 
@@ -127,7 +132,7 @@ def check_arguments(run_id: str | None = None) -> None:
         select_device(parser.get_parsed_content("device"))
 
 
-def claim(output_dir: str | Path, *built: Any, resume: bool = False) -> None:
+def claim(output_dir: str | Path, resume: bool = False) -> None:
     """Take the output folder, once all that can fail has been built; of several processes the first does.
 
     A training or evaluation locks it and moves an earlier run's files to ``previous_<k>`` inside it. An inference,
@@ -135,7 +140,6 @@ def claim(output_dir: str | Path, *built: Any, resume: bool = False) -> None:
 
     Args:
         output_dir: of the run.
-        built: networks, weights and engines: as arguments they are built before.
         resume: continue the training that the folder holds.
 
     Raises:
@@ -172,7 +176,9 @@ def start(seed: int, device: Any = "cpu") -> None:
         chosen = select_device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # The others wait while the first process evaluates, which may take longer than torch's ten minutes. A process
+        # that dies does not leave them waiting: torchrun ends them.
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     torch.manual_seed(int(seed))
 
 
@@ -182,16 +188,6 @@ def finish() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def settings(output_dir: str | Path) -> Callable[[], dict[str, Any]]:
-    """What the record of a run says of it, see ``runs.record.complete``."""
-    return record.complete(output_dir)
-
-
-def fixed_settings() -> dict[str, Any]:
-    """The settings that a training keeps when it is resumed."""
-    return record.fixed(record.settings())
 
 
 def example_dir() -> Path:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that name one of several things, and numbers that must be above 0. Imports nothing of ours."""
+"""Arguments that name one of several things, switches, and numbers above 0. Imports nothing of ours."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def known_name(argument: str, name: object, known: Iterable[str]) -> str:
@@ -35,3 +37,19 @@ def positive(argument: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
     return float(value)
+
+
+def switch(value: object, argument: str) -> bool:
+    """Read a switch as a person means it: the command line delivers ``--amp false`` as text.
+
+    Args:
+        value: bool, 0, 1, or one of true/false, yes/no, on/off in any case.
+        argument: what the error calls it.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    text = str(value).strip().lower()
+    if text not in TRUE + FALSE:
+        raise ValueError(f"{argument}: expected true or false, got {value!r}.")
+    return text in TRUE

@@ -197,9 +197,10 @@ def _bare(pairs: list[dict[str, Any]], device: torch.device, batch_size: int, st
         for moving, fixed in batches:
             optimizer.zero_grad(set_to_none=True)
             image = torch.cat([moving, fixed], 1).contiguous(memory_format=torch.channels_last)
-            ddf, velocity = network.estimate(image)
+            estimate = network.estimate(image)
+            velocity = estimate.velocity
             smoothness = (velocity.diff(dim=2).square().mean() + velocity.diff(dim=3).square().mean()) / 2
-            loss = (warp(moving, ddf) - fixed).square().mean() + 0.02 * smoothness
+            loss = (warp(moving, estimate.ddf) - fixed).square().mean() + 0.02 * smoothness
             loss.backward()
             optimizer.step()
 

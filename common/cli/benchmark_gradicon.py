@@ -26,7 +26,7 @@ Run = Callable[[int], Tensor]  # takes this many optimiser steps and returns the
 Objective = Callable[[Any], dict[str, Tensor]]
 
 # As gradicon_triangles (2D) and gradicon_hippocampus (3D) have them.
-WIDTHS = {"down": (2, 16, 32, 64, 64, 64), "up": (16, 32, 32, 64, 64)}
+WIDTHS: dict[str, Any] = {"down": (2, 16, 32, 64, 64, 64), "up": (16, 32, 32, 64, 64)}
 FACTORS = {2: (8, 4, 2, 1), 3: (4, 2, 1, 1)}
 WEIGHTS = {"paper_v1": 0.2, "released": 1.5}
 

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..atomic import atomic_path
-from ..io.results import BEFORE, read_metrics, results_table, undeformed
+from ..io.results import BEFORE, markdown_table, read_metrics, results_table, undeformed
 from ..metrics.statistics import (
     bootstrap_interval,
     design_effect,
@@ -25,15 +24,16 @@ from ..metrics.statistics import (
 
 MEASURES = (
     "dice", "hd", "hd95", "asd", "foldings_percent", "sd_log_jacobian", "inverse_consistency_error", "dice_official",
-    "asd_official",
+    "asd_official", "dice_vessels", "tre_mm", "tre_voxels",
 )  # fmt: skip
 TESTED = ("dice", "hd", "asd")
+HEADLINES = ("dice", "dice_vessels", "tre_mm", "tre_voxels", "mse")  # the first that was measured has patient means
 
 
 def compare(
     *results: str,
-    measures: Sequence[str] = MEASURES,
-    tested: Sequence[str] = TESTED,
+    measures: Sequence[str] | None = None,
+    tested: Sequence[str] | None = None,
     output: str | None = None,
 ) -> str:
     """Compare evaluations of the same cases; run as ``python -m common compare NAME=DIR NAME=DIR …``.
@@ -44,8 +44,9 @@ def compare(
 
     Args:
         results: ``NAME=DIR``, DIR holding ``metrics.csv`` and ``summary.json`` of an evaluation.
-        measures: columns of the first table, of those that were measured, as in ``--measures dice,dice_lv,hd95``.
-        tested: measures with a table of tests.
+        measures: columns of the first table, of those that were measured, as in ``--measures dice,dice_lv,hd95``;
+            default: ``MEASURES`` and the headline, the first of ``HEADLINES`` that was measured.
+        tested: measures with a table of tests; default: ``TESTED`` and the headline.
         output: also write the Markdown here.
 
     Returns:
@@ -62,7 +63,9 @@ def compare(
     }
     _check_same_cases(rows)
     _check_same_data(rows)
-    shown = [name for name in _names(measures) if any(name in summary for summary in summaries.values())]
+    headline = _headline(summaries)
+    columns = _names(measures, (*MEASURES, headline))
+    shown = [name for name in columns if any(name in summary for summary in summaries.values())]
     first = next(iter(rows.values()))
     scored = sum(row["scorable"] > 0 for row in first)
     subjects = [str(row["subject"]) for row in first]
@@ -70,11 +73,11 @@ def compare(
     parts = [
         f"{len(first)} cases of {len(set(subjects))} subjects: {scored} scored, {len(first) - scored} not scorable "
         "(a scored label is missing in one of the two images).",
-        results_table(before | summaries, shown or _names(measures)),
-        _patient_table(rows, subjects),
+        results_table(before | summaries, shown or columns),
+        _patient_table(rows, subjects, headline),
         _volume_table(folders),
     ]
-    parts += [_tests(rows, subjects, measure) for measure in _names(tested) if len(rows) > 1]
+    parts += [_tests(rows, subjects, measure) for measure in _names(tested, (*TESTED, headline)) if len(rows) > 1]
     text = "\n\n".join(part for part in parts if part) + "\n"
     if output is not None:
         with atomic_path(output) as path:
@@ -82,9 +85,22 @@ def compare(
     return text
 
 
-def _names(given: Sequence[str]) -> list[str]:
-    """The command line delivers one name as text and several as a tuple."""
-    return [given] if isinstance(given, str) else list(given)
+def _names(given: Sequence[str] | None, default: Sequence[str]) -> list[str]:
+    """The command line delivers one name as text and several as a tuple; each is named once."""
+    if given is None:
+        given = default
+    return [given] if isinstance(given, str) else list(dict.fromkeys(given))
+
+
+def _headline(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The measure to compare patients by: the first of ``HEADLINES`` that all evaluations measured."""
+    for name in HEADLINES:
+        if all(summary.get(name, {}).get("n") for summary in summaries.values()):
+            return name
+    raise ValueError(
+        f"compare: expected evaluations that all measured one of {', '.join(HEADLINES)}; add one of these measures to "
+        "the bundles' 'measures' and evaluate again."
+    )
 
 
 def _folders(results: tuple[str, ...]) -> dict[str, Path]:
@@ -126,39 +142,34 @@ def _check_same_data(rows: dict[str, list[dict[str, Any]]]) -> None:
                 )
 
 
-def _patient_table(rows: dict[str, list[dict[str, Any]]], subjects: list[str]) -> str:
-    lines = ["| patient means | dice [95 % interval] | design effect |", "| --- | --- | --- |"]
+def _patient_table(rows: dict[str, list[dict[str, Any]]], subjects: list[str], measure: str) -> str:
     first = next(iter(rows.values()))
-    columns = {"undeformed": [row["dice_before"] for row in first]}
-    columns |= {name: [row["dice"] for row in table] for name, table in rows.items()}
+    columns = {"undeformed": [row[f"{measure}{BEFORE}"] for row in first]}
+    columns |= {name: [row[measure] for row in table] for name, table in rows.items()}
+    lines = []
     for name, values in columns.items():
         means = {subject: mean for subject, mean in subject_means(values, subjects).items() if not math.isnan(mean)}
         low, high = bootstrap_interval(means)
         mean = sum(means.values()) / len(means)
-        lines.append(f"| {name} | {mean:.4f} [{low:.4f}, {high:.4f}] | {design_effect(values, subjects):.2f} |")
-    return "\n".join(lines)
+        lines.append([name, f"{mean:.4f} [{low:.4f}, {high:.4f}]", f"{design_effect(values, subjects):.2f}"])
+    return markdown_table(["patient means", f"{measure} [95 % interval]", "design effect"], lines)
 
 
 def _volume_table(folders: dict[str, Path]) -> str:
     """Mean over patients of the Dice of whole volumes, a column a label."""
-    lines: list[str] = []
-    for name, folder in folders.items():
-        if not (folder / "subjects.csv").is_file():
-            continue
-        with (folder / "subjects.csv").open(newline="", encoding="utf-8") as stream:
-            table = list(csv.DictReader(stream))
-        after = [key for key in table[0] if key.startswith("dice_3d_") and "before" not in key]
-        before = [key.replace("dice_3d_", "dice_3d_before_") for key in after]
-        if not lines:
-            head = [key.removeprefix("dice_3d_") for key in after]
-            lines = ["| 3D Dice of a patient | " + " | ".join(head) + " |", "| --- |" + " --- |" * len(head)]
-            lines.append("| undeformed | " + " | ".join(_mean(table, key) for key in before) + " |")
-        lines.append(f"| {name} | " + " | ".join(_mean(table, key) for key in after) + " |")
-    return "\n".join(lines)
+    files = {name: folder / "subjects.csv" for name, folder in folders.items()}
+    tables = {name: read_metrics(file, ("subject",)) for name, file in files.items() if file.is_file()}
+    first = next(iter(tables.values()), [{}])[0]
+    labels = [key.removeprefix("dice_3d_") for key in first if key.startswith("dice_3d_") and "before" not in key]
+    if not labels:
+        return ""
+    lines = [["undeformed", *(_mean(next(iter(tables.values())), f"dice_3d_before_{label}") for label in labels)]]
+    lines += [[name, *(_mean(table, f"dice_3d_{label}") for label in labels)] for name, table in tables.items()]
+    return markdown_table(["3D Dice of a patient", *labels], lines)
 
 
-def _mean(table: list[dict[str, str]], key: str) -> str:
-    values = np.array([float(row[key]) for row in table if row[key]])
+def _mean(table: list[dict[str, Any]], key: str) -> str:
+    values = np.array([row[key] for row in table if not math.isnan(row.get(key, math.nan))])
     if not len(values):
         return "–"
     spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
@@ -177,13 +188,21 @@ def _tests(rows: dict[str, list[dict[str, Any]]], subjects: list[str], measure: 
         for a, b in pairs
     ]
     adjusted = holm([outcome.p_wilcoxon for outcome in outcomes])
+    header = (
+        f"{measure}: difference of patient means",
+        "mean [95 % interval]",
+        "patients",
+        "p Wilcoxon",
+        "Holm",
+        "p t-test",
+    )
     lines = [
-        f"| {measure}: difference of patient means | mean [95 % interval] | patients | p Wilcoxon | Holm | p t-test |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for (a, b), outcome, p in zip(pairs, outcomes, adjusted, strict=True):
-        lines.append(
-            f"| {b} − {a} | {outcome.mean_difference:+.4f} [{outcome.ci_low:+.4f}, {outcome.ci_high:+.4f}] | "
-            f"{outcome.n_subjects} | {outcome.p_wilcoxon:.2g} | {p:.2g} | {outcome.p_ttest:.2g} |"
+        (
+            f"{b} − {a}",
+            f"{outcome.mean_difference:+.4f} [{outcome.ci_low:+.4f}, {outcome.ci_high:+.4f}]",
+            str(outcome.n_subjects),
+            *(f"{p:.2g}" for p in (outcome.p_wilcoxon, adjusted_p, outcome.p_ttest)),
         )
-    return "\n".join(lines)
+        for (a, b), outcome, adjusted_p in zip(pairs, outcomes, adjusted, strict=True)
+    ]
+    return markdown_table(header, lines)

@@ -13,9 +13,8 @@ from scipy.ndimage import map_coordinates
 
 from ..atomic import atomic_path
 from .heart import GROUPS, acquire, draw_patient, paint, polar, smooth_texture, true_displacement
-from .phantom_cache import ensure_phantom, write_reproducible_nifti
+from .phantom_cache import Phantom, write_reproducible_nifti
 
-GENERATOR_VERSION = 2  # raise it whenever the written voxels change, so that no old cache is taken for a new one
 REFERENCE_SHAPE, PIXEL_MM, SLICE_MM = (160, 144), 1.5625, 10.0
 
 
@@ -115,20 +114,11 @@ def make_acdc_phantom(
     return root
 
 
-def ensure_acdc_phantom(cache_dir: str | Path | None = None) -> Path:
-    """Return the default phantom, made once into the user's cache; see ``ensure_phantom``.
-
-    Args:
-        cache_dir: where the cache lies; default: the environment's.
-
-    Returns:
-        The folder with ``training`` and ``testing``.
-    """
-    return ensure_phantom(
-        "acdc_phantom",
-        make_acdc_phantom,
-        GENERATOR_VERSION,
-        cache_dir,
-        text="stands in for patients of ACDC; its results say nothing of real hearts. Set dataset_dir to the folder of "
-        "the ACDC release for those.",
-    )
+PHANTOM = Phantom(
+    "acdc_phantom",
+    make_acdc_phantom,
+    small={"n_train": 3, "n_test": 1, "shape": (96, 88), "n_slices": 3},
+    version=2,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
+    text="stands in for patients of ACDC; its results say nothing of real hearts. Set dataset_dir to the folder of "
+    "the ACDC release for those.",
+)

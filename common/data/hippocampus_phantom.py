@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from .heart import Array, smooth_texture
-from .phantom_cache import ensure_phantom, write_reproducible_nifti
+from .phantom_cache import Phantom, write_reproducible_nifti
 
-GENERATOR_VERSION = 1  # raise it whenever the written voxels change, so that no old cache is taken for a new one
 SHAPE_RANGE = ((31, 43), (40, 59), (24, 47))  # voxels, smallest and largest of the data set
 AFFINE = np.array([[1.0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
 WHITE, GREY, FLUID = 0.86, 0.50, 0.10
@@ -188,20 +187,11 @@ def make_hippocampus_phantom(root: str | Path, n_train: int = 12, n_validation: 
     return root
 
 
-def ensure_hippocampus_phantom(cache_dir: str | Path | None = None) -> Path:
-    """Return the default phantom, made once into the user's cache; see ``ensure_phantom``.
-
-    Args:
-        cache_dir: where the cache lies; default: the environment's.
-
-    Returns:
-        The folder with ``imagesTr`` and ``labelsTr``.
-    """
-    return ensure_phantom(
-        "hippocampus_phantom",
-        make_hippocampus_phantom,
-        GENERATOR_VERSION,
-        cache_dir,
-        text="stands in for MR of people; its results say nothing of real hippocampi. Set dataset_dir to the folder of "
-        "Task04_Hippocampus (Medical Segmentation Decathlon, medicaldecathlon.com) for those.",
-    )
+PHANTOM = Phantom(
+    "hippocampus_phantom",
+    make_hippocampus_phantom,
+    small={"n_train": 3, "n_validation": 2},
+    version=1,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
+    text="stands in for MR of people; its results say nothing of real hippocampi. Set dataset_dir to the folder of "
+    "Task04_Hippocampus (Medical Segmentation Decathlon, medicaldecathlon.com) for those.",
+)

@@ -1,6 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error that the readers of all data sets raise."""
+"""What the readers of all data sets share: their error, the folder to read, and subjects that may be left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PHANTOM_NAME = "phantom"
 
 
 class DatasetLayoutError(ValueError):
     """Files of a data set are missing or not as its owners publish them."""
+
+
+def dataset_root(dataset_dir: str | Path, phantom: Callable[[], Path], layout: str) -> Path:
+    """Folder to read a data set from.
+
+    Args:
+        dataset_dir: a folder, or "phantom" for synthetic data in the same layout.
+        phantom: makes them, once, and returns their folder.
+        layout: what the error says of the layout, and where to get the data.
+
+    Raises:
+        DatasetLayoutError: where there is no such folder.
+    """
+    if str(dataset_dir) == PHANTOM_NAME:
+        return phantom()
+    folder = Path(dataset_dir).expanduser()
+    if not folder.is_dir():
+        raise DatasetLayoutError(f"dataset_dir: no folder {str(folder)!r}; {layout}.")
+    return folder
+
+
+class Invalid:
+    """Subjects whose files are not as published: an error, or left out with a warning each.
+
+    Args:
+        skip: leave them out.
+    """
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self.subjects: list[str] = []
+
+    @contextmanager
+    def left_out(self, subject: str) -> Iterator[None]:
+        """Catch the layout error of a block that reads a subject, where subjects may be left out."""
+        try:
+            yield
+        except DatasetLayoutError as error:
+            if not self.skip:
+                raise
+            if subject not in self.subjects:
+                self.subjects.append(subject)
+                logger.warning("skipping %s: %s", subject, error)
+
+    def report(self, split: str, dataset_dir: str | Path, kept: int) -> None:
+        """Say how many were left out.
+
+        Args:
+            split, dataset_dir: what was read.
+            kept: number of pairs that are left.
+
+        Raises:
+            DatasetLayoutError: where none is left.
+        """
+        if self.subjects:
+            names = ", ".join(self.subjects)
+            logger.warning("skipped %d invalid subject(s) of split %r: %s", len(self.subjects), split, names)
+        if not kept:
+            raise DatasetLayoutError(
+                f"split {split!r}: no valid subject is left in {dataset_dir}; skipped {self.subjects}. Restore the "
+                "published files."
+            )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs in memory -> batches: crop, normalise, and an order that is a function of (seed, epoch) alone."""
+"""Pairs -> batches: crop, normalise, and an order that is a function of (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -19,28 +19,33 @@ from ..transforms.intensity import min_max
 
 IMAGES = ("moving_image", "fixed_image")
 LABELS = ("moving_label", "fixed_label")
+MASKS = ("moving_mask", "fixed_mask")
 DETAILS = ("subject", "case", "slice", "spacing", "group", "true_ddf")
 
 
 class PairDataset(Dataset):
     """Image pairs cropped to one size and then scaled to [0, 1], each image over its crop.
 
+    Items that are asked for with a draw seed (see ``SeededSampler``) are for training: jittered, augmented, and they
+    hold the images, labels where asked for, and masks where there are any. Items that are asked for by their index are
+    for evaluation: as they are, and they hold besides ``crop_start`` ``(d,)`` and what there is of ``DETAILS``.
+
     Args:
-        data: a dict a pair, as ``common.data.acdc.load_pairs`` returns: ``moving_image``, ``fixed_image`` ``(C, *S)``,
-            ``centre`` ``(d,)`` in voxels, and for evaluation ``moving_label``, ``fixed_label`` ``(1, *S)``. Shapes may
-            differ between pairs.
+        data: a dict a pair, as the data sets' ``load_pairs`` returns: ``moving_image``, ``fixed_image`` ``(C, *S)``,
+            ``centre`` ``(d,)`` in voxels, and where there are any ``moving_label``, ``fixed_label``, ``moving_mask``,
+            ``fixed_mask`` ``(1, *S)``, ``DETAILS``. Shapes may differ between pairs, keys may not. A list is looked
+            through at once; of other sequences, whose pairs are decoded when asked for, the first pair.
         spatial_size: crop in voxels, one number an axis.
-        jitter: largest random shift of the crop in voxels along each axis, for items that are asked for with a draw
-            seed (see ``SeededSampler``).
-        with_labels: False (training): items hold the two images. True (evaluation): also the labels, ``crop_start``
-            ``(d,)``, and what there is of ``subject``, ``case``, ``slice``, ``spacing``, ``group``, ``true_ddf``.
+        jitter: largest random shift of the crop in voxels along each axis, in training.
+        with_labels: items hold the labels, which are cropped and augmented with their images.
         crop_shift: move a crop that would leave the image inside it; False fills it with 0, as the published AdaCS
             preprocessing does (see ``transforms.crop.crop_window``).
-        augmentation: random transform of ``{"moving_image": …, "fixed_image": …}``, both ``(C, *spatial_size)``, before
-            they are scaled; for training, and applied to items that are asked for with a draw seed alone.
+        augmentation: random transform of a dictionary of images and, where items have them, labels and masks, all
+            ``(C, *spatial_size)``, before images are scaled, in training. It moves labels and masks as their image, as
+            ``transforms.augment.random_affine`` does; they get their type back.
 
     Raises:
-        ValueError: for no pairs, pairs without a key that they need, or an augmentation of labels.
+        ValueError: for no pairs, labels that are asked for where there are none, or pairs of different keys.
     """
 
     def __init__(
@@ -52,52 +57,68 @@ class PairDataset(Dataset):
         augmentation: Randomizable | None = None,
         crop_shift: bool = True,
     ) -> None:
-        if not data:
+        if not len(data):
             raise ValueError("data: expected at least one pair, got none; check dataset_dir and split.")
-        crop_keys = IMAGES + LABELS if with_labels else IMAGES
-        details = tuple(key for key in DETAILS if any(key in pair for pair in data)) if with_labels else ()
-        needed = {*crop_keys, *details, "centre"}
-        for index, pair in enumerate(data):
-            if not needed <= pair.keys():
-                raise ValueError(
-                    f"data[{index}]: expected the keys {sorted(needed)} in every pair, got {sorted(pair)}; give all "
-                    "pairs the same keys."
-                )
-        if with_labels and augmentation is not None:
+        known = data if isinstance(data, list) else [data[0]]
+        present = {key for pair in known for key in pair}
+        if with_labels and not present.intersection(LABELS):
             raise ValueError(
-                "augmentation: expected None with labels, which it would not move; evaluate images as they are."
+                f"with_labels: expected {' and '.join(LABELS)} in the pairs, got the keys {sorted(present)}: these "
+                "data have no labels. Leave with_labels out, and every term and measure of labels."
             )
+        self._training = IMAGES + (LABELS if with_labels else ()) + (MASKS if present.intersection(MASKS) else ())
+        self._details = tuple(key for key in DETAILS if key in present)
         self.data, self.augmentation = data, augmentation
-        self.crop = CropToCentred(crop_keys, spatial_size, jitter=jitter, shift=crop_shift)
-        self._crop_from = (*crop_keys, "centre", *(("true_ddf",) if "true_ddf" in details else ()))
-        self._keep = (*crop_keys, *details, "crop_start") if with_labels else IMAGES
+        self.crop = CropToCentred(self._training, spatial_size, jitter=jitter, shift=crop_shift)
+        for index, pair in enumerate(known):
+            self._check(index, pair)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
-        """Return a pair, by its index, or with the crop shifted at random by (index, draw seed)."""
+        """Return a pair for evaluation, by its index, or for training, by (index, draw seed)."""
         return self.__getitems__([item])[0]
 
     def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
         """Return the pairs of a batch; torch's loader asks for them at once, and they are normalised at once."""
-        cropped = [self._cropped(item) for item in items]
+        pairs = [self._drawn(*item) if isinstance(item, tuple) else self._exact(item) for item in items]
         for key in IMAGES:
-            for pair, image in zip(cropped, min_max(torch.stack([p[key] for p in cropped]), batched=True), strict=True):
+            for pair, image in zip(pairs, min_max(torch.stack([p[key] for p in pairs]), batched=True), strict=True):
                 pair[key] = image
-        return [{key: pair[key] for key in self._keep} for pair in cropped]
+        return pairs
 
-    def _cropped(self, item: int | tuple[int, int]) -> dict[str, Any]:
-        index, draw_seed = item if isinstance(item, tuple) else (item, None)
-        jittered = draw_seed is not None and self.crop.jitter
-        generator = torch.Generator().manual_seed(draw_seed or 0) if jittered else None
+    def _exact(self, index: int) -> dict[str, Any]:
+        pair = self._checked(index)
+        moved = (*self._training, "centre", *(("true_ddf",) if "true_ddf" in self._details else ()))
+        cropped: Any = self.crop({key: pair[key] for key in moved})
+        cropped = {key: pair[key] for key in self._details} | cropped
+        return {key: cropped[key] for key in (*self._training, *self._details, "crop_start")}
+
+    def _drawn(self, index: int, draw_seed: int) -> dict[str, Any]:
+        pair = self._checked(index)
+        generator = torch.Generator().manual_seed(draw_seed) if self.crop.jitter else None
+        cropped: Any = self.crop({key: pair[key] for key in (*self._training, "centre")}, generator)
+        parts = {key: cropped[key] for key in self._training}
+        if self.augmentation is None:
+            return parts
+        self.augmentation.set_random_state(seed=draw_seed % 2**32)
+        moved = self.augmentation(dict(parts))  # type: ignore[operator]
+        return {key: convert_to_tensor(moved[key], track_meta=False, dtype=parts[key].dtype) for key in self._training}
+
+    def _checked(self, index: int) -> dict[str, Any]:
         pair = self.data[index]
-        cropped: Any = self.crop({key: pair[key] for key in self._crop_from}, generator)
-        if self.augmentation is not None and draw_seed is not None:
-            self.augmentation.set_random_state(seed=draw_seed % 2**32)
-            images = self.augmentation({key: cropped[key] for key in IMAGES})  # type: ignore[operator]
-            cropped |= {key: convert_to_tensor(images[key], track_meta=False) for key in IMAGES}
-        return pair | cropped
+        if not isinstance(self.data, list):
+            self._check(index, pair)
+        return pair
+
+    def _check(self, index: int, pair: dict[str, Any]) -> None:
+        needed = {*self._training, *self._details, "centre"}
+        if not needed <= pair.keys():
+            raise ValueError(
+                f"data[{index}]: expected the keys {sorted(needed)} in every pair, got {sorted(pair)}; give all "
+                "pairs the same keys."
+            )
 
 
 class SeededSampler(DistributedSampler):
@@ -161,7 +182,7 @@ def training_loader(
     smaller batch is kept then. The global random state is not touched.
 
     Args:
-        dataset: without labels.
+        dataset: of the training pairs.
         batch_size: pairs a process and step.
         seed: of order and jitter.
         num_workers: processes that prepare batches; 0 prepares them in this one, which is usually fast enough.

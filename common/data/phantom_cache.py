@@ -7,77 +7,95 @@ import gzip
 import hashlib
 import logging
 import os
-import shutil
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import nibabel as nib
 from numpy.typing import NDArray
 
-from ..atomic import atomic_path
+from ..atomic import atomic_path, temporary_folder
 from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "SHA256SUMS"  # of a phantom's files, written beside them when it is made
+_checked: dict[Path, frozenset[tuple[str, int, int]]] = {}  # phantoms that this process has compared, as they were
 
 
-def ensure_phantom(
-    name: str, make: Callable[[Path], object], version: int, cache_dir: str | Path | None = None, *, text: str
-) -> Path:
-    """Return the phantom that ``make`` writes by default, made once into the user's cache, and warn that it is one.
+class Phantom(NamedTuple):
+    """Synthetic cases in the layout of a data set.
 
-    The folder is whole or absent: it is made beside its place and renamed, and where several processes make it at the
-    same time the first one wins and all return the same folder. Its files are compared with their checksums.
-
-    Args:
-        name: beginning of the folder's name; a digest of the defaults of ``make`` and the version follows.
-        make: fills the folder that it is given.
-        version: raised by whoever changes the written voxels, so that no old cache is taken for a new one.
-        cache_dir: holds ``registration-bundles``; default: the environment's REGISTRATION_BUNDLES_CACHE, else
-            XDG_CACHE_HOME, else ``~/.cache``.
-        text: the warning's end: what the data stand in for, and how to get the real ones.
-
-    Returns:
-        The folder.
-
-    Raises:
-        DatasetLayoutError: for a file that is missing or no longer the one that was made, naming what to delete.
-        OSError: where the cache cannot be written, naming the variable that moves it.
+    name: beginning of the folder's name in the cache.
+    make: writes the cases into the folder that it is given.
+    small: arguments of ``make`` for a few small cases in every split, for tests.
+    version: raised by whoever changes the written voxels, so that no old cache is taken for a new one.
+    text: the warning's end: what the data stand in for, and how to get the real ones.
     """
-    environment = os.environ.get("REGISTRATION_BUNDLES_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    parent = Path(cache_dir or environment or Path.home() / ".cache").expanduser() / "registration-bundles"
-    defaults = {key: str(value.default) for key, value in signature(make).parameters.items()}
-    recipe = f"{sorted(defaults.items())} {version} {CHECKSUMS}"
-    target = parent / f"{name}_{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    logger.warning("SYNTHETIC DATA: the phantom in %s %s", target, text)
-    if target.is_dir():
-        _check(target)
+
+    name: str
+    make: Callable[..., object]
+    small: Mapping[str, Any]
+    version: int
+    text: str
+
+    def folder(self, cache_dir: str | Path | None = None) -> Path:
+        """Return the phantom that ``make`` writes by default, made once into a cache, and warn that it is one.
+
+        The folder is whole or absent: it is made beside its place and renamed, and where several processes make it at
+        the same time the first one wins and all return the same folder. What a killed process left is removed. The
+        files are compared with their checksums once a process, and again where their sizes or times have changed.
+
+        Args:
+            cache_dir: holds ``registration-bundles``; default: the environment's REGISTRATION_BUNDLES_CACHE, else
+                XDG_CACHE_HOME, else ``~/.cache``.
+
+        Raises:
+            DatasetLayoutError: for a file that is missing or no longer the one that was made, naming what to delete.
+            OSError: where the cache cannot be written, naming the variable that moves it.
+        """
+        environment = os.environ.get("REGISTRATION_BUNDLES_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        parent = Path(cache_dir or environment or Path.home() / ".cache").expanduser() / "registration-bundles"
+        defaults = {key: str(value.default) for key, value in signature(self.make).parameters.items()}
+        recipe = f"{sorted(defaults.items())} {self.version} {CHECKSUMS}"
+        target = parent / f"{self.name}_{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+        logger.warning("SYNTHETIC DATA: the phantom in %s %s", target, self.text)
+        if target.is_dir():
+            _check(target)
+        else:
+            _make(self.make, parent, target)
         return target
-    temporary = parent / f".{target.name}.{uuid.uuid4().hex}"
+
+
+def _make(make: Callable[..., object], parent: Path, target: Path) -> None:
     try:
-        make(temporary)
-        (temporary / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in _checksums(temporary)))
-        os.replace(temporary, target)
+        with temporary_folder(parent) as temporary:
+            made = temporary / target.name
+            make(made)
+            lines = [f"{digest}  {name}\n" for name, digest in _checksums(made)]
+            (made / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+            os.replace(made, target)
     except OSError as error:
         if not target.is_dir():  # else another process was first, and its folder holds the same bytes
             raise OSError(
                 f"the phantom cannot be made in {parent} ({error}); set REGISTRATION_BUNDLES_CACHE to a folder that"
                 " can be written and has room."
             ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
 
 
 def _checksums(folder: Path) -> list[tuple[str, str]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    return [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    return [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in _files(folder)]
 
 
 def _check(folder: Path) -> None:
+    stamps = frozenset((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _files(folder))
+    if _checked.get(folder) == stamps:
+        return
     listed, found = folder / CHECKSUMS, dict(_checksums(folder))
     made = [line.partition("  ")[::2] for line in listed.read_text().splitlines()] if listed.is_file() else []
     damaged = [name for digest, name in made if found.get(name) != digest] if made else [CHECKSUMS]
@@ -87,6 +105,7 @@ def _check(folder: Path) -> None:
             "Delete that folder, and it is made again. The cache lies where REGISTRATION_BUNDLES_CACHE says, else "
             "XDG_CACHE_HOME, else in ~/.cache."
         )
+    _checked[folder] = stamps
 
 
 def write_reproducible_nifti(path: Path, array: NDArray, affine: NDArray) -> None:

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image and its labels, as every data set's reader takes them from files: by their headers, as inference does."""
+"""What every data set's reader takes from files, by their headers as inference does: images, labels, displacements."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from itertools import product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 
+from ..io.extent import extent_in
 from ..io.images import Image, load_image, load_label, resample_like, same_grid
+from ..io.nifti import file_affine, open_nifti, read_values
 from ..io.orientation import reorient, resample_to_spacing, training_spacing
 from .layout import DatasetLayoutError
 
@@ -86,11 +88,10 @@ def _on_grid_of(image: Image, label: Image, image_file: str | Path, label_file: 
     same_shape = image.array.shape == label.array.shape
     if same_grid(image, label) or (same_shape and (0, 0) in (image.form_codes, label.form_codes)):
         return image._replace(array=label.array)
-    relative = np.linalg.inv(image.affine) @ label.affine
-    edges = np.array([(*corner, 1) for corner in product(*((-0.5, n - 0.5) for n in label.array.shape))])
-    corners = (edges @ relative.T)[:, :3]  # of the labels' field of view, in voxels of the image
-    apart = np.maximum(np.abs(corners.min(0) + 0.5), np.abs(corners.max(0) + 0.5 - image.array.shape))
-    if (apart > APART * np.maximum(np.abs(relative[:3, :3]).sum(1), 1)).any():
+    lowest, highest = extent_in(label, image)
+    apart = np.maximum(np.abs(lowest + 0.5), np.abs(highest + 0.5 - image.array.shape))
+    coarser = np.abs((np.linalg.inv(image.affine) @ label.affine)[:3, :3]).sum(1)
+    if (apart > APART * np.maximum(coarser, 1)).any():
         raise ValueError(
             f"expected labels of the image's field of view; the borders of {label_file}, shape "
             f"{tuple(label.array.shape)}, lie up to {apart.max():.3g} voxels from those of {image_file}, shape "
@@ -99,6 +100,46 @@ def _on_grid_of(image: Image, label: Image, image_file: str | Path, label_file: 
         )
     logger.info("%s lies on another grid than its image and is read where its affine places it.", label_file)
     return resample_like(label, image, "nearest")
+
+
+def read_displacement(path: str | Path, image: Image, orientation: str) -> torch.Tensor:
+    """True displacement of a phantom's stack, on the grid of its image.
+
+    Args:
+        path: NIfTI file (X, Y, Z, 2): displacement in the plane, in voxels of the file's own grid.
+        image: the stack, of the data set's orientation and spacing, over the same field of view.
+        orientation: of the data set; the file's axes point that way.
+
+    Returns:
+        (Z, 2, X, Y) in voxels of the image.
+
+    Raises:
+        DatasetLayoutError: for a file that cannot be read, or of another shape or orientation.
+    """
+    try:
+        nifti = open_nifti(path, "true displacement")
+        values, affine = read_values(nifti, path, "true displacement"), file_affine(nifti, path, "true displacement")
+    except ValueError as error:
+        raise DatasetLayoutError(str(error)) from error
+    codes = "".join(nib.orientations.aff2axcodes(affine))
+    if values.ndim != 4 or values.shape[2:] != (image.array.shape[2], 2) or codes != orientation:
+        raise DatasetLayoutError(
+            f"expected displacements of shape (X, Y, {image.array.shape[2]}, 2) along axes {orientation} in {path}, "
+            f"got {values.shape} along {codes}; generate the phantom anew."
+        )
+    own = Image(torch.empty(0), affine, tuple(np.linalg.norm(affine[:3, :3], axis=0)))
+    parts = [own._replace(array=torch.from_numpy(np.ascontiguousarray(values[..., axis]))) for axis in range(2)]
+    if parts[0].array.shape[:2] != image.array.shape[:2]:  # the image was brought to the data set's spacing
+        scale = np.array(own.spacing) / np.array(image.spacing)
+        parts = [resample_to_spacing(part, image.spacing, "bilinear") for part in parts]
+        parts = [part._replace(array=part.array * scale[axis]) for axis, part in enumerate(parts)]
+    field = torch.stack([part.array for part in parts])
+    if field.shape[1:] != image.array.shape:
+        raise DatasetLayoutError(
+            f"expected the images' shape {tuple(image.array.shape)} in {path}, got {tuple(field.shape[1:])}; generate "
+            "the phantom anew."
+        )
+    return field.permute(3, 0, 1, 2).contiguous()
 
 
 def slices_first(array: torch.Tensor) -> torch.Tensor:

@@ -15,11 +15,14 @@ the distance to its nearest side, not the one along the ray from its centre; the
 6,000 images are paired anew in each epoch. As there, both images of a pair are drawn independently, so that a triangle
 meets a circle as often as another triangle.
 
+There are no files: every argument ``dataset_dir`` is "phantom", and a pair is generated from its entry in ``datalist``.
+
 Reference: Greer et al., ICON, ICCV 2021 (the data set); Tian et al., GradICON, CVPR 2023, Sec. 6.1 (as outlines).
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +33,20 @@ from torch import Tensor
 
 from ..checks import known_name
 from ..io.images import Image, save_image
+from .layout import PHANTOM_NAME, DatasetLayoutError
 
 COUNTS = {"train": 1000, "validation": 100, "test": 100}
+SPLITS = (*COUNTS, "all")
+LABELS = {"shape": 1}
+ORIENTATION, SPACING, SPACING_RANGE = "RAS", None, None  # there is no physical unit
+SPATIAL_SIZE = (64, 64)  # of the network's window
+# How inference reads a pair of images; what is not said here is as in training.
+INFERENCE = {
+    "align": "physical", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,
+    "crop_center": "middle", "percentiles": [1, 99],
+}  # fmt: skip
+PHANTOM = None
+LAYOUT = "the pairs of this data set are generated; leave dataset_dir at 'phantom'"
 STYLES = ("outlines", "filled")
 SHAPES = ("triangle", "circle")
 
@@ -101,7 +116,52 @@ def signed_distance(shape: Shape, spatial_size: Sequence[int]) -> Tensor:
     return torch.maximum(faces.amax(0), ball)
 
 
-def load_pairs(
+def root(dataset_dir: str | Path) -> Path:
+    """The name "phantom", as there are no files. Raises ``DatasetLayoutError`` for any other."""
+    if str(dataset_dir) != PHANTOM_NAME:
+        raise DatasetLayoutError(f"dataset_dir: expected 'phantom', got {str(dataset_dir)!r}; {LAYOUT}.")
+    return Path(PHANTOM_NAME)
+
+
+def split_of(subject: str) -> str:
+    """Split of a pair.
+
+    Args:
+        subject: 'train_00017'.
+
+    Raises:
+        ValueError: for a name of another form.
+    """
+    split, _, index = subject.partition("_")
+    if split not in COUNTS or not index.isdigit():
+        raise ValueError(f"subject: expected a name like 'train_00017', got {subject!r}.")
+    return split
+
+
+def subjects(
+    dataset_dir: str | Path = PHANTOM_NAME, split: str = "all", count: int | Mapping[str, int] | None = None
+) -> list[str]:
+    """Names (``train_00017``) of the pairs of a split, sorted.
+
+    Args:
+        dataset_dir: "phantom".
+        split: 'train', 'validation' or 'test', or 'all'.
+        count: see ``datalist``.
+
+    Raises:
+        DatasetLayoutError: for another ``dataset_dir``.
+        ValueError: for an unknown split, with the nearest known one, or counts that are not whole numbers from 1.
+    """
+    root(dataset_dir)
+    known_name("split", split, SPLITS)
+    return sorted(
+        f"{name}_{index:05d}" for name, number in _counts(count).items() if split in (name, "all")
+        for index in range(number)
+    )  # fmt: skip
+
+
+def datalist(
+    dataset_dir: str | Path = PHANTOM_NAME,
     split: str = "train",
     count: int | Mapping[str, int] | None = None,
     spatial_size: Sequence[int] = (128, 128),
@@ -109,11 +169,13 @@ def load_pairs(
     seed: int = 0,
     shapes: Iterable[str] = SHAPES,
 ) -> list[dict[str, Any]]:
-    """Generate the pairs of a split; a pair depends on the other arguments, its split and its index, not on ``count``.
+    """What the pairs of a split are generated from, in the order of ``load_pairs``.
 
-    The shapes drawn are the same for both styles. A pair takes 10 bytes a voxel.
+    A pair depends on the other arguments, its split and its index, not on ``count``. The shapes drawn are the same for
+    both styles.
 
     Args:
+        dataset_dir: "phantom".
         split: 'train', 'validation' or 'test', disjoint random streams, or 'all': these three, one after the other.
         count: pairs of each split, or a dict of them by split; default, also for splits that the dict leaves out:
             ``COUNTS``.
@@ -123,19 +185,17 @@ def load_pairs(
         shapes: of 'triangle' and 'circle', those to draw from for moving and fixed, in any order.
 
     Returns:
-        A dict a pair. ``moving_image``, ``fixed_image``: float32 ``(1, *S)`` in [0, 1]; ``moving_label``,
-        ``fixed_label``: uint8 ``(1, *S)``, 1 inside the shape in both styles; ``centre``: float32 ``(d,)``, the
-        image's, voxels; ``subject``: 'train_00017'; ``spacing``: float32 ``(d,)``, NaN, as there is no physical unit.
+        A dict a pair: ``subject``, and under ``generated`` the arguments of ``generate``. JSON-serialisable.
 
     Raises:
+        DatasetLayoutError: for another ``dataset_dir``.
         ValueError: for an unknown split, style or shape, with the nearest known one, and numbers out of range.
     """
-    known_name("split", split, (*COUNTS, "all"))
+    names = sorted(subjects(dataset_dir, split, count), key=lambda name: (list(COUNTS).index(split_of(name)), name))
     known_name("style", style, STYLES)
     chosen = set(shapes)
     for name in sorted(chosen):
         known_name("shapes", name, SHAPES)
-    counts = _counts(count)
     if len(spatial_size) not in (2, 3) or min(spatial_size) < MIN_SIZE:
         raise ValueError(
             f"spatial_size: expected 2 or 3 numbers of at least {MIN_SIZE} voxels, got {tuple(spatial_size)}; smaller "
@@ -143,50 +203,79 @@ def load_pairs(
         )
     if not chosen or seed < 0:
         raise ValueError(f"expected at least one name in shapes and seed of 0 or more, got {chosen or ()} and {seed}.")
-    kinds = [name for name in SHAPES if name in chosen]
-    return [
-        _pair(name, index, spatial_size, style, np.random.default_rng((seed, stream, index)), kinds)
-        for stream, name in enumerate(COUNTS)
-        if split in (name, "all")
-        for index in range(counts[name])
-    ]
+    how = {"spatial_size": [int(n) for n in spatial_size], "style": style, "seed": seed,
+           "shapes": [name for name in SHAPES if name in chosen]}  # fmt: skip
+    return [{"subject": name, "generated": how} for name in names]
 
 
-def example_files(folder: str | Path, spatial_size: Sequence[int], style: str = "outlines") -> tuple[Path, Path]:
-    """Write the first test pair as NIfTI, ``moving.nii.gz`` and ``fixed.nii.gz``, voxels of 1 mm.
+def load_pairs(
+    dataset_dir: str | Path = PHANTOM_NAME,
+    split: str = "train",
+    count: int | Mapping[str, int] | None = None,
+    spatial_size: Sequence[int] = (128, 128),
+    style: str = "outlines",
+    seed: int = 0,
+    shapes: Iterable[str] = SHAPES,
+) -> list[dict[str, Any]]:
+    """Generate the pairs of a split. A pair takes 10 bytes a voxel.
 
     Args:
-        folder: to write in; created.
-        spatial_size, style: see ``load_pairs``.
+        dataset_dir, split, count, spatial_size, style, seed, shapes: see ``datalist``.
+
+    Returns:
+        A dict a pair, see ``generate``.
+
+    Raises:
+        DatasetLayoutError, ValueError: as ``datalist``.
+    """
+    entries = datalist(dataset_dir, split, count, spatial_size, style, seed, shapes)
+    return [generate(entry["subject"], **entry["generated"]) for entry in entries]
+
+
+def example_pair(
+    dataset_dir: str | Path = PHANTOM_NAME, spatial_size: Sequence[int] = (64, 64), style: str = "outlines"
+) -> tuple[Path, Path]:
+    """Write the first test pair as NIfTI, voxels of 1 mm, into a new temporary folder.
+
+    Args:
+        dataset_dir: "phantom".
+        spatial_size, style: see ``datalist``; by default as gradicon_triangles has them.
 
     Returns:
         Files of moving and fixed.
     """
-    pair = load_pairs("test", 1, spatial_size, style)[0]
-    moving, fixed = (Path(folder) / f"{role}.nii.gz" for role in ("moving", "fixed"))
+    pair = load_pairs(dataset_dir, "test", 1, spatial_size, style)[0]
+    folder = Path(tempfile.mkdtemp(prefix="registration-example-"))
+    moving, fixed = (folder / f"{role}.nii.gz" for role in ("moving", "fixed"))
     for file, key in ((moving, "moving_image"), (fixed, "fixed_image")):
         image = Image(pair[key][0], np.eye(4), (1.0,) * len(spatial_size))
         save_image(file, image.array, image)
     return moving, fixed
 
 
-def _pair(
-    split: str, index: int, spatial_size: Sequence[int], style: str, rng: np.random.Generator, kinds: Sequence[str]
-) -> dict[str, Any]:
+def generate(subject: str, spatial_size: Sequence[int], style: str, seed: int, shapes: Sequence[str]) -> dict[str, Any]:
+    """Draw a pair.
+
+    Args:
+        subject: 'train_00017'.
+        spatial_size, style, seed, shapes: see ``datalist``; shapes in the order of ``SHAPES``.
+
+    Returns:
+        ``moving_image``, ``fixed_image``: float32 ``(1, *S)`` in [0, 1]; ``moving_label``, ``fixed_label``: uint8
+        ``(1, *S)``, 1 inside the shape in both styles; ``centre``: float32 ``(d,)``, the image's, voxels; ``subject``;
+        ``spacing``: float32 ``(d,)``, NaN, as there is no physical unit.
+    """
+    rng = np.random.default_rng((seed, list(COUNTS).index(split_of(subject)), int(subject.partition("_")[2])))
     last = torch.tensor([n - 1.0 for n in spatial_size])
     edge = max(EDGE * float(last.min()), MIN_EDGE)
     pair: dict[str, Any] = {}
     for role in ("moving", "fixed"):
-        shape = draw_shape(kinds[int(rng.integers(len(kinds)))], spatial_size, rng)
+        shape = draw_shape(shapes[int(rng.integers(len(shapes)))], spatial_size, rng)
         distance = signed_distance(shape, spatial_size)[None]
         filled = torch.sigmoid(-distance.float() / edge)
         pair[f"{role}_image"] = filled if style == "filled" else 4 * filled * (1 - filled)
         pair[f"{role}_label"] = (distance <= 0).byte()
-    return pair | {
-        "centre": last / 2,
-        "subject": f"{split}_{index:05d}",
-        "spacing": torch.full((len(last),), torch.nan),
-    }
+    return pair | {"centre": last / 2, "subject": subject, "spacing": torch.full((len(last),), torch.nan)}
 
 
 def _counts(count: int | Mapping[str, int] | None) -> dict[str, int]:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ from ..spatial.warp import warp
 from .instance import InstanceOptimisation
 
 
+def condition_tensor(condition: Sequence[float] | float | None, image: Tensor) -> Tensor | None:
+    """K numbers for every image of a batch, (B, K); None stays None."""
+    if condition is None:
+        return None
+    values = [condition] if isinstance(condition, (int, float)) else list(condition)
+    return torch.tensor(values, dtype=torch.float32, device=image.device).expand(len(image), -1)
+
+
 class RegistrationEvaluator(Evaluator):
     """Runs a registration over a loader.
 
@@ -25,10 +34,12 @@ class RegistrationEvaluator(Evaluator):
     Args:
         device: where to register.
         val_data_loader: batches with ``moving_image`` and ``fixed_image``, (B, 1, *S) in [0, 1].
-        network: ``(image) -> ddf`` on cat(moving, fixed): a displacement network, or a method that optimises pairs.
+        network: (cat(moving, fixed), None, condition) -> ddf: a displacement network, a solver, or one that is fitted
+            to each pair.
         amp: run the network in bfloat16 autocast.
         both_ways: also register fixed onto moving, for the inverse consistency (not counted in ``seconds``, unless
             one fit gives both directions).
+        condition: K numbers that go into every forward of a conditional network; None is its default.
         val_handlers: MONAI or Ignite handlers.
     """
 
@@ -36,16 +47,17 @@ class RegistrationEvaluator(Evaluator):
         self,
         device: str | torch.device,
         val_data_loader: Iterable,
-        network: Callable[[Tensor], Tensor],
+        network: nn.Module,
         amp: bool = False,
         both_ways: bool = False,
+        condition: Sequence[float] | float | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
             device=torch.device(device), val_data_loader=val_data_loader, mode=ForwardMode.EVAL, decollate=False
         )
-        self.network = network.to(self.state.device) if isinstance(network, nn.Module) else network
-        self.autocast, self.both_ways = bool(amp), bool(both_ways)
+        self.network = network.to(self.state.device)
+        self.autocast, self.both_ways, self.condition = bool(amp), bool(both_ways), condition
         if val_handlers:
             self._register_handlers(val_handlers)
 
@@ -54,23 +66,32 @@ class RegistrationEvaluator(Evaluator):
             if isinstance(value, Tensor):
                 batch[key] = value.to(self.state.device, non_blocking=True)
         moving, fixed = batch["moving_image"], batch["fixed_image"]
-        if isinstance(self.network, nn.Module):
-            self.network.eval()
+        self.network.eval()
         image = torch.cat([moving, fixed], dim=1)
         started = time.perf_counter()
         if self.both_ways and isinstance(self.network, InstanceOptimisation):
-            ddf, reverse = self._registered(self.network.both_ways, image)
+            with self._inference(image):
+                ddf, reverse = self.network.both_ways(image, self._conditions(image))
         else:
-            ddf, reverse = self._registered(self.network, image), None
+            ddf, reverse = self.register(image), None
         ddf = ddf.float()
         if moving.device.type == "cuda":
             torch.cuda.synchronize(moving.device)
         output = {"ddf": ddf, "warped_image": warp(moving, ddf), "seconds": time.perf_counter() - started}
         if self.both_ways:
-            reverse = self._registered(self.network, image.flip(1)) if reverse is None else reverse
+            reverse = self.register(image.flip(1)) if reverse is None else reverse
             output["reverse_ddf"] = reverse.float()
         return output
 
-    def _registered(self, register: Callable[[Tensor], Any], image: Tensor) -> Any:
+    def register(self, image: Tensor) -> Tensor:
+        """Displacements of cat(moving, fixed), (B, 2, *S) -> (B, d, *S), under the engine's condition."""
+        with self._inference(image):
+            return self.network(image, None, self._conditions(image))
+
+    def _conditions(self, image: Tensor) -> Tensor | None:
+        return condition_tensor(self.condition, image)
+
+    @contextmanager
+    def _inference(self, image: Tensor) -> Iterator[None]:
         with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
-            return register(image)
+            yield

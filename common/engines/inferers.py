@@ -14,6 +14,8 @@ from monai.inferers import Inferer
 from monai.utils import ForwardMode
 from torch import Tensor, nn
 
+from .evaluator import condition_tensor
+
 logger = logging.getLogger(__name__)
 
 
@@ -72,6 +74,7 @@ class InferenceEvaluator(Evaluator):
         inferer: ``(inputs (1, C, ...), network) -> (1, C', ...)``.
         postprocessing: transform of the item with ``pred``.
         amp: run the network in bfloat16 autocast.
+        condition: K numbers that go into every forward of a conditional network; None is its default.
         val_handlers: MONAI or Ignite handlers; they see the postprocessed output.
     """
 
@@ -83,6 +86,7 @@ class InferenceEvaluator(Evaluator):
         inferer: Inferer,
         postprocessing: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         amp: bool = False,
+        condition: Sequence[float] | float | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
@@ -95,14 +99,17 @@ class InferenceEvaluator(Evaluator):
         )
         self.network = network.to(self.state.device)
         self.inferer = inferer
-        self.autocast = bool(amp)
+        self.autocast, self.condition = bool(amp), condition
 
     def _iteration(self, engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = batch["image"][None].to(self.state.device)
         self.network.eval()
         logger.info("Registering a window of %s voxels on %s.", tuple(inputs.shape[2:]), inputs.device)
         with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
-            pred = self.inferer(inputs, self.network)[0].float()
+            pred = self.inferer(inputs, self._register)[0].float()
         engine.state.output = {"pred": pred}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # postprocessing listens to it
         return engine.state.output
+
+    def _register(self, image: Tensor) -> Tensor:
+        return self.network(image, None, condition_tensor(self.condition, image))

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,10 @@ from tqdm import tqdm
 
 from ..checks import known_name
 from ..spatial.fields import compose
-from ..spatial.warp import PADDINGS, warp
+from ..spatial.warp import warp
+from .method import Method
 from .pairwise import SHORT_LIVED, PairwiseRegistration
-from .step import ESTIMATOR_INPUTS, EstimatorView, RegistrationStep, TrainingView, channels_last
+from .step import EstimatorView, RegistrationStep, TrainingView, channels_last
 
 logger = logging.getLogger(__name__)
 TARGETS = ("weights", "field")
@@ -25,79 +25,60 @@ TARGETS = ("weights", "field")
 class InstanceOptimisation(nn.Module):
     """Takes the place of a displacement network and fits its result to the pair at hand.
 
-    "weights": Adam minimises the training objective over all weights, for one pair at a time, from the trained weights
-    each time; they are restored afterwards (the published ICON code keeps them, so that its results depend on the order
-    of pairs). Batch statistics stay those of training.
+    "weights": Adam minimises what the training's first update minimises, over all weights of the network, for one pair
+    at a time, from the trained weights each time; they are restored afterwards (the published ICON code keeps them, so
+    that its results depend on the order of pairs). All updates count as active, so that a weight that waits for the
+    update of its estimator is in force; batch statistics stay those of training.
     "field": the network's map id + u is kept and composed with exp(v), v a velocity optimised for the warped pair by
     ``PairwiseRegistration``: (id + u) ∘ exp(v). Weights are not touched.
 
     Args:
-        network: trained displacement network.
-        objective: step -> {"total": …}, as in training; for "weights".
-        similarity: (warped, fixed) -> residual map, as in training.
-        field_weight: smoothness weight of the field against the similarity, see ``PairwiseRegistration``; needed for
-            "field", since each similarity has its own.
+        method: as in training; its displacement network is trained.
         iterations: steps a pair; 0 is the network alone.
         target: "weights" or "field".
         learning_rate: Adam's; for "weights" (GradICON: 2e-5).
-        bidirectional: give the objective both directions of the pair; for "weights".
-        estimator: score or variance network that the objective reads; stays as it is.
-        estimator_input: as in training, "fixed" or "fixed_warped".
-        updates: names of the training's updates, all of which count as active: a weight that waits for the update of
-            its estimator is in force.
-        padding: as in training, what lies outside the moving image.
-        inside_only, inverse_by_negation, foreground: as in training, see ``RegistrationStep``; for "weights".
 
     Raises:
-        ValueError: for an unknown target, a value out of range, or "field" without ``field_weight``.
+        ValueError: for an unknown target, a value out of range, "field" where the method has no ``field_weight``,
+            "weights" where there are none to fit.
 
     Reference: Tian et al., GradICON, CVPR 2023 (50 iterations, Adam, in the released code).
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        objective: Callable[[Any], dict[str, Tensor]],
-        similarity: nn.Module,
-        iterations: int = 50,
-        target: str = "weights",
-        learning_rate: float = 2e-5,
-        bidirectional: bool = False,
-        estimator: nn.Module | None = None,
-        estimator_input: str = "fixed",
-        padding: str = "zeros",
-        inside_only: bool = False,
-        field_weight: float | None = None,
-        updates: Sequence[str] = ("displacement",),
-        inverse_by_negation: bool = False,
-        foreground: bool = False,
+        self, method: Method, iterations: int = 50, target: str = "weights", learning_rate: float = 2e-5
     ) -> None:
         super().__init__()
         known_name("instance_target", target, TARGETS)
-        known_name("estimator_input", estimator_input, ESTIMATOR_INPUTS)
         if int(iterations) != iterations or iterations < 0:
             raise ValueError(f"instance_iterations: expected a whole number from 0, got {iterations!r}; 50 is usual.")
         if not learning_rate > 0:
             raise ValueError(f"instance_learning_rate: expected a number above 0, got {learning_rate!r}; e.g. 2e-5.")
-        self.network, self.objective, self.similarity = network, objective, similarity
+        self.method, self.network = method, method.network
         self.iterations, self.target, self.learning_rate = int(iterations), target, float(learning_rate)
-        self.bidirectional, self.estimator_input = bool(bidirectional), estimator_input
-        self.padding, self.inside_only = known_name("padding", padding, PADDINGS), bool(inside_only)
+        estimator = method.estimator_network
         self.estimator = None if estimator is None else EstimatorView(estimator)
-        if self.target == "field" and field_weight is None:
+        if target == "field" and method.field_weight is None:
             raise ValueError(
                 "field_weight: expected a number where instance_target is 'field', got none; give the smoothness "
                 "weight that suits the similarity, e.g. 0.025 for mse."
             )
-        self.field = PairwiseRegistration(similarity, field_weight or 0.0, levels=(1,), steps=(self.iterations,))
-        self.updates = frozenset(updates)
-        self.inverse_by_negation, self.foreground = bool(inverse_by_negation), bool(foreground)
+        if self.iterations and target == "weights" and not any(True for _ in method.network.parameters()):
+            raise ValueError(
+                f"instance_iterations: {type(method.network).__name__} has no weights to fit. Leave it 0, or choose "
+                "--instance_target field."
+            )
+        self.field = PairwiseRegistration(
+            method.similarity, method.field_weight or 0.0, levels=(1,), steps=(self.iterations,)
+        )
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, fixed: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """Register a batch of pairs, each by itself. Works under ``torch.no_grad``; optimises in float32.
 
         Args:
-            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1]; or moving alone, (B, 1, *S), when ``fixed`` is given.
+            fixed: (B, 1, *S), optional.
+            condition: (B, K) that goes into every forward of the network; None where it takes none.
 
         Returns:
             ddf (B, d, *S) in voxels, without gradient.
@@ -106,44 +87,59 @@ class InstanceOptimisation(nn.Module):
             FloatingPointError: if the loss or the displacement of a pair is not finite ("weights").
             RuntimeError: if the loss or the velocity of a pair is not finite ("field").
         """
+        image = image if fixed is None else torch.cat([image, fixed], dim=1)
         if not self.iterations:
-            return self.network(image)
+            return self.network(image, None, condition)
         with torch.autocast(image.device.type, enabled=False):
             image = image.float()
             if self.target == "weights":
-                return torch.stack([self._fitted(pair[None])[0] for pair in image])
+                return self._fit(image, condition)[0]
             with _restored(self.network), torch.no_grad():
-                ddf = self.network.eval()(image)
-            warped = warp(image[:, :1], ddf, padding=self.padding)
+                ddf = self.network.eval()(image, None, condition)
+            warped = warp(image[:, :1], ddf, padding=self.method.padding)
             return compose(ddf, self.field(torch.cat([warped, image[:, 1:]], dim=1)))
 
-    def both_ways(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def both_ways(self, image: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Register a batch of pairs in both directions; a bidirectional fit of the weights gives both maps at once.
 
-        Args, Raises: as ``forward``.
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: as in ``forward``.
 
         Returns:
             Displacements of moving onto fixed and of fixed onto moving, (B, d, *S) in voxels each.
+
+        Raises:
+            FloatingPointError: as ``forward``.
         """
-        if not (self.iterations and self.target == "weights" and self.bidirectional):
-            return self(image), self(image.flip(1))
+        if not (self.iterations and self.target == "weights" and self.method.bidirectional):
+            return self(image, None, condition), self(image.flip(1), None, condition)
         with torch.autocast(image.device.type, enabled=False):
-            ddf, reverse = torch.stack([self._fitted(pair[None]) for pair in image.float()], dim=1)
+            ddf, reverse = self._fit(image.float(), condition)
         return ddf, reverse
 
-    def _fitted(self, image: Tensor) -> Tensor:
-        """Fit one pair, (1, 2, *S); returns its displacement, with ``bidirectional`` those of both directions."""
-        if self.bidirectional:
-            image = torch.cat([image, image.flip(1)])
-        moving, fixed = image[:, :1], image[:, 1:]
-        view = TrainingView(self.network, inverse_by_negation=self.bidirectional and self.inverse_by_negation)
+    def _fit(self, image: Tensor, condition: Tensor | None) -> Tensor:
+        """Fit each pair, (B, 2, *S); returns displacements (directions, B, d, *S)."""
+        conditions = [None] * len(image) if condition is None else condition.split(1)
+        fitted = [self._fitted(pair[None], c) for pair, c in zip(image, conditions, strict=True)]
+        return torch.stack(fitted, dim=1)
+
+    def _fitted(self, image: Tensor, condition: Tensor | None) -> Tensor:
+        """Fit one pair, (1, 2, *S); returns its displacement, of bidirectional methods those of both directions."""
+        batch = {"moving_image": image[:, :1], "fixed_image": image[:, 1:]}
+        view = TrainingView(self.network, inverse_by_negation=self.method.inverse_by_negation)
+        objective = self.method.updates[0].objective
+
+        def step() -> RegistrationStep:
+            return RegistrationStep(batch, condition, self.method, view, self.estimator)
+
         devices = [image.device] if image.device.type == "cuda" else []
         with _restored(self.network), torch.random.fork_rng(devices), torch.enable_grad():
             view.eval().requires_grad_(True)
             optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
             for iteration in tqdm(range(self.iterations), "fitting the weights", **SHORT_LIVED):
                 torch.manual_seed(iteration)  # random draws are the same for every pair, whatever came before
-                total = self.objective(self._step(moving, fixed, view))["total"]
+                total = objective(step())["total"]
                 if not total.isfinite():
                     raise FloatingPointError(
                         f"instance optimisation: the loss became {total.item()} in iteration {iteration}; lower "
@@ -152,20 +148,13 @@ class InstanceOptimisation(nn.Module):
                 total.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            ddf = self._step(moving, fixed, view).estimate.ddf.detach()  # type: ignore[attr-defined]
+            ddf = step().estimate.ddf.detach()
             if not ddf.isfinite().all():  # broken by the last step, after which there is no loss
                 raise FloatingPointError(
                     f"instance optimisation: the displacement is not finite after {self.iterations} iterations; lower "
                     "instance_learning_rate."
                 )
             return ddf
-
-    def _step(self, moving: Tensor, fixed: Tensor, view: nn.Module) -> RegistrationStep:
-        return RegistrationStep(
-            moving, fixed, view, self.similarity, self.estimator, self.estimator_input, self.updates,
-            frozenset(["displacement"]), self.bidirectional, True, self.padding, self.inside_only,
-            self.inverse_by_negation, self.foreground,
-        )  # fmt: skip
 
 
 @contextmanager

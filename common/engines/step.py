@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one iteration computes, each thing once and only if somebody asks."""
+"""What one iteration computes, each thing once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..networks.contract import join
 from ..spatial.warp import samples_inside, warp
+from .method import MODEL, Method
 
-ESTIMATOR_INPUTS = ("fixed", "fixed_warped")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+PAIR_KEYS = {  # what a registration of fixed onto moving reads in the other's place
+    "moving_image": "fixed_image", "fixed_image": "moving_image", "moving_label": "fixed_label",
+    "fixed_label": "moving_label", "moving_mask": "fixed_mask", "fixed_mask": "moving_mask",
+}  # fmt: skip
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -24,7 +30,7 @@ class TrainingView(nn.Module):
     """A displacement network whose ``forward`` returns its named tuple, for DDP and compile to wrap.
 
     Args:
-        network: has ``estimate(image)``.
+        network: has ``estimate(image, condition)``.
         amp: run the network in bfloat16 autocast on the input's device type.
         inverse_by_negation: return the map of the negated velocity as well, see ``VoxelMorph.estimate_and_inverse``.
 
@@ -42,10 +48,12 @@ class TrainingView(nn.Module):
         self.network = network
         self.amp, self.inverse_by_negation = amp, inverse_by_negation
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, condition: Tensor | None = None) -> Any:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            estimate = self.network.estimate_and_inverse if self.inverse_by_negation else self.network.estimate
-            return estimate(channels_last(image))  # type: ignore[operator]
+            image = channels_last(image)
+            if self.inverse_by_negation:
+                return self.network.estimate_and_inverse(image)  # type: ignore[operator]
+            return self.network.estimate(image, condition)  # type: ignore[operator]
 
 
 class EstimatorView(nn.Module):
@@ -66,25 +74,24 @@ class EstimatorView(nn.Module):
             return self.network(channels_last(image))
 
 
+def both_directions(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Every pair of a batch twice: cat(A, B) as moving, cat(B, A) as fixed, their labels and masks likewise."""
+    return {key: torch.cat([batch[key], batch[PAIR_KEYS[key]]]) for key in PAIR_KEYS if key in batch}
+
+
 class RegistrationStep:
-    """Lazily computed results of one iteration, shared by its updates.
+    """Results of one iteration, shared by its updates; each is computed when it is first asked for.
 
     Args:
-        moving, fixed: (B, 1, *S) in [0, 1].
-        displacement: cat(moving, fixed) -> named tuple with ``ddf`` and ``velocity``.
-        similarity: (warped, fixed) -> residual map.
+        batch: ``moving_image`` and ``fixed_image``, (B, 1, *S) in [0, 1], and where the loader delivers them
+            ``moving_label``, ``fixed_label``, ``moving_mask``, ``fixed_mask``. Of bidirectional methods the pairs one
+            way.
+        condition: (B, K) that goes into every forward of the network; None where it takes none.
+        method: what is compared, and how.
+        displacement: (cat(moving, fixed), condition) -> named tuple of ``networks.contract``.
         estimator: image -> score or log variance; None where the method has none.
-        estimator_input: "fixed" (AdaCS) or "fixed_warped" (cat(fixed, warped), detached).
-        active: names of the updates that run in this iteration.
-        differentiable: names of the networks ("displacement", "estimator") that some active update differentiates.
-        bidirectional: ``moving`` and ``fixed`` hold every pair twice: cat(A, B) and cat(B, A).
-        batched_directions: register both halves in one forward; False takes one after the other.
-        inverse_by_negation: with ``bidirectional``, ``displacement`` sees cat(A, B) alone and returns both maps (the
-            published AdaCS code); ``velocity`` is then that of A -> B.
-        foreground: multiply both images by ``mask`` before they are compared (the published AdaCS code).
-        padding: what lies outside the moving image, see ``warp``.
-        inside_only: the residual counts only where the sample lies inside the moving image; the mean over a pair is
-            then that over these voxels (the ICON code's knees).
+        active: names of the updates that run in this iteration; by default all.
+        differentiable: names of the modules that some active update differentiates.
 
     Attributes:
         mask: with ``foreground`` 1 where the moving or the fixed image is not 0, (B, 1, *S); else None.
@@ -92,51 +99,53 @@ class RegistrationStep:
 
     def __init__(
         self,
-        moving: Tensor,
-        fixed: Tensor,
-        displacement: Callable[[Tensor], tuple[Tensor, ...]],
-        similarity: nn.Module,
-        estimator: Callable[[Tensor], Tensor] | None,
-        estimator_input: str,
-        active: frozenset[str],
-        differentiable: frozenset[str],
-        bidirectional: bool = False,
-        batched_directions: bool = True,
-        padding: str = "zeros",
-        inside_only: bool = False,
-        inverse_by_negation: bool = False,
-        foreground: bool = False,
+        batch: Mapping[str, Any],
+        condition: Tensor | None,
+        method: Method,
+        displacement: Callable[..., Any],
+        estimator: Callable[[Tensor], Tensor] | None = None,
+        active: frozenset[str] | None = None,
+        differentiable: frozenset[str] = frozenset((MODEL,)),
     ) -> None:
-        self.moving, self.fixed, self.active = moving, fixed, active
-        self.bidirectional = bidirectional
-        self._forwards = 2 if bidirectional and not batched_directions else 1
-        self._one_way = bidirectional and inverse_by_negation
-        self.mask = ((moving != 0) | (fixed != 0)).to(moving.dtype) if foreground else None
-        self._displacement, self._similarity, self._estimator = displacement, similarity, estimator
-        self._estimator_input = estimator_input
-        self._padding, self._inside_only = padding, inside_only
-        self._differentiable = differentiable
-        self._estimate: tuple[Tensor, ...] | None = None
+        self.method, self.active = method, method.update_names if active is None else active
+        self.bidirectional = method.bidirectional
+        self.batch = both_directions(batch) if self.bidirectional else batch
+        self.moving, self.fixed = self.batch["moving_image"], self.batch["fixed_image"]
+        self.condition = condition
+        self.mask = ((self.moving != 0) | (self.fixed != 0)).to(self.moving.dtype) if method.foreground else None
+        self._displacement, self._estimator, self._differentiable = displacement, estimator, differentiable
+        self._estimate: Any = None
         self._estimated: Tensor | None = None
         self._warped: Tensor | None = None
         self._residual: Tensor | None = None
 
-    def _gradients(self, network: str) -> torch.set_grad_enabled:
+    def run_networks(self) -> None:
+        """Run the displacement network, and the estimator where one of its updates is active."""
+        _ = self.estimate
+        trains = [update.trains for update in self.method.updates if update.name in self.active]
+        if any(self.method.estimator in names for names in trains):
+            _ = self.estimated
+
+    def _gradients(self, module: str | None) -> torch.set_grad_enabled:
         """Whoever asks first, under no_grad or not: what an update differentiates carries its graph."""
-        return torch.set_grad_enabled(network in self._differentiable)
+        return torch.set_grad_enabled(module in self._differentiable)
 
     @property
-    def estimate(self) -> tuple[Tensor, ...]:
+    def estimate(self) -> Any:
         """The displacement network's named tuple."""
         if self._estimate is None:
-            with self._gradients("displacement"):
+            with self._gradients(MODEL):
                 image = torch.cat([self.moving, self.fixed], dim=1)
-                if self._one_way:
-                    self._estimate = self._displacement(image.chunk(2)[0])
+                if self.bidirectional and self.method.inverse_by_negation:
+                    self._estimate = self._displacement(image.chunk(2)[0], self.condition)
                     return self._estimate
-                parts = [self._displacement(part) for part in image.chunk(self._forwards)]
-                joined = [torch.cat(halves) for halves in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
-                self._estimate = type(parts[0])(*joined)
+                condition = self.condition
+                if condition is not None and self.bidirectional:
+                    condition = torch.cat([condition, condition])
+                parts = 1 if self.method.batched_directions or not self.bidirectional else 2
+                conditions = [None] * parts if condition is None else condition.chunk(parts)
+                halves = zip(image.chunk(parts), conditions, strict=True)
+                self._estimate = join([self._displacement(*half) for half in halves])
         return self._estimate
 
     @property
@@ -150,52 +159,69 @@ class RegistrationStep:
             raise ValueError(
                 "bidirectional must be true: this objective compares the maps A -> B and B -> A of a pair."
             )
-        forward, backward = self.estimate.ddf.chunk(2)  # type: ignore[attr-defined]
+        forward, backward = self.estimate.ddf.chunk(2)
         return forward, backward
-
-    @property
-    def velocity(self) -> Tensor:
-        """The field that smoothness acts on, (B, d, *S')."""
-        return self.estimate.velocity  # type: ignore[attr-defined]
 
     @property
     def warped(self) -> Tensor:
         """Moving image on the fixed one, (B, 1, *S)."""
         if self._warped is None:
-            with self._gradients("displacement"):
-                self._warped = warp(self.moving, self.estimate.ddf, padding=self._padding)  # type: ignore[attr-defined]
+            with self._gradients(MODEL):
+                self._warped = warp(self.moving, self.estimate.ddf, padding=self.method.padding)
         return self._warped
 
     @property
     def residual(self) -> Tensor:
         """Similarity's residual map, (B, 1, *S)."""
         if self._residual is None:
-            with self._gradients("displacement"):
+            with self._gradients(MODEL):
                 warped, fixed = self.warped, self.fixed
                 if self.mask is not None:
                     warped, fixed = warped * self.mask, fixed * self.mask
-                self._residual = self._similarity(warped, fixed)
-                if self._inside_only:
-                    valid = samples_inside(self.estimate.ddf.detach())  # type: ignore[attr-defined]
+                self._residual = self.method.similarity(warped, fixed)
+                if self.method.inside_only:
+                    valid = samples_inside(self.estimate.ddf.detach())
                     share = valid.mean(dim=tuple(range(1, valid.dim())), keepdim=True)
                     self._residual = self._residual * (valid / share.clamp(min=1e-6))
         return self._residual
 
     @property
     def estimated(self) -> Tensor:
-        """Score or log variance, (B, 1, *S), not masked."""
+        """Score or log variance, (B, 1, *S), not masked.
+
+        Raises:
+            ValueError: where the method has no estimator.
+        """
         if self._estimated is None:
             if self._estimator is None:
-                raise ValueError("estimator: this objective needs a score or variance network, the trainer has none.")
+                raise ValueError("estimator: this objective needs a score or variance network, the method has none.")
             image = self.fixed
-            if self._estimator_input == "fixed_warped":
+            if self.method.estimator_input == "fixed_warped":
                 image = torch.cat([self.fixed, self.warped.detach()], dim=1)
-            with self._gradients("estimator"):
+            with self._gradients(self.method.estimator):
                 self._estimated = self._estimator(image)
         return self._estimated
+
+    @property
+    def moving_label(self) -> Tensor:
+        """Label map of the moving image, (B, 1, *S). Raises ValueError where the batch has none."""
+        return self._label("moving_label")
+
+    @property
+    def fixed_label(self) -> Tensor:
+        """Label map of the fixed image, (B, 1, *S). Raises ValueError where the batch has none."""
+        return self._label("fixed_label")
+
+    def _label(self, key: str) -> Tensor:
+        if key not in self.batch:
+            raise ValueError(
+                f"{key}: an objective compares labels, but the batch has none, only {sorted(self.batch)}. Give the "
+                "training data with_labels, or leave the term out."
+            )
+        return self.batch[key]
 
     def forget_displacement(self) -> None:
         """Have the displacement computed anew: an update has changed its network."""
         self._estimate = self._warped = self._residual = None
-        if self._estimator_input == "fixed_warped":
+        if self.method.estimator_input == "fixed_warped":
             self._estimated = None

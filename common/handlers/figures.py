@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of an evaluation: the median case, and the score maps where the method has a score."""
+"""The handlers of validation and evaluation, and pictures of an evaluation: the median case, and the score maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Engine, Events
@@ -15,11 +15,24 @@ from ignite.handlers.tqdm_logger import ProgressBar
 from torch import Tensor, nn
 
 from ..figures.panels import registration_panel, score_panel
+from ..metrics.cases import Measure
+from ..metrics.labels import LabelMeasures, label_masks
 from ..spatial.jacobian import jacobian_determinant
 from ..spatial.warp import warp
-from .metrics import CaseMetrics, label_masks
+from .measures import CaseMeasures
 
 logger = logging.getLogger(__name__)
+
+
+class Rank(NamedTuple):
+    """A column that says how good a registration is, how a title calls it, and whether more is better."""
+
+    column: str
+    title: str
+    sign: float
+
+
+RANKS = (Rank("dice", "Dice", 1.0), Rank("dice_vessels", "Dice", 1.0), Rank("mse", "MSE", -1.0))
 
 
 def middle_plane(array: Tensor) -> Tensor:
@@ -28,105 +41,134 @@ def middle_plane(array: Tensor) -> Tensor:
 
 
 class FigurePanels:
-    """Draws ``registration.png`` for the scorable case of median Dice, and ``scores.png`` for a few.
+    """Draws ``registration.png`` for the case of median quality, and ``scores.png`` for a few.
 
-    Runs after ``CaseMetrics``; the cases shown are registered once more, so that nothing is kept in memory meanwhile.
+    The quality is the Dice where there is one, else the difference of the images. Runs after ``CaseMeasures``; the
+    cases shown are registered once more, so that nothing is kept in memory meanwhile.
 
     Args:
-        metrics: the handler whose rows say which case is the median.
+        measures: the handler whose rows say which case is the median.
         output_dir: where to write.
         estimator: the score network; None draws no score.
         estimator_input: what it sees, as in training: "fixed" or "fixed_warped".
-        quantiles: of Dice, the rows of ``scores.png``.
+        quantiles: of the quality, the rows of ``scores.png``.
     """
 
     def __init__(
         self,
-        metrics: CaseMetrics,
+        measures: CaseMeasures,
         output_dir: str | Path,
         estimator: nn.Module | None = None,
         estimator_input: str = "fixed",
         quantiles: tuple[float, ...] = (0.75, 0.5, 0.25),
     ) -> None:
-        self.metrics, self.output_dir = metrics, Path(output_dir)
+        self.measures, self.output_dir = measures, Path(output_dir)
         self.estimator, self.estimator_input, self.quantiles = estimator, estimator_input, quantiles
+        labels = [measure.labels for measure in measures.measures if isinstance(measure, LabelMeasures)]
+        self.labels: dict[str, int] = labels[0] if labels else {}
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationEvaluator``, after ``CaseMetrics``."""
+        """Register on a ``RegistrationEvaluator``, after ``CaseMeasures``."""
         engine.add_event_handler(Events.COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
-        rows = self.metrics.rows
-        ranked = sorted((row["dice"], index) for index, row in enumerate(rows) if not math.isnan(row["dice"]))
-        if not ranked:
-            logger.warning("No case is scorable: no figure is drawn.")
+        rank, ranked = _ranked(self.measures.rows)
+        if rank is None:
+            logger.warning(
+                "No figure is drawn: no case has one of %s, by which the median is chosen. Add "
+                "common.metrics.image.ImageMeasures to 'measures'.", ", ".join(rank.column for rank in RANKS),
+            )  # fmt: skip
             return
         quantiles = (0.5, *self.quantiles) if self.estimator is not None else (0.5,)
-        chosen = [ranked[min(int(q * len(ranked)), len(ranked) - 1)][1] for q in quantiles]
-        cases = {index: self._case(engine, index) for index in dict.fromkeys(chosen)}
-        median = cases[chosen[0]]
-        registration_panel(
-            self.output_dir / "registration.png",
-            moving=median["moving_image"],
-            fixed=median["fixed_image"],
-            warped=median["warped_image"],
-            ddf=median["ddf"],
-            moving_label=median["moving_label"],
-            fixed_label=median["fixed_label"],
-            warped_label=median["warped_label"],
-            score=median.get("score"),
-            jacobian_determinant=median["determinant"],
-            title=median["title"],
-            label_names=self._label_names(),
-        )
-        logger.info("Figure of the median case: %s", self.output_dir / "registration.png")
+        shown = [ranked[min(int(q * len(ranked)), len(ranked) - 1)] for q in quantiles]
+        cases = {index: self._case(engine, index, rank) for index in dict.fromkeys(shown)}
+        self._draw_registration(cases[shown[0]])
         if self.estimator is not None:
-            shown = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in chosen[1:]]
-            score_panel(self.output_dir / "scores.png", shown, self._label_names())
+            rows = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in shown[1:]]
+            score_panel(self.output_dir / "scores.png", rows, self._label_names())
             logger.info("Score maps: %s", self.output_dir / "scores.png")
 
-    @torch.no_grad()
-    def _case(self, engine: Any, index: int) -> dict[str, Any]:
-        """Register one case and return arrays of the plane to show."""
-        item, row = engine.data_loader.dataset[index], self.metrics.rows[index]
-        device = engine.state.device
-        moving, fixed, moving_label, fixed_label = (
-            item[key][None].to(device) for key in ("moving_image", "fixed_image", "moving_label", "fixed_label")
+    def _draw_registration(self, case: Mapping[str, Any]) -> None:
+        path = self.output_dir / "registration.png"
+        optional = ("moving_label", "fixed_label", "warped_label", "score")
+        registration_panel(
+            path,
+            moving=case["moving_image"],
+            fixed=case["fixed_image"],
+            warped=case["warped_image"],
+            ddf=case["ddf"],
+            **{name: case.get(name) for name in optional},
+            jacobian_determinant=case["determinant"],
+            title=case["title"],
+            label_names=self._label_names(),
         )
-        ddf = engine.network(torch.cat([moving, fixed], dim=1)).float()
+        logger.info("Figure of the median case: %s", path)
+
+    @torch.no_grad()
+    def _case(self, engine: Any, index: int, rank: Rank) -> dict[str, Any]:
+        """Register one case and return arrays of the plane to show."""
+        item, row = engine.data_loader.dataset[index], self.measures.rows[index]
+        device = engine.state.device
+        moving, fixed = (item[key][None].to(device) for key in ("moving_image", "fixed_image"))
+        ddf = engine.register(torch.cat([moving, fixed], dim=1)).float()
         warped = warp(moving, ddf)
-        masks = warp(label_masks(moving_label, self.metrics.values), ddf) >= 0.5
         case: dict[str, Any] = {"moving_image": moving, "fixed_image": fixed, "warped_image": warped}
-        case |= {"moving_label": moving_label, "fixed_label": fixed_label, "warped_label": self._labels(masks)}
+        if self.labels:
+            moving_label, fixed_label = (item[key][None].to(device) for key in ("moving_label", "fixed_label"))
+            case |= {"moving_label": moving_label, "fixed_label": fixed_label}
+            case["warped_label"] = self._warped_label(moving_label, fixed_label, ddf)
         case["determinant"] = jacobian_determinant(ddf)[:, None]
         if self.estimator is not None:
             seen = fixed if self.estimator_input == "fixed" else torch.cat([fixed, warped], dim=1)
             case["score"] = self.estimator.to(device).eval()(seen)
         shown: dict[str, Any] = {name: middle_plane(value[0])[0].cpu().numpy() for name, value in case.items()}
         shown["ddf"] = middle_plane(ddf[0])[:2].cpu().numpy()
-        shown["title"] = f"{row['case']}  Dice {row['dice_before']:.3f} → {row['dice']:.3f}"
+        digits = ".3f" if rank.sign > 0 else ".3g"
+        before, after = (format(row[name], digits) for name in (f"{rank.column}_before", rank.column))
+        shown["title"] = f"{row['case']}  {rank.title} {before} → {after}"
         return shown
 
     def _label_names(self) -> dict[int, str]:
-        return dict(zip(self.metrics.values, self.metrics.names, strict=True))
+        return {value: name for name, value in self.labels.items()}
 
-    def _labels(self, masks: Tensor) -> Tensor:
-        """Masks (B, K, *S) -> label map (B, 1, *S); where two masks overlap the first label named wins."""
-        label = torch.zeros_like(masks[:, :1], dtype=torch.uint8)
-        for index in reversed(range(len(self.metrics.values))):
-            label[masks[:, index : index + 1]] = self.metrics.values[index]
+    def _warped_label(self, moving: Tensor, fixed: Tensor, ddf: Tensor) -> Tensor:
+        """Label map (B, 1, *S) of the warped masks; where two of them overlap the first label named wins."""
+        label = torch.zeros_like(moving)
+        for value in reversed(self.labels.values()):
+            label[label_masks(moving, fixed, ddf, value).warped] = value
         return label
 
 
+def _ranked(rows: Sequence[Mapping[str, Any]]) -> tuple[Rank | None, list[int]]:
+    """The first column that ranks any case, and the numbers of the cases that it ranks, the worst first."""
+    for rank in RANKS:
+        values = [(rank.sign * row.get(rank.column, math.nan), index) for index, row in enumerate(rows)]
+        ranked = [index for value, index in sorted(pair for pair in values if not math.isnan(pair[0]))]
+        if ranked:
+            return rank, ranked
+    return None, []
+
+
+def validation_handlers(measures: Sequence[Measure]) -> list[Any]:
+    """The handlers of a validation while training: the measures' quick variants, whose means the training logs.
+
+    Args:
+        measures: those of the evaluation.
+    """
+    return [CaseMeasures(measures, thorough=False)]
+
+
 def evaluation_handlers(
-    labels: Mapping[str, int],
+    measures: Sequence[Measure],
     output_dir: str | Path,
     settings: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     estimator: nn.Module | None = None,
     estimator_input: str = "fixed",
-    scored: Sequence[str] | None = None,
 ) -> list[Any]:
     """The handlers of a full evaluation: progress, measures with tables, figures. Arguments as those of the classes."""
-    metrics = CaseMetrics(labels, scored, surface=True, output_dir=output_dir, settings=settings)
-    panels = FigurePanels(metrics, output_dir, estimator, estimator_input)
-    return [ProgressBar(desc="registering", mininterval=1.0), metrics, panels]
+    cases = CaseMeasures(measures, output_dir, settings)
+    return [
+        ProgressBar(desc="registering", mininterval=1.0),
+        cases,
+        FigurePanels(cases, output_dir, estimator, estimator_input),
+    ]

@@ -113,7 +113,7 @@ class TrainingLog:
             "active": "+".join(sorted(engine.active)),
             "seconds": round(self._trained - self._started, 3),
         }
-        row |= {f"{u.name}/learning_rate": u.optimizer.param_groups[0]["lr"] for u in engine.updates}
+        row |= {f"{name}/learning_rate": o.param_groups[0]["lr"] for name, o in engine.optimizers.items()}
         row |= means | self._validated
         self.rows.append(row)
         columns = list(dict.fromkeys(key for entry in self.rows for key in entry))

@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from ignite.engine import Engine, Events
+from torch import Tensor
 
 from ..engines.distributed import all_mean
 from ..engines.trainer import RegistrationEvents
-from ..losses.objectives import ScoreObjective, momentum_activation
+from ..losses.terms import Momentum
+
+
+def momentum_activation(mu: Tensor, form: str = "paper") -> Tensor:
+    """b(μ): cos(π/2·μ) in the paper (Eq. 6), cos(3.14·50·μ) in the published code."""
+    return torch.cos((math.pi / 2 if form == "paper" else 3.14 * 50) * mu)
 
 
 class ScoreMomentum:
@@ -26,7 +34,7 @@ class ScoreMomentum:
     a batch is one advance.
 
     Args:
-        objective: whose ``momentum`` buffer to advance; it is set to 0 at the start of a new run.
+        momentum: whose buffer to advance; it is set to 0 at the start of a new run.
         form: "paper", "official" or "none" (m = 1 throughout, the ablation without m_T).
         decay: γ of the paper's form.
         update: name of the score's update.
@@ -40,7 +48,7 @@ class ScoreMomentum:
 
     def __init__(
         self,
-        objective: ScoreObjective,
+        momentum: Momentum,
         form: str = "paper",
         decay: float = 0.99,
         update: str = "score",
@@ -48,10 +56,10 @@ class ScoreMomentum:
     ) -> None:
         if form not in ("paper", "official", "none"):
             raise ValueError(f"form must be 'paper', 'official' or 'none', got '{form}'.")
-        self.objective, self.form, self.decay = objective, form, float(decay)
+        self.momentum, self.form, self.decay = momentum, form, float(decay)
         self.update, self.advances_with = update, displacement if form == "official" else update
         if form != "none":
-            objective.momentum.zero_()
+            momentum.value.zero_()
         self._sum = torch.zeros(())
         self._count = 0
 
@@ -70,7 +78,7 @@ class ScoreMomentum:
     def _advance(self, engine: Engine) -> None:
         if engine.state.update != self.advances_with:
             return
-        step, momentum = engine.state.step, self.objective.momentum
+        step, momentum = engine.state.step, self.momentum.value
         residual = step.residual.detach()
         if self.form == "paper":
             decay, mu = self.decay, all_mean(residual.mean())

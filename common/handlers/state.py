@@ -18,7 +18,9 @@ from ..networks.icon import lengthened
 from ..runs.outputs import STATE_FILE
 
 logger = logging.getLogger(__name__)
-STATE_KEYS = {"epoch", "iteration", "best_metric", "modules", "gradients", "optimizers", "objectives", "random"}
+STATE_KEYS = {
+    "epoch", "iteration", "best_metric", "modules", "gradients", "optimizers", "objectives", "stages", "random",
+}  # fmt: skip
 REMEDY = "Leave --resume out to start anew: what is there moves to previous_<k>."
 
 
@@ -90,16 +92,16 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 class TrainingState:
     """Saves after every epoch all that a run needs to continue to the same numbers, and restores it.
 
-    Kept in ``output_dir/last.pt``: epoch and iteration, modules, optimisers (and gradients another update left), the
-    objectives' buffers (the score's momentum), the torch random states as tensors, the settings. The order of samples
-    needs no state: it is a function of (seed, epoch). A changed learning rate takes effect on resume, and the log says
+    Kept in ``output_dir/last.pt``: epoch and iteration, the method's modules, optimisers (and gradients another update
+    left), the objectives' buffers (the score's momentum), the stage, the torch random states as tensors, the settings.
+    The order of samples needs no state: it is a function of (seed, epoch). A changed learning rate takes effect on
+    resume, and the log says
     so; other settings than those the training was started with are refused. Files are written atomically; parameters
     that are not finite are never written. Of several processes the first writes and all restore. At the end the bare
     weights go to ``output_dir/<name>.pt``.
 
     Args:
         output_dir: where to write.
-        modules: bare modules by name; "model" is the displacement network.
         resume: continue from ``last.pt`` if it is there.
         interval: epochs between saves; the last epoch is always saved.
         settings: what must be the same when the training is resumed, as JSON holds it.
@@ -108,7 +110,6 @@ class TrainingState:
     def __init__(
         self,
         output_dir: str | Path,
-        modules: Mapping[str, nn.Module],
         resume: bool = False,
         interval: int = 1,
         settings: Mapping[str, Any] | None = None,
@@ -116,7 +117,6 @@ class TrainingState:
         self.output_dir = Path(output_dir)
         self.settings = dict(settings or {})
         self.path = self.output_dir / STATE_FILE
-        self.modules = dict(modules)
         self.resume, self.interval = bool(resume), int(interval)
 
     def attach(self, engine: Engine) -> None:
@@ -128,13 +128,16 @@ class TrainingState:
 
     @staticmethod
     def _objectives(engine: Engine) -> dict[str, nn.Module]:
-        return {update.name: update.objective for update in engine.updates if isinstance(update.objective, nn.Module)}
+        return {
+            update.name: update.objective for update in engine.method.updates if isinstance(update.objective, nn.Module)
+        }
 
     def _save(self, engine: Engine) -> None:
         skipped = engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs
         if engine.state.rank > 0 or skipped:
             return
-        for name, module in self.modules.items():
+        modules = engine.method.modules
+        for name, module in modules.items():
             if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
                 raise FloatingPointError(
                     f"Parameters of '{name}' are not finite; {self.path} keeps the last good epoch."
@@ -143,13 +146,14 @@ class TrainingState:
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best_metric": float(engine.state.best_metric),
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "modules": {name: module.state_dict() for name, module in modules.items()},
             "gradients": {
                 name: {key: p.grad for key, p in module.named_parameters() if p.grad is not None}
-                for name, module in self.modules.items()
+                for name, module in modules.items()
             },
-            "optimizers": {update.name: update.optimizer.state_dict() for update in engine.updates},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in engine.optimizers.items()},
             "objectives": {name: objective.state_dict() for name, objective in self._objectives(engine).items()},
+            "stages": {} if engine.stages is None else engine.stages.state_dict(),
             "random": _random_state(engine.state.device),
             "settings": self.settings,
         }
@@ -205,16 +209,20 @@ class TrainingState:
         return state
 
     def _apply(self, engine: Engine, state: dict[str, Any]) -> None:
-        for name, module in self.modules.items():
+        if engine.stages is not None:
+            engine.stages.restore(engine, state["stages"])
+        for name, module in engine.method.modules.items():
             module.load_state_dict(state["modules"][name])
             for key, parameter in module.named_parameters():
                 parameter.grad = state["gradients"][name].get(key)
-        for update in engine.updates:
-            rates = [group["lr"] for group in update.optimizer.param_groups]
-            update.optimizer.load_state_dict(state["optimizers"][update.name])
-            for group, rate in zip(update.optimizer.param_groups, rates, strict=True):
+        updates = {update.name: update for update in engine.method.updates}
+        for name, optimizer_state in state["optimizers"].items():
+            optimizer = engine.optimizer(updates[name])
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(optimizer_state)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 if group["lr"] != rate:
-                    logger.warning("The learning rate of '%s' changes from %g to %g.", update.name, group["lr"], rate)
+                    logger.warning("The learning rate of '%s' changes from %g to %g.", name, group["lr"], rate)
                 group["lr"] = rate
         for name, objective in self._objectives(engine).items():
             objective.load_state_dict(state["objectives"][name])
@@ -225,5 +233,5 @@ class TrainingState:
         engine.state.best_metric = state["best_metric"]
 
     def _export(self, engine: Engine) -> None:
-        for name, module in self.modules.items() if engine.state.rank == 0 else ():
+        for name, module in engine.method.modules.items() if engine.state.rank == 0 else ():
             save_weights(module, self.output_dir / f"{name}.pt")

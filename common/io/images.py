@@ -92,6 +92,21 @@ def load_label(path: str | Path, argument: str = "path") -> Image:
     return image._replace(array=array, stored=nifti.get_data_dtype().newbyteorder("=") if unscaled else None)
 
 
+def load_grid(path: str | Path, argument: str = "path") -> Image:
+    """The grid of an image or label file, of which the header alone is read: ``array`` is on the meta device.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        argument: what errors call it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as ``load_image``, but for what only the values say.
+    """
+    _, image, shape = _opened(Path(path), argument)
+    return image._replace(array=torch.empty(shape, device="meta"))
+
+
 def save_image(path: str | Path, array: Tensor, like: Image, dtype: np.dtype | type | None = None) -> None:
     """Write an image or label map on the grid of another, atomically, without intensity scaling.
 
@@ -111,7 +126,7 @@ def save_image(path: str | Path, array: Tensor, like: Image, dtype: np.dtype | t
             " Drop batch and channel axes, or resample first."
         )
     values = array.detach().cpu().numpy()
-    target = _storage_type(values) if dtype is None else np.dtype(dtype)
+    target = storage_type(values) if dtype is None else np.dtype(dtype)
     stored = _cast(values, target)
     write_nifti(path, stored[..., None] if like.slice_axis and stored.ndim == 2 else stored, like)
 
@@ -269,7 +284,8 @@ def _cast(values: np.ndarray, target: np.dtype) -> np.ndarray:
     return stored
 
 
-def _storage_type(values: np.ndarray) -> np.dtype:
+def storage_type(values: np.ndarray) -> np.dtype:
+    """The type that values are written in by default: float32, or the smallest integer type that holds them all."""
     if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
         return np.dtype(np.float32)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,28 @@ def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: 
     return summary
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read ``metrics.csv`` back, a dictionary a row.
+def write_subjects(rows: list[dict[str, Any]], output_dir: str | Path) -> None:
+    """Write ``subjects.csv``, a row a subject: measures over all its cases together, such as a volume's Dice.
+
+    Args:
+        rows: a dictionary a subject, all with the same keys; NaN is written as an empty field.
+        output_dir: folder to write in; created.
+    """
+    plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
+    with atomic_path(Path(output_dir) / "subjects.csv") as path:
+        _write_table(plain, list(plain[0]), path)
+
+
+def read_metrics(path: str | Path, identifiers: Sequence[str] = IDENTIFIERS) -> list[dict[str, Any]]:
+    """Read ``metrics.csv`` back, or another table that was written here, a dictionary a row.
 
     Args:
         path: the file that ``write_results`` wrote.
+        identifiers: columns of text that must be there; ``("subject",)`` for ``subjects.csv``.
 
     Returns:
-        Rows in the order of the file: ``case`` and ``subject`` as text, every other column as floats (NaN where
-        empty), or as text where the column holds any.
+        Rows in the order of the file: identifiers as text, every other column as floats (NaN where empty), or as text
+        where the column holds any.
 
     Raises:
         FileNotFoundError: if ``path`` does not exist.
@@ -91,20 +104,31 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         reader = csv.DictReader(stream)
         rows: list[dict[str, Any]] = list(reader)
         columns = list(reader.fieldnames or [])
-    if not set(IDENTIFIERS) <= set(columns):
+    if not set(identifiers) <= set(columns):
         raise ValueError(
-            f"{path}: expected the columns {list(IDENTIFIERS)}, got {columns}; was write_results its writer?"
+            f"{path}: expected the columns {list(identifiers)}, got {columns}; was write_results its writer?"
         )
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ValueError(
                 f"{path}: expected {len(columns)} fields, row {number} has another number; file cut short?"
             )
-    for column in set(columns) - set(IDENTIFIERS):
+    for column in set(columns) - set(identifiers):
         if all(_is_number(row[column]) for row in rows):
             for row in rows:
                 row[column] = float(row[column]) if row[column] else math.nan
     return rows
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its lines separated by newlines.
+
+    Args:
+        header: a text a column.
+        rows: of as many texts each.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]], measures: Sequence[str]) -> str:
@@ -127,10 +151,8 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]], measures: Sequence
         raise ValueError(
             f"measures: expected at least one of {sorted(known)}, got {list(measures)}; name measures of the summaries."
         )
-    header = ["method", *measures]
-    body = [[method, *(_cell(summary.get(name)) for name in measures)] for method, summary in summaries.items()]
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    rows = [[method, *(_cell(summary.get(name)) for name in measures)] for method, summary in summaries.items()]
+    return markdown_table(["method", *measures], rows)
 
 
 def undeformed(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,15 +269,3 @@ def _cell(measure: Mapping[str, Any] | None) -> str:
 def _rounded(value: float) -> str:
     # three decimals would print the small folding percentages as 0.000
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
-
-
-def write_subjects(rows: list[dict[str, Any]], output_dir: str | Path) -> None:
-    """Write ``subjects.csv``, a row a subject: measures over all its cases together, such as a volume's Dice.
-
-    Args:
-        rows: a dictionary a subject, all with the same keys; NaN is written as an empty field.
-        output_dir: folder to write in; created.
-    """
-    plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
-    with atomic_path(Path(output_dir) / "subjects.csv") as path:
-        _write_table(plain, list(plain[0]), path)

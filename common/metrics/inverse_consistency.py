@@ -7,6 +7,31 @@ import torch
 from torch import Tensor
 
 from ..spatial.fields import compose
+from .cases import Cases
+
+
+class InverseConsistencyMeasures:
+    """``inverse_consistency_error`` of evaluations that register both ways.
+
+    The quick variant leaves it out, since validation while training registers one way.
+    """
+
+    headlines = ("inverse_consistency_error",)
+
+    def __call__(self, cases: Cases) -> dict[str, Tensor]:
+        """Return the column, (B,).
+
+        Raises:
+            ValueError: where one direction was registered only.
+        """
+        if not cases.thorough:
+            return {}
+        if cases.reverse_ddf is None:
+            raise ValueError(
+                "inverse_consistency: expected registrations both ways, got one direction; leave the measure out of "
+                "'measures', or give the evaluator both_ways=True."
+            )
+        return {"inverse_consistency_error": inverse_consistency_error(cases.ddf, cases.reverse_ddf)}
 
 
 def inverse_consistency_error(ddf_ab: Tensor, ddf_ba: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from ..spatial.fields import compose
 from ..spatial.integrate import resize_field
 from ..spatial.units import unit_to_voxel
 from ..spatial.warp import warp
+from .contract import Estimate, pair_image, refuse_condition
 from .unet import convolution, convolve, convolve_up
-from .voxelmorph import Estimate, pair_image
 
 DOWN = (2, 16, 32, 64, 256, 512)
 UP = (16, 32, 64, 128, 256)
@@ -206,16 +206,21 @@ class Composition(nn.Module):
         Raises:
             ValueError: for another number of channels or axes, or a condition.
         """
-        image = pair_image(image, fixed, condition, "a composition of steps")
+        return self.estimate(pair_image(image, fixed), condition).ddf
+
+    def estimate(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
+        """As ``forward``; nothing is integrated, so a smoothness would act on the displacement itself.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: must be None.
+        """
+        refuse_condition(condition, "a composition of steps")
         if image.shape[1] != 2:  # Said here: the first step to notice would name the size of its coarser image.
             raise ValueError(
                 f"image: expected moving and fixed on the channel axis, (B, 2, *S), got {list(image.shape)}."
             )
-        return self.step(image)
-
-    def estimate(self, image: Tensor) -> Estimate:
-        """As ``forward``; nothing is integrated, so a smoothness would act on the displacement itself."""
-        ddf = self.forward(image)
+        ddf = self.step(image)
         return Estimate(ddf, ddf)
 
 

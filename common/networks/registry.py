@@ -3,30 +3,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from ..checks import known_name
 from .icon import build_icon
+from .unet import PixelEstimator
 from .voxelmorph import VoxelMorph
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"voxelmorph": VoxelMorph, "icon": build_icon}
 
 
-def build(name: str, spatial_dims: int, **parameters: Any) -> nn.Module:
+def build(name: str, spatial_dims: int, seed: int | None = None, **parameters: Any) -> nn.Module:
     """Build a displacement network.
 
     Args:
         name: a key of ``ARCHITECTURES``.
         spatial_dims: 2 or 3.
+        seed: of the initial weights, which are then drawn on the CPU whatever else has been drawn, and leave torch's
+            random state as it was; None draws them from that state.
         parameters: further arguments of the builder.
 
     Returns:
-        A module whose ``forward(image, fixed=None, condition=None)`` returns the ddf, (B, d, *S) in voxels.
+        A module that keeps ``contract.DisplacementNetwork``.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    return ARCHITECTURES[known_name("architecture", name, ARCHITECTURES)](spatial_dims=spatial_dims, **parameters)
+    builder = ARCHITECTURES[known_name("architecture", name, ARCHITECTURES)]
+    with _seeded(seed):
+        return builder(spatial_dims=spatial_dims, **parameters)
+
+
+def build_estimator(spatial_dims: int, seed: int | None = None, **parameters: Any) -> PixelEstimator:
+    """Build a ``PixelEstimator``: a score or a log variance a pixel.
+
+    Args:
+        spatial_dims: 2 or 3.
+        seed: as ``build``; of one seed the estimator's draws differ from the network's.
+        parameters: further arguments of ``PixelEstimator``.
+    """
+    if seed is not None:
+        seed = int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])
+    with _seeded(seed):
+        return PixelEstimator(spatial_dims, **parameters)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    # torch.manual_seed would seed the accelerators as well, whose states are not kept here.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield

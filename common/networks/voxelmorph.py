@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VoxelMorph, as both Yale papers use it: the classic torch network with a stationary velocity field."""
 
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -9,37 +9,8 @@ from torch import Tensor, nn
 from ..spatial.fields import compose
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
+from .contract import Estimate, pair_image, refuse_condition
 from .unet import DECODER, ENCODER, UNet, convolution, convolve
-
-
-class Estimate(NamedTuple):
-    """What training sees of a displacement network.
-
-    Attributes:
-        ddf: displacement in voxels of the fixed grid, (B, d, *S).
-        velocity: the field that smoothness acts on, (B, d, *S'), in voxels of its own (coarser) grid; of a network of
-            several passes (B, passes d, *S'), so that a mean over the channels is one over the passes.
-    """
-
-    ddf: Tensor
-    velocity: Tensor
-
-
-def pair_image(image: Tensor, fixed: Optional[Tensor], condition: Optional[Tensor], network: str) -> Tensor:
-    """cat(moving, fixed) from the arguments of a displacement network that takes no condition.
-
-    Args:
-        image: cat(moving, fixed), (B, 2, *S); or moving alone, (B, 1, *S), when ``fixed`` is given.
-        fixed: (B, 1, *S), optional.
-        condition: must be None.
-        network: what the error calls it.
-
-    Raises:
-        ValueError: for a condition.
-    """
-    if condition is not None:
-        raise ValueError("condition: " + network + " takes none; choose a conditional architecture.")
-    return image if fixed is None else torch.cat([image, fixed], dim=1)
 
 
 class VoxelMorph(nn.Module):
@@ -110,10 +81,16 @@ class VoxelMorph(nn.Module):
         Raises:
             ValueError: for another number of channels or axes, or a condition.
         """
-        return self.estimate(pair_image(image, fixed, condition, "VoxelMorph")).ddf
+        return self.estimate(pair_image(image, fixed), condition).ddf
 
-    def estimate(self, image: Tensor) -> Estimate:
-        """As ``forward``, with the velocity that training regularises."""
+    def estimate(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
+        """As ``forward``, with the velocity that training regularises.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: must be None.
+        """
+        refuse_condition(condition, "VoxelMorph")
         velocity = self.velocity(image)
         ddf = self.displacement(velocity, image.shape[2:])
         velocities = [velocity]
@@ -125,12 +102,17 @@ class VoxelMorph(nn.Module):
         return Estimate(ddf, torch.cat(velocities, dim=1))
 
     @torch.jit.ignore
-    def estimate_and_inverse(self, image: Tensor) -> Estimate:
+    def estimate_and_inverse(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
         """``estimate`` of one forward with the way back, exp(-v), behind it: ddf (2B, d, *S), velocity (B, d, *S').
 
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: must be None.
+
         Raises:
-            ValueError: with several passes, whose map has no one velocity.
+            ValueError: with several passes, whose map has no one velocity, or a condition.
         """
+        refuse_condition(condition, "VoxelMorph")
         if self.passes > 1:
             raise ValueError(f"inverse_by_negation: expected a network of one pass, got passes {self.passes}.")
         velocity = self.velocity(image)

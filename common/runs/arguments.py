@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -50,7 +49,6 @@ def check(parser: ConfigParser, words: Words, run_id: str | None = None) -> None
             if type(value) is not type(config[name]) or value != config[name]:
                 put(parser, name, value)
     _check_unused(config, base)
-    _match_score(parser, base)
 
 
 def reads(parser: ConfigParser) -> dict[str, Any]:
@@ -80,29 +78,9 @@ def _check_unused(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         name
         for name in config
         if name in OPTIONS and name in base and config[name] != base[name]
-        and not {stage, FIT if stage == EVALUATE else stage}.intersection(OPTIONS[name].stages)
+        and not {stage, stage if stage == TRAIN else FIT}.intersection(OPTIONS[name].stages)
     }  # fmt: skip
     if stage == TRAIN and "ckpt_path" in unused:
         raise ValueError("ckpt_path: a training does not read it. To start from weights pass --initial_weights FILE.")
     if unused - {"bundle_root"}:
         logger.warning("%s: of no effect in this run.", ", ".join(sorted(unused)))
-
-
-def _match_score(parser: ConfigParser, base: Mapping[str, Any]) -> None:
-    """Weights of another training need the score of that training, or the maps would be of the shipped one."""
-    config = parser.config
-    if "score_path" not in config or not (stage_of(config) == EVALUATE or config.get("instance_iterations")):
-        return
-    if config["score_path"] != base["score_path"] or config["ckpt_path"] == base["ckpt_path"]:
-        return
-    weights = Path(parser.get_parsed_content("ckpt_path"))
-    beside = weights.with_name("score.pt")
-    if weights.exists() and Path(parser.get_parsed_content("score_path")).parent.resolve() == weights.parent.resolve():
-        return
-    if not beside.is_file():
-        raise ValueError(
-            f"score_path: expected the score network of the training that --ckpt_path {weights} comes from, got none, "
-            f"and there is no {beside}. Pass --score_path FILE as well."
-        )
-    logger.info("score_path: %s, beside the weights of ckpt_path.", beside)
-    put(parser, "score_path", str(beside) if "#" not in str(beside) else beside)

@@ -27,6 +27,7 @@ MONAI_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
     "workflow", "workflow_type", "workflow_name", "properties_path",
 }  # fmt: skip
+ALWAYS_KNOWN = {"debug", "condition"}  # options of every bundle, which few need
 TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
 # Tables whose entries are chosen by another key, and what is passed on to a builder that knows its own arguments.
 CHOSEN_BY: dict[tuple[str, ...], str] = {("objectives",): "objective", ("architectures",): "architecture"}
@@ -97,8 +98,8 @@ def check_keys(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         used = key in referred or not _plain(value)
         if key in base:
             _check_below((key,), value, base[key], config)
-        elif not (key in TRACKING or key == "debug" or used):
-            near = difflib.get_close_matches(key, sorted({*base, *MONAI_ARGUMENTS, "debug"}), n=1)
+        elif not (key in TRACKING | ALWAYS_KNOWN or used):
+            near = difflib.get_close_matches(key, sorted({*base, *MONAI_ARGUMENTS, *ALWAYS_KNOWN}), n=1)
             hint = f"Did you mean '--{near[0]}'?" if near else f"Known options: {', '.join(_options(base))}."
             raise ValueError(f"Unknown override '--{key}': nothing in this bundle's run reads it. {hint}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the top-level keys of the bundles' JSON mean, and which values they take. Imports nothing of ours.
+"""What the top-level keys of the bundles' JSON mean, and which values they take.
 
 A new key of a bundle needs an entry in ``OPTIONS`` (a test says which is missing); its type is that of its default,
 ``kind`` is for defaults that do not show it (null, an expression).
@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+from ..checks import switch
+
 TRAIN, EVALUATE, INFERENCE, FIT = "train", "evaluate", "inference", "fit"
 ALL = (TRAIN, EVALUATE, INFERENCE)
 DATA = (TRAIN, EVALUATE)
 METHOD = (TRAIN, FIT)
+SOLVERS = ("pairwise", "elastix", "identity")  # architectures that need no weights
 
 
 class Option(NamedTuple):
@@ -28,6 +30,7 @@ class Option(NamedTuple):
         stages: the runs that it belongs to; "fit" is an evaluation that optimises each pair.
         kind: a name of ``KINDS``; by default that of the default's type.
         least: the smallest value that is taken.
+        above: what all values must be larger than.
         fixed: a resumed training must have the value that it was started with.
         optional: null is a value.
         reads: the run reads the file of this name.
@@ -37,6 +40,7 @@ class Option(NamedTuple):
     stages: tuple[str, ...] = ALL
     kind: str | None = None
     least: float | None = None
+    above: float | None = None
     fixed: bool = False
     optional: bool = False
     reads: bool = False
@@ -48,7 +52,6 @@ OPTIONS: dict[str, Option] = {
     "dataset_dir": Option('folder of the data set, or "phantom" for synthetic data', kind="path", fixed=True),
     "output_dir": Option("folder for the results", kind="path"),
     "ckpt_path": Option("weights of the network", (EVALUATE, INFERENCE), kind="path", reads=True),
-    "score_path": Option("weights of the score network", (EVALUATE, INFERENCE), kind="path", reads=True),
     "initial_weights": Option("weights to start from", (TRAIN,), kind="path", optional=True, reads=True),
     "resume": Option("continue the training that output_dir holds", (TRAIN,)),
     "moving": Option("image file to be warped", (INFERENCE,), kind="path", optional=True, reads=True),
@@ -116,7 +119,9 @@ OPTIONS: dict[str, Option] = {
     "architectures": Option("parameters of each network", kind="table", fixed=True),
     "objective": Option("what is minimised, by name", METHOD, fixed=True),
     "objectives": Option("parameters of each objective", METHOD, kind="table", fixed=True),
-    "similarity": Option("measure of the images' likeness, by name", METHOD, fixed=True),
+    "similarity": Option(
+        "measure of the images' likeness: a name, or a weighted sum", METHOD, "similarity", fixed=True
+    ),
     "smoothness_weight": Option("weight of the field's smoothness", METHOD, least=0, fixed=True),
     "field_weight": Option(
         "weight of the field's smoothness where the field is optimised", (FIT,), kind="number", least=0
@@ -132,16 +137,17 @@ OPTIONS: dict[str, Option] = {
         "score before training, null for random weights", (TRAIN,), least=0, fixed=True, optional=True
     ),
     "score_alpha": Option(
-        "weight of (1 - score)², which keeps the score from falling to 0", (TRAIN,), least=0, fixed=True
+        "weight of (1 - score)², which keeps the score from falling to 0", (TRAIN,), above=0, fixed=True
     ),
     "score_beta": Option("weight of the score's smoothness", (TRAIN,), least=0, fixed=True),
     "score_momentum": Option("form of the momentum: paper, official, none", (TRAIN,), fixed=True),
     "score_leak": Option("the score's loss also moves the field, as in the published code", (TRAIN,), fixed=True),
     "second_forward": Option("register anew before the score's update", (TRAIN,), kind="switch", fixed=True),
+    "condition": Option("what a conditional network is given, null for its default", kind="condition", optional=True),
     # optimisation of each pair
-    "instance_iterations": Option("steps of optimising each pair, 0 for none", (EVALUATE, INFERENCE), least=0),
+    "instance_iterations": Option("steps of optimising each pair, 0 for none", least=0),
     "instance_target": Option("what these steps change: weights, field", (FIT, INFERENCE)),
-    "instance_learning_rate": Option("of these steps", (FIT, INFERENCE), least=0),
+    "instance_learning_rate": Option("of these steps", (FIT, INFERENCE), above=0),
 }
 # Keys that hold parts, not values. ``chosen`` and ``data_root`` follow from options.
 PARTS = {
@@ -185,12 +191,13 @@ def checked(name: str, value: Any, default: Any) -> Any:
     try:
         result = read(value)
         numbers = [x for x in (result if isinstance(result, list) else [result]) if not isinstance(x, (bool, str))]
-        if option.least is not None and kind not in ("table", "count") and any(x < option.least for x in numbers):
+        if kind not in ("table", "count") and any(not _within(option, x) for x in numbers):
             raise ValueError
         if kind == "sizes" and isinstance(default, list) and len(result) != len(default):
             raise ValueError
     except (ValueError, TypeError, SyntaxError):
         bound = f", {option.least:g} or more" if option.least is not None else ""
+        bound = f", above {option.above:g}" if option.above is not None else bound
         count = f" ({len(default)} of them)" if kind == "sizes" and isinstance(default, list) else ""
         shown = "no value" if value is True and kind != "switch" else repr(value)
         raise ValueError(
@@ -200,6 +207,10 @@ def checked(name: str, value: Any, default: Any) -> Any:
     return result
 
 
+def _within(option: Option, number: float) -> bool:
+    return (option.least is None or number >= option.least) and (option.above is None or number > option.above)
+
+
 def _example(name: str, default: Any) -> str:
     if default is None or is_expression(default):
         return f"Leave --{name} out for the default."
@@ -207,12 +218,8 @@ def _example(name: str, default: Any) -> str:
     return f"The default is --{name} {text}."
 
 
-def switch(value: Any) -> bool:
-    """true/false, yes/no, on/off in any case, 0, 1 or a bool."""
-    text = str(value).strip().lower()
-    if text not in TRUE + FALSE:
-        raise ValueError
-    return text in TRUE
+def _switch(value: Any) -> bool:
+    return switch(value, "value")
 
 
 def _whole(value: Any) -> int:
@@ -268,6 +275,16 @@ def _count(value: Any) -> int | dict[str, Any]:
     return _whole(value)
 
 
+def _similarity(value: Any) -> str | dict[str, Any] | list[Any]:
+    value = ast.literal_eval(value) if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") else value
+    return value if isinstance(value, (dict, list)) else _name(value)
+
+
+def _condition(value: Any) -> float | list[float]:
+    value = ast.literal_eval(value) if isinstance(value, str) else value
+    return _list(value, _number) if isinstance(value, (list, tuple)) else _number(value)
+
+
 def _device(value: Any) -> Any:
     if isinstance(value, (bool, int, float)):
         raise ValueError
@@ -275,7 +292,7 @@ def _device(value: Any) -> Any:
 
 
 KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "switch": ("true or false", switch),
+    "switch": ("true or false", _switch),
     "whole": ("a whole number", _whole),
     "number": ("a number", _number),
     "name": ("a name", _name),
@@ -286,5 +303,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "table": ("a table like \"{'name': 1}\"", _table),
     "centre": ("a name, or a list of numbers like [64,64]", _centre),
     "count": ("a whole number, or a table like \"{'train': 64}\"", _count),
+    "similarity": ("a name, or a sum like \"{'mse': 1, 'lncc': {'weight': 0.1, 'window': 9}}\"", _similarity),
+    "condition": ("a number, or a list of numbers like [0.5]", _condition),
     "device": ("a device like cpu or cuda:1", _device),
 }

@@ -12,13 +12,12 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from .configuration import current_parser, differences, shipped, stage_of
-from .options import EVALUATE, FIT, OPTIONS, TRAIN
+from .options import EVALUATE, FIT, OPTIONS, SOLVERS, TRAIN
 from .outputs import SETS, TRAINING
 
 # Of the parts, those that are plain and follow from options.
 DERIVED = {"chosen": (TRAIN, FIT), "data_root": (TRAIN, EVALUATE)}
 LEFT_OUT = {"resume", "debug"}
-PAIRWISE = "pairwise"  # the objective that needs no weights
 
 
 def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
@@ -36,9 +35,9 @@ def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
     if parser is None:
         raise RuntimeError("settings: expected to be called from a bundle's JSON, or with its parser.")
     stage = stage_of(parser.config)
-    pairwise = stage == EVALUATE and parser.config.get("objective") == PAIRWISE
-    used = {stage, FIT} if stage == EVALUATE and (pairwise or _optimises(parser)) else {stage}
-    left_out = LEFT_OUT | {"ckpt_path"} if pairwise else LEFT_OUT
+    solver = parser.config.get("architecture") in SOLVERS
+    used = {stage, FIT} if stage == EVALUATE and (solver or _optimises(parser)) else {stage}
+    left_out = LEFT_OUT | {"ckpt_path"} if solver else LEFT_OUT
     result = {}
     for key in parser.config:
         stages = DERIVED.get(key) or (OPTIONS[key].stages if key in OPTIONS else ())
@@ -80,7 +79,7 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
 
 def weights_read(values: Mapping[str, Any]) -> dict[str, Any]:
     """The options of ``settings`` that name a file of weights, where one is given."""
-    names = ("initial_weights", "ckpt_path", "score_path")
+    names = ("initial_weights", "ckpt_path")
     return {name: values[name] for name in names if values.get(name) is not None}
 
 

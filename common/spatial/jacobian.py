@@ -41,8 +41,19 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     Raises:
         ValueError: as ``jacobian_matrix``.
     """
-    j = jacobian_matrix(ddf)
-    if ddf.shape[1] == 2:
+    return determinant_of(jacobian_matrix(ddf))
+
+
+def determinant_of(j: Tensor) -> Tensor:
+    """Determinant of a 2 x 2 or 3 x 3 matrix at every voxel.
+
+    Args:
+        j: (B, d, d, *S).
+
+    Returns:
+        (B, *S).
+    """
+    if j.shape[1] == 2:
         return j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]
     return (
         j[:, 0, 0] * (j[:, 1, 1] * j[:, 2, 2] - j[:, 1, 2] * j[:, 2, 1])

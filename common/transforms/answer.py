@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from ..io.images import storage_type
 from .loading import Pair
 
 RESULTS = {"image": "warped_image", "label": "warped_label"}
@@ -21,9 +22,9 @@ class Answerd(MapTransform):
     """Put the result that is asked for under ``pred``, the key that platforms return; the last of postprocessing.
 
     ``answer`` of the item chooses: "image" (also where it is absent or ""), the warped moving image, float32; "label",
-    its warped label map, in the integer type of its file. ``pred`` becomes (1, X, Y, Z), for 2D images (1, X, Y, 1):
-    MONAI Label drops the channel of arrays of more than three axes alone. Nothing else changes: what is written to
-    files comes from the named results.
+    its warped label map, in the type of ``warped_label.nii.gz``. ``pred`` becomes (1, X, Y, Z), for 2D images
+    (1, X, Y, 1): MONAI Label drops the channel of arrays of more than three axes alone. Nothing else changes: what is
+    written to files comes from the named results.
     """
 
     def __init__(self) -> None:
@@ -46,9 +47,10 @@ class Answerd(MapTransform):
             )
         result: Tensor = data[RESULTS[answer]]
         if answer == "label" and pair.label is not None:
-            values, stored = result.numpy(), pair.label.stored
+            values = result.numpy()
             _check_holds(data.get("result_dtype"), values)
-            result = result if stored is None else torch.from_numpy(values.astype(stored))
+            kind = storage_type(values) if pair.label.stored is None else pair.label.stored
+            result = torch.from_numpy(values.astype(kind))
         flat = result.dim() == 3
         affine = torch.from_numpy(pair.fixed.affine)
         return {**data, "pred": MetaTensor(result[..., None] if flat else result, affine=affine)}

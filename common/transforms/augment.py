@@ -13,10 +13,11 @@ def random_affine(
     shear: float = 0.1,
     translation: float = 2.0,
 ) -> Compose:
-    """Give each image of a pair an affine transform of its own.
+    """Give each image of a pair an affine transform of its own; its label and mask, where present, move with it.
 
-    Images keep their grid and are sampled linearly, what lies outside has the border's intensity. All numbers are drawn
-    uniformly from [-value, value]. There are no flips: images that all lie alike have no mirrored ones among them.
+    Images keep their grid and are sampled linearly, labels and masks at the nearest voxel; what lies outside has the
+    border's value. All numbers are drawn uniformly from [-value, value], the same ones whether there are labels or not.
+    There are no flips: images that all lie alike have no mirrored ones among them.
 
     Args:
         spatial_dims: 2 or 3.
@@ -26,18 +27,22 @@ def random_affine(
         translation: along each axis, in voxels.
 
     Returns:
-        A transform of ``{"moving_image": (C, *S), "fixed_image": (C, *S)}``, its draws fixed by ``set_random_state``.
+        A transform of ``{"moving_image": (C, *S), "fixed_image": (C, *S)}`` and optionally ``moving_label``,
+        ``fixed_label``, ``moving_mask``, ``fixed_mask``, of the same shapes, which become float32. Its draws are fixed
+        by ``set_random_state``.
     """
     affines = [
         RandAffined(
-            key,
+            [f"{role}_{kind}" for kind in ("image", "label", "mask")],
             prob=1.0,
             rotate_range=[rotation] * (1 if spatial_dims == 2 else 3),
             shear_range=[shear] * (spatial_dims * (spatial_dims - 1)),
             scale_range=[scale] * spatial_dims,
             translate_range=[translation] * spatial_dims,
+            mode=["bilinear", "nearest", "nearest"],
             padding_mode="border",
+            allow_missing_keys=True,
         )
-        for key in ("moving_image", "fixed_image")
+        for role in ("moving", "fixed")
     ]
     return Compose(affines)

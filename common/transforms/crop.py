@@ -68,7 +68,8 @@ def auto_centre(
         part = slice(first, first + CHUNK)
         own, other = moving[part].contiguous(), fixed[part].contiguous()
         both = torch.ones_like(own, dtype=torch.bool) if mask is None else mask[part].contiguous()
-        total += ((_scaled(own, both) - _scaled(other, both)).abs() * both).sum((0, 1))
+        scaled = [min_max(images, batched=True, inside=both) for images in (own, other)]
+        total += ((scaled[0] - scaled[1]).abs() * both).sum((0, 1))
         count += both.sum((0, 1))
     difference = total / count.clamp_min(1)
     # The filter pads with zeros, which favours the middle of the field of view: that is where the organ is planned.
@@ -80,12 +81,6 @@ def auto_centre(
     positions = weight.nonzero()
     mass = weight[tuple(positions.T)].double()
     return ((positions * mass[:, None]).sum(0) / mass.sum()).float().cpu()
-
-
-def _scaled(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Each image in [0, 1] over its part of the mask; what lies outside has no meaning."""
-    least = torch.where(mask, images, torch.inf).amin(tuple(range(1, images.ndim)), keepdim=True)
-    return min_max(torch.where(mask, images, torch.where(least.isfinite(), least, 0.0)), batched=True)
 
 
 def crop_window(
@@ -158,10 +153,10 @@ def centre_on_grid(image: torch.Tensor, size: Sequence[int], label: bool = False
 class CropToCentred(MapTransform):
     """Crop entries of a dictionary to one window around the point stored in it.
 
-    Padding, where an image is smaller than the window: 0 for keys that end in ``label`` or ``ddf``; the smallest value
-    inside the window for images, so that a min-max normalisation of the crop does not see the padding. ``true_ddf`` is
-    cropped along when present; a displacement in voxels does not change with the window. ``crop_start``, ``(d,)``
-    int64, is added, so that a result can be pasted back.
+    Padding, where an image is smaller than the window: 0 for keys that end in ``label``, ``mask`` or ``ddf``; the
+    smallest value inside the window for images, so that a min-max normalisation of the crop does not see the padding.
+    ``true_ddf`` is cropped along when present; a displacement in voxels does not change with the window.
+    ``crop_start``, ``(d,)`` int64, is added, so that a result can be pasted back.
     ``shift=False``: windows are placed as ``crop_window`` says there, and 0 is what lies outside, for images too.
 
     Args:
@@ -212,7 +207,7 @@ class CropToCentred(MapTransform):
                     f"{key}: expected the spatial shape {tuple(shape)} of {self.keys[0]}, got "
                     f"{tuple(data[key].shape[1:])}; resample all entries to one grid before cropping."
                 )
-            zero = not self.shift or str(key).endswith(("label", "ddf"))
+            zero = not self.shift or str(key).endswith(("label", "mask", "ddf"))
             result[key] = _cut(data[key], slices, padding, zero)
         result["crop_start"] = torch.tensor(start)
         return result

@@ -11,7 +11,9 @@ import torch
 SAMPLE = 4_000_000  # voxels: percentiles of more than twice as many are those of every third, fifth, … voxel
 
 
-def min_max(image: torch.Tensor, eps: float = 1e-6, batched: bool = False) -> torch.Tensor:
+def min_max(
+    image: torch.Tensor, eps: float = 1e-6, batched: bool = False, inside: torch.Tensor | None = None
+) -> torch.Tensor:
     """Scale each image linearly to [0, 1].
 
     ``y = (x - min x) / (max x - min x)``, whatever the unit; a constant image becomes zeros. All channels of an image
@@ -22,12 +24,18 @@ def min_max(image: torch.Tensor, eps: float = 1e-6, batched: bool = False) -> to
             the loaders refuse NaN.
         eps: smallest range that is stretched to 1, in parts of the largest magnitude: below, it is rounding.
         batched: whether the first axis is a batch, each of whose images has its own range.
+        inside: bool, the same shape: what lies outside has no meaning and becomes 0, as does an image of which nothing
+            lies inside. None: all has. A crop that is padded with its smallest value (``transforms.crop``) gives the
+            same.
 
     Returns:
         The scaled image, same shape.
     """
     image = image if image.is_floating_point() else image.float()
     axes = tuple(range(1 if batched else 0, image.ndim))
+    if inside is not None:
+        least = torch.where(inside, image, torch.inf).amin(axes, keepdim=True)
+        image = torch.where(inside, image, torch.where(least.isfinite(), least, 0.0))
     low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     contrast = high - low
     constant = contrast <= eps * torch.maximum(low.abs(), high.abs())

@@ -48,6 +48,32 @@ def test_tables_hold_the_measured_numbers_and_scipys_tests(tmp_path: Path) -> No
     assert "| undeformed | 0.6000 (1) |" in text and "| better | 0.9000 (1) |" in text
 
 
+def test_evaluations_without_labels_are_compared_by_what_they_measured(tmp_path: Path) -> None:
+    for name, gain in (("a", 0.0), ("b", 0.01)):
+        rows = [
+            {
+                "case": f"c{n}",
+                "subject": f"s{n // 2}",
+                "mse": 0.05 + 0.001 * n**2 - gain * (1 + n / 10),
+                "mse_before": 0.1,
+            }
+            for n in range(12)
+        ]
+        write_results(rows, tmp_path / name, {})
+        write_subjects([{"subject": "s0", "slices": 2}], tmp_path / name)
+    text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}")
+    assert "| method | mse |" in text and "| patient means | mse [95 % interval] | design effect |" in text
+    assert "| undeformed | 0.1000 [0.1000, 0.1000] |" in text and "3D Dice" not in text
+    assert text.count("difference of patient means") == 1 and "| b − a | -0.0155 [" in text
+
+
+def test_evaluations_that_share_no_headline_are_refused(tmp_path: Path) -> None:
+    for name, measure in (("a", "mse"), ("b", "tre_mm")):
+        write_results([{"case": "c", "subject": "s", measure: 1.0}], tmp_path / name, {})
+    with pytest.raises(ValueError, match="expected evaluations that all measured one of dice, .*tre_mm"):
+        compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}")
+
+
 def test_one_evaluation_needs_no_tests(tmp_path: Path) -> None:
     evaluation(tmp_path, 0.0)
     assert "Wilcoxon" not in compare(f"plain={tmp_path}")

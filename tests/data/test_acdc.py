@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.acdc import DatasetLayoutError, find_patients, load_pairs, split_of, subjects
+from common.data.acdc import datalist, example_pair, frame_files, load_pairs, split_of, subjects
+from common.data.layout import DatasetLayoutError
 
 SHAPE = (24, 20, 4)
 # ED myocardium, one voxel cross a slice: its centroid
@@ -84,19 +85,19 @@ def test_spacing_of_one_millimetre_everywhere_is_unknown(tmp_path: Path) -> None
 
 
 def test_split_rule_gives_the_published_sizes() -> None:
-    splits = [split_of(number) for number in range(1, 151)]
+    splits = [split_of(f"patient{number:03d}") for number in range(1, 151)]
     assert [splits.count(split) for split in ("train", "validation", "test")] == [80, 20, 50]
-    assert [n for n in range(1, 21) if split_of(n) == "validation"] == [4, 9, 14, 19]
-    assert split_of(100) == "train" and split_of(101) == split_of(104) == "test"
+    assert [n for n in range(1, 21) if splits[n - 1] == "validation"] == [4, 9, 14, 19]
+    assert splits[99] == "train" and splits[100] == splits[103] == "test"
+    with pytest.raises(ValueError, match="subject: expected a name like 'patient001', got 'patient01'"):
+        split_of("patient01")
 
 
 def test_splits_are_read_from_training_and_testing(tmp_path: Path) -> None:
     for number in (10, 3, 4):
         _patient(tmp_path / "training", number)
     _patient(tmp_path / "testing", 104)
-    assert [folder.name for folder in find_patients(tmp_path)] == [
-        "patient003", "patient004", "patient010", "patient104"
-    ]  # fmt: skip
+    assert subjects(tmp_path) == ["patient003", "patient004", "patient010", "patient104"]
     assert subjects(tmp_path, "train") == ["patient003", "patient010"]
     assert subjects(tmp_path, "validation") == ["patient004"]
     assert {pair["subject"] for pair in load_pairs(tmp_path, "test")} == {"patient104"}
@@ -201,12 +202,12 @@ def test_a_broken_patient_is_named_or_skipped_with_a_warning(
     _break(_patient(tmp_path, 2), fault)
     with pytest.raises(DatasetLayoutError, match=f"patient002: {FAULTS[fault]}"):
         load_pairs(tmp_path)
-    with caplog.at_level(logging.WARNING, logger="common.data.acdc"):
+    with caplog.at_level(logging.WARNING, logger="common.data.layout"):
         pairs = load_pairs(tmp_path, skip_invalid=True)
     assert {pair["subject"] for pair in pairs} == {"patient001"}
-    assert "skipping patient002" in caplog.text and "skipped 1 invalid patient(s)" in caplog.text
+    assert "skipping patient002" in caplog.text and "skipped 1 invalid subject(s)" in caplog.text
     shutil.rmtree(tmp_path / "patient001")
-    with pytest.raises(DatasetLayoutError, match="no valid patient is left"):
+    with pytest.raises(DatasetLayoutError, match="no valid subject is left"):
         load_pairs(tmp_path, skip_invalid=True)
 
 
@@ -215,6 +216,40 @@ def test_missing_folder_names_layout_and_origin(tmp_path: Path) -> None:
         load_pairs(tmp_path / "absent")
     with pytest.raises(DatasetLayoutError, match="no patient folder .*CREATIS"):
         load_pairs(tmp_path)
+
+
+def test_files_of_a_patient_and_of_the_example(tmp_path: Path) -> None:
+    for number in (3, 9, 4):
+        _patient(tmp_path / "training", number)
+    folder = tmp_path / "training" / "patient004"
+    expected = tuple(folder / f"patient004_frame{frame}.nii.gz" for frame in ("01", "12"))
+    assert example_pair(tmp_path) == frame_files(tmp_path, "patient004") == expected
+    with pytest.raises(DatasetLayoutError, match=r"subject: expected one of .*'patient009'\], got 'patient005'"):
+        frame_files(tmp_path, "patient005")
+
+
+def test_patients_whose_files_are_missing_are_left_out_of_the_list(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _patient(tmp_path, 1)
+    (_patient(tmp_path, 2) / "Info.cfg").unlink()
+    with pytest.raises(DatasetLayoutError, match="patient002: no file .*Info.cfg"):
+        datalist(tmp_path)
+    entries = datalist(tmp_path, skip_invalid=True)
+    assert {entry["subject"] for entry in entries} == {"patient001"} and "skipping patient002" in caplog.text
+    (tmp_path / "patient001" / "patient001_frame01.nii.gz").write_bytes(b"not a volume")
+    with pytest.raises(DatasetLayoutError, match="patient001: image: expected a readable NIfTI file"):
+        datalist(tmp_path)
+
+
+def test_a_folder_of_decoded_patients_leaves_the_same_ones_out(tmp_path: Path) -> None:
+    _patient(tmp_path / "data", 1)
+    _break(_patient(tmp_path / "data", 2), "nan")
+    pairs = load_pairs(tmp_path / "data", skip_invalid=True, cache=tmp_path / "cache")
+    assert [(pair["subject"], pair["slice"]) for pair in pairs] == [("patient001", z) for z in range(SHAPE[2])]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    with pytest.raises(DatasetLayoutError, match="patient002: image: expected finite values"):
+        load_pairs(tmp_path / "data", cache=tmp_path / "cache")[SHAPE[2]]
 
 
 def test_bad_selections_are_errors(tmp_path: Path) -> None:
@@ -227,4 +262,4 @@ def test_bad_selections_are_errors(tmp_path: Path) -> None:
         load_pairs(tmp_path, crop_center="centre")
     _patient(tmp_path / "training", 1)
     with pytest.raises(DatasetLayoutError, match="patient001 is there twice"):
-        find_patients(tmp_path)
+        subjects(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from common.data import acdc_phantom
-from common.data.acdc_phantom import ensure_acdc_phantom, make_acdc_phantom
+from common.data.acdc_phantom import make_acdc_phantom
 from common.data.layout import DatasetLayoutError
 
 SMALL = {"n_train": 1, "n_test": 1, "shape": (64, 48), "n_slices": 3}
@@ -187,19 +187,20 @@ def test_cache_is_filled_once(
         monkeypatch.delenv(name, raising=False)
     if variable:
         monkeypatch.setenv(variable, str(tmp_path))
-    monkeypatch.setattr(acdc_phantom, "make_acdc_phantom", functools.partial(make_acdc_phantom, **SMALL))
+    small = functools.partial(make_acdc_phantom, **SMALL)
+    monkeypatch.setattr(acdc_phantom, "PHANTOM", acdc_phantom.PHANTOM._replace(make=small))
     argument = None if variable else tmp_path
     with caplog.at_level(logging.WARNING):
-        first = ensure_acdc_phantom(argument)
+        first = acdc_phantom.PHANTOM.folder(argument)
     assert first.parent == tmp_path / (".cache" if variable == "HOME" else "") / "registration-bundles"
     assert first.name.startswith("acdc_phantom_")
     assert "SYNTHETIC" in caplog.text
     times = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-    assert ensure_acdc_phantom(argument) == first
+    assert acdc_phantom.PHANTOM.folder(argument) == first
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == times
     assert list(first.parent.iterdir()) == [first]
-    monkeypatch.setattr(acdc_phantom, "GENERATOR_VERSION", acdc_phantom.GENERATOR_VERSION + 1)
-    assert ensure_acdc_phantom(argument) != first
+    newer = acdc_phantom.PHANTOM._replace(version=acdc_phantom.PHANTOM.version + 1)
+    assert newer.folder(argument) != first
 
 
 def test_cache_keeps_what_another_process_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +210,11 @@ def test_cache_keeps_what_another_process_made_meanwhile(tmp_path: Path, monkeyp
         nonlocal depth
         depth += 1
         if depth == 1:
-            ensure_acdc_phantom(tmp_path)
+            acdc_phantom.PHANTOM.folder(tmp_path)
         return make_acdc_phantom(root, **SMALL)
 
-    monkeypatch.setattr(acdc_phantom, "make_acdc_phantom", overtaken)
-    folder = ensure_acdc_phantom(tmp_path)
+    monkeypatch.setattr(acdc_phantom, "PHANTOM", acdc_phantom.PHANTOM._replace(make=overtaken))
+    folder = acdc_phantom.PHANTOM.folder(tmp_path)
     assert depth == 2
     assert list(folder.parent.iterdir()) == [folder]
     assert len(_folders(folder)) == 3
@@ -224,9 +225,9 @@ def test_a_failure_leaves_no_half_made_cache(tmp_path: Path, monkeypatch: pytest
         (root / "training").mkdir(parents=True)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(acdc_phantom, "make_acdc_phantom", full_disk)
+    monkeypatch.setattr(acdc_phantom, "PHANTOM", acdc_phantom.PHANTOM._replace(make=full_disk))
     with pytest.raises(OSError, match="cannot be made in .*No space left.*REGISTRATION_BUNDLES_CACHE"):
-        ensure_acdc_phantom(tmp_path)
+        acdc_phantom.PHANTOM.folder(tmp_path)
     assert list((tmp_path / "registration-bundles").iterdir()) == []
 
 
@@ -235,8 +236,8 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path: Path, monkeypatch: pytest
     def small(root: Path) -> Path:
         return make_acdc_phantom(root, **SMALL)
 
-    monkeypatch.setattr(acdc_phantom, "make_acdc_phantom", small)
-    folder = ensure_acdc_phantom(tmp_path)
+    monkeypatch.setattr(acdc_phantom, "PHANTOM", acdc_phantom.PHANTOM._replace(make=small))
+    folder = acdc_phantom.PHANTOM.folder(tmp_path)
     image = next(folder.rglob("*_frame01.nii.gz"))
     raw = image.read_bytes()
     image.unlink()
@@ -250,9 +251,9 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path: Path, monkeypatch: pytest
         f"the phantom in the cache {folder} is damaged: {name} missing or changed. Delete .*REGISTRATION_BUNDLES_CACHE"
     )
     with pytest.raises(DatasetLayoutError, match=message):
-        ensure_acdc_phantom(tmp_path)
+        acdc_phantom.PHANTOM.folder(tmp_path)
     shutil.rmtree(folder)
-    assert ensure_acdc_phantom(tmp_path) == folder
+    assert acdc_phantom.PHANTOM.folder(tmp_path) == folder
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.acdc import DatasetLayoutError
-from common.data.hippocampus import find_subjects, image_files, load_pairs, pair_names, read_pairs
+from common.data.hippocampus import datalist, example_pair, image_files, load_pairs, split_of, subjects
+from common.data.layout import DatasetLayoutError
 from common.data.pairs import PairDataset
 
 SIZE = (12, 14, 11)
@@ -51,9 +51,9 @@ def test_splits_go_by_the_last_digit(tmp_path: Path, parent: str) -> None:
     for number in (20, 4, 3, 19):
         _subject(tmp_path / parent, number)
     (tmp_path / parent / "imagesTr" / "._hippocampus_005.nii.gz").touch()  # what macOS leaves in archives
-    assert find_subjects(tmp_path) == _names(3, 4, 19, 20)
-    assert find_subjects(tmp_path, "train") == _names(3, 20)
-    assert find_subjects(tmp_path, "validation") == _names(4, 19)
+    assert subjects(tmp_path) == _names(3, 4, 19, 20)
+    assert subjects(tmp_path, "train") == _names(3, 20)
+    assert subjects(tmp_path, "validation") == _names(4, 19)
     moving, fixed = image_files(tmp_path, "hippocampus_019", "hippocampus_003")
     assert moving == tmp_path / parent / "imagesTr" / "hippocampus_019.nii.gz" and moving.is_file()
     assert fixed == tmp_path / parent / "imagesTr" / "hippocampus_003.nii.gz" and fixed.is_file()
@@ -61,73 +61,31 @@ def test_splits_go_by_the_last_digit(tmp_path: Path, parent: str) -> None:
 
 def test_subjects_that_are_not_there_are_errors(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"split: expected one of .*validation.*got 'test'"):
-        find_subjects(folder, "test")
+        subjects(folder, "test")
     with pytest.raises(DatasetLayoutError, match="no folder imagesTr in .*Medical Segmentation Decathlon"):
-        find_subjects(folder / "imagesTr")
+        subjects(folder / "imagesTr")
     with pytest.raises(DatasetLayoutError, match=r"\['hippocampus_002'\] is not among them"):
         image_files(folder, "hippocampus_001", "hippocampus_002")
     for number in (4, 19):
         (folder / "imagesTr" / f"hippocampus_{number:03d}.nii.gz").unlink()
     with pytest.raises(DatasetLayoutError, match="no subject of 'validation' among the 5"):
-        find_subjects(folder, "validation")
+        subjects(folder, "validation")
 
 
-@pytest.mark.parametrize("count", [2, 3, 6, 7, 40])
-def test_with_one_partner_every_subject_is_fixed_once_and_moving_once(count: int) -> None:
-    names = _names(*range(1, count + 1))
-    pairs = pair_names(names, 1)
-    assert [fixed for _, fixed in pairs] == names
-    assert sorted(moving for moving, _ in pairs) == names
-    assert all(moving != fixed for moving, fixed in pairs)
-
-
-def test_partners_lie_at_the_documented_distances() -> None:
-    names = _names(*range(10))
-    distances = [[(int(m[-3:]) - int(f[-3:])) % 10 for m, f in pair_names(names, k)][::10] for k in (1, 6, 9)]
-    assert distances == [[5], [5, 6, 7, 8, 9, 1], [5, 6, 7, 8, 9, 1, 2, 3, 4]]
-    every = pair_names(names, 9)
-    assert len(set(every)) == 90 and every[:60] == pair_names(names, 6)
-    assert pair_names(names, 1)[3] == ("hippocampus_008", "hippocampus_003")
-
-
-def test_impossible_partners_are_errors() -> None:
-    with pytest.raises(ValueError, match="at least two subjects"):
-        pair_names(["hippocampus_001"], 1)
-    with pytest.raises(ValueError, match="partners: expected at least 1, got 0"):
-        pair_names(_names(1, 2, 3, 5, 6), 0)
-
-
-def test_more_partners_than_there_are_is_all_of_them() -> None:
-    names = _names(1, 2, 3, 5, 6)
-    assert pair_names(names, 99) == pair_names(names, 4)
-    assert len(set(pair_names(names, 4))) == 20
+def test_the_example_is_the_first_two_subjects_for_validation(folder: Path) -> None:
+    assert example_pair(folder) == image_files(folder, "hippocampus_004", "hippocampus_019")
+    with pytest.raises(ValueError, match="subject: expected a name like 'hippocampus_001', got 'patient001'"):
+        split_of("patient001")
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff"])
-def test_a_list_of_pairs_names_subjects_in_several_ways(tmp_path: Path, start: str) -> None:
-    path = tmp_path / "pairs.csv"
+def test_a_list_of_pairs_names_subjects_in_several_ways(folder: Path, start: str) -> None:
+    path = folder / "pairs.csv"
     rows = "hippocampus_004,1\n./imagesTr/hippocampus_017.nii.gz, 004\n101,hippocampus_004.nii\n"
     path.write_text(f"{start}fixed,moving\n{rows}", encoding="utf-8")
+    cases = [entry["case"] for entry in datalist(folder, "train", pairs=path)]
     expected = [(1, 4), (4, 17), (4, 101)]
-    assert read_pairs(path, _names(1, 4, 17, 101)) == [tuple(_names(*pair)) for pair in expected]
-
-
-def test_a_list_that_names_absent_subjects_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.csv"
-    path.write_text("moving,fixed\n1,4\n1,2\nfoo.nii.gz,2\n")
-    message = r"pairs: .*pairs.csv names \['foo', 'hippocampus_002'\].*2 subjects, hippocampus_001 … hippocampus_004"
-    with pytest.raises(DatasetLayoutError, match=message):
-        read_pairs(path, _names(1, 4))
-
-
-@pytest.mark.parametrize(
-    "content", ["", "moving,fixed\n", "1,4\n4,1\n", "moving;fixed\n1;4\n", "moving,fixed\n1,4\n1\n"]
-)
-def test_a_list_without_both_columns_filled_is_an_error(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "pairs.csv"
-    path.write_text(content)
-    with pytest.raises(DatasetLayoutError, match="pairs: expected the columns moving and fixed"):
-        read_pairs(path, _names(1, 4))
+    assert cases == ["{}_to_{}".format(*_names(*pair)) for pair in expected]
 
 
 def test_pairs_have_the_promised_entries_and_share_their_volumes(folder: Path) -> None:
@@ -201,8 +159,8 @@ def test_a_padded_volume_is_whole_and_a_larger_one_is_cut_with_a_warning(
     _subject(folder, 3, (9, 18, 10))
     with caplog.at_level(logging.WARNING):
         by_subject = {pair["subject"]: pair for pair in load_pairs(folder, "train", SIZE)}
-    assert "1 of 5 volumes are larger than spatial_size [12, 14, 11]" in caplog.text
-    assert "hippocampus_003. Raise spatial_size." in caplog.text
+    assert "hippocampus_003, [9, 18, 10] voxels, is larger than spatial_size [12, 14, 11]" in caplog.text
+    assert len(caplog.records) == 1
     stored = np.asarray(nibabel.load(folder / "labelsTr" / "hippocampus_003.nii.gz").dataobj)
     assert np.array_equal(by_subject["hippocampus_003"]["fixed_label"][0, 1:10, :, :10].numpy(), stored[:, 2:16])
 

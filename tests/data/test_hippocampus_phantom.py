@@ -13,7 +13,7 @@ from scipy.ndimage import label as connected
 
 from common.data import hippocampus_phantom
 from common.data.hippocampus import load_pairs
-from common.data.hippocampus_phantom import ensure_hippocampus_phantom, make_hippocampus_phantom
+from common.data.hippocampus_phantom import make_hippocampus_phantom
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +129,18 @@ def test_cache_is_filled_once_and_says_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = functools.partial(make_hippocampus_phantom, n_train=1, n_validation=1)
-    monkeypatch.setattr(hippocampus_phantom, "make_hippocampus_phantom", small)
+    monkeypatch.setattr(hippocampus_phantom, "PHANTOM", hippocampus_phantom.PHANTOM._replace(make=small))
     monkeypatch.setenv("REGISTRATION_BUNDLES_CACHE", str(tmp_path))
     with caplog.at_level(logging.WARNING):
-        first = ensure_hippocampus_phantom()
+        first = hippocampus_phantom.PHANTOM.folder()
     assert first.parent == tmp_path / "registration-bundles" and first.name.startswith("hippocampus_phantom_")
     assert "SYNTHETIC DATA" in caplog.text and "Set dataset_dir to the folder of Task04_Hippocampus" in caplog.text
     times = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-    assert ensure_hippocampus_phantom() == first
+    assert hippocampus_phantom.PHANTOM.folder() == first
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == times
     assert list(first.parent.iterdir()) == [first]
-    monkeypatch.setattr(hippocampus_phantom, "GENERATOR_VERSION", hippocampus_phantom.GENERATOR_VERSION + 1)
-    assert ensure_hippocampus_phantom() != first
+    newer = hippocampus_phantom.PHANTOM._replace(version=hippocampus_phantom.PHANTOM.version + 1)
+    assert newer.folder() != first
 
 
 @pytest.mark.parametrize(

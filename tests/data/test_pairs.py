@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -89,9 +90,95 @@ def test_augmentation_is_a_function_of_the_draw_seed_and_absent_for_plain_indice
         assert type(draw) is torch.Tensor and draw.min() == 0 and draw.max() == 1 and draw.shape == (1, *size)
 
 
-def test_augmentation_of_labels_is_an_error() -> None:
-    with pytest.raises(ValueError, match="augmentation: expected None with labels"):
-        PairDataset(_pairs(1), (12, 10), with_labels=True, augmentation=random_affine(2))
+class Only(Sequence):
+    """Pairs that are decoded when they are asked for, and counted."""
+
+    def __init__(self, pairs: list[dict[str, Any]]) -> None:
+        self.pairs, self.asked = pairs, []
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.asked.append(index)
+        return self.pairs[index]
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_labels_and_masks_of_training_move_with_their_images(d: int) -> None:
+    """The label is shown as an image, so that the crop and the augmentation say where it went."""
+    pairs, size = _pairs(3, d), (12, 10, 8)[:d]
+    for pair in pairs:
+        for role in ("moving", "fixed"):
+            pair[f"{role}_image"] = pair[f"{role}_label"].float()
+            pair[f"{role}_mask"] = pair[f"{role}_label"] > 0
+    dataset = PairDataset(pairs, size, jitter=4, with_labels=True)
+    keys = {f"{role}_{kind}" for role in ("moving", "fixed") for kind in ("image", "label", "mask")}
+    for seed in range(5):
+        item = dataset[1, seed]
+        assert set(item) == keys
+        for role in ("moving", "fixed"):
+            assert torch.equal(item[f"{role}_label"].float(), item[f"{role}_image"])
+            assert torch.equal(item[f"{role}_mask"], item[f"{role}_label"] > 0)
+    moved = PairDataset(pairs, size, jitter=4, with_labels=True, augmentation=random_affine(d))[1, 3]
+    assert set(moved) == keys
+    for role in ("moving", "fixed"):
+        label, image = moved[f"{role}_label"], moved[f"{role}_image"]
+        assert label.dtype == torch.uint8 and moved[f"{role}_mask"].dtype == torch.bool
+        assert type(label) is torch.Tensor and set(label.unique().tolist()) == {0, 1}
+        certain = (image < 0.01) | (image > 0.99)
+        assert certain.float().mean() > 0.05 and torch.equal(label[certain].float(), image[certain].round())
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_images_of_training_are_the_same_with_labels_and_without(augmented: bool) -> None:
+    options = {"jitter": 3, "augmentation": random_affine(2) if augmented else None}
+    with_labels, without = (PairDataset(_pairs(2), (12, 10), with_labels=w, **options) for w in (True, False))
+    for seed in (0, 7, 2**61):
+        for key in ("moving_image", "fixed_image"):
+            assert torch.equal(with_labels[1, seed][key], without[1, seed][key])
+
+
+def test_batches_of_training_hold_labels_and_masks_where_there_are_any() -> None:
+    pairs = _pairs(5)
+    for pair in pairs:
+        pair["fixed_mask"] = pair["moving_mask"] = torch.ones_like(pair["fixed_label"])
+    keys = {"moving_image", "fixed_image", "moving_mask", "fixed_mask"}
+    for with_labels in (False, True):
+        dataset = PairDataset(pairs, (12, 10), with_labels=with_labels)
+        batch = next(iter(training_loader(dataset, 4, seed=1)))
+        assert set(batch) == keys | ({"moving_label", "fixed_label"} if with_labels else set())
+        assert batch["moving_mask"].shape == (4, 1, 12, 10)
+
+
+def test_evaluation_without_labels_has_all_the_rest() -> None:
+    item = PairDataset(_pairs(2), (12, 10))[1]
+    assert set(item) == {"moving_image", "fixed_image", "subject", "group", "slice", "spacing", "crop_start"}
+
+
+def test_labels_that_the_data_do_not_have_are_an_error() -> None:
+    pairs = [{key: pair[key] for key in pair if not key.endswith("label")} for pair in _pairs(2)]
+    assert len(PairDataset(pairs, (12, 10))) == 2
+    message = r"with_labels: expected moving_label and fixed_label in the pairs, got the keys .*Leave with_labels out"
+    with pytest.raises(ValueError, match=message):
+        PairDataset(pairs, (12, 10), with_labels=True)
+
+
+def test_pairs_that_are_decoded_when_asked_for_give_the_same_items_and_are_not_all_read_at_once() -> None:
+    pairs = Only(_pairs(4))
+    lazy, eager = (PairDataset(p, (12, 10), jitter=2, with_labels=True) for p in (pairs, _pairs(4)))
+    assert pairs.asked == [0] and len(lazy) == 4
+    for item in (2, (2, 5)):
+        for key, value in lazy[item].items():
+            assert (
+                value == eager[item][key]
+                if isinstance(value, (str, int))
+                else torch.equal(value.nan_to_num(), eager[item][key].nan_to_num())
+            )
+    assert pairs.asked == [0, 2, 2]
+    del pairs.pairs[3]["fixed_label"]
+    with pytest.raises(ValueError, match=r"data\[3\]: expected the keys .*fixed_label.* in every pair"):
+        lazy[3]
 
 
 @pytest.mark.parametrize("count", [16, 19])

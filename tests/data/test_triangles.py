@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,17 @@ from common.data.pairs import PairDataset
 from common.data.triangles import (
     COUNTS,
     SHAPES,
+    SPLITS,
     STYLES,
     Shape,
+    datalist,
     draw_shape,
-    example_files,
+    example_pair,
+    generate,
     load_pairs,
     signed_distance,
+    split_of,
+    subjects,
 )
 from common.io.images import load_image
 
@@ -50,7 +55,7 @@ def _same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
 @every_size
 @pytest.mark.parametrize("style", STYLES)
 def test_keys_shapes_types_and_ranges(size: tuple[int, ...], style: str) -> None:
-    for index, pair in enumerate(load_pairs("test", 4, size, style)):
+    for index, pair in enumerate(load_pairs("phantom", "test", 4, size, style)):
         assert set(pair) == {*IMAGES, *LABELS, "centre", "subject", "spacing"}
         for image in (pair[key] for key in IMAGES):
             assert image.shape == (1, *size) and image.dtype == torch.float32 and image.is_contiguous()
@@ -66,32 +71,36 @@ def test_keys_shapes_types_and_ranges(size: tuple[int, ...], style: str) -> None
 def test_a_pair_depends_on_seed_split_and_index_not_on_the_count(size: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
-    few = load_pairs("train", 3, size)
+    few = load_pairs("phantom", "train", 3, size)
     torch.manual_seed(2)
     np.random.seed(2)
-    many = load_pairs("train", {"train": 6, "test": 1}, size)
+    many = load_pairs("phantom", "train", {"train": 6, "test": 1}, size)
     assert _same(few, many[:3])
-    others = [load_pairs("train", 3, size, seed=1), load_pairs("validation", 3, size), load_pairs("test", 3, size)]
+    others = [
+        load_pairs("phantom", "train", 3, size, seed=1),
+        load_pairs("phantom", "validation", 3, size),
+        load_pairs("phantom", "test", 3, size),
+    ]
     images = [pair[key].numpy().tobytes() for pairs in (many, *others) for pair in pairs for key in IMAGES]
     assert len(set(images)) == len(images) == 2 * (6 + 3 * 3)
 
 
 def test_all_is_the_three_splits_one_after_the_other() -> None:
     counts = {"train": 3, "validation": 1, "test": 2}
-    parts = [pair for split in counts for pair in load_pairs(split, counts, (16, 20))]
-    assert _same(load_pairs("all", counts, (16, 20)), parts)
+    parts = [pair for split in counts for pair in load_pairs("phantom", split, counts, (16, 20))]
+    assert _same(load_pairs("phantom", "all", counts, (16, 20)), parts)
     assert len({pair["subject"] for pair in parts}) == 6
-    assert [len(load_pairs(split, 2, (16, 20))) for split in ("test", "all")] == [2, 6]
+    assert [len(load_pairs("phantom", split, 2, (16, 20))) for split in ("test", "all")] == [2, 6]
 
 
 def test_the_default_counts_hold_where_none_is_given() -> None:
-    assert [len(load_pairs(split, None, (16, 16))) for split in COUNTS] == list(COUNTS.values())
-    assert len(load_pairs("test", {"train": 2}, (16, 16))) == COUNTS["test"]
+    assert [len(load_pairs("phantom", split, None, (16, 16))) for split in COUNTS] == list(COUNTS.values())
+    assert len(load_pairs("phantom", "test", {"train": 2}, (16, 16))) == COUNTS["test"]
 
 
 @every_size
 def test_both_styles_show_the_same_shapes(size: tuple[int, ...]) -> None:
-    for outline, filled in zip(*(load_pairs("train", 6, size, style) for style in STYLES), strict=True):
+    for outline, filled in zip(*(load_pairs("phantom", "train", 6, size, style) for style in STYLES), strict=True):
         for image, label in zip(IMAGES, LABELS, strict=True):
             assert torch.equal(outline[label], filled[label])
             inside = filled[image]
@@ -194,7 +203,7 @@ def test_shapes_stay_inside_with_a_margin_and_spread_over_the_documented_ranges(
 
 @every_size
 def test_images_fade_towards_the_border(size: tuple[int, ...]) -> None:
-    for pair in load_pairs("train", 10, size):
+    for pair in load_pairs("phantom", "train", 10, size):
         for key in IMAGES:
             inner = torch.nn.functional.pad(torch.zeros([n - 2 for n in size]), [1] * (2 * len(size)), value=1.0)
             # 0.05 of the shortest side away from the boundary, with edge scale 1/80 of it or half a voxel
@@ -205,7 +214,7 @@ def test_images_fade_towards_the_border(size: tuple[int, ...]) -> None:
 
 @every_size
 def test_outlines_peak_on_the_boundary_of_the_label(size: tuple[int, ...]) -> None:
-    for pair in load_pairs("train", 6, size):
+    for pair in load_pairs("phantom", "train", 6, size):
         for image_key, label_key in zip(IMAGES, LABELS, strict=True):
             image, label = pair[image_key][0].numpy(), pair[label_key][0].numpy().astype(bool)
             band = binary_dilation(label) & ~binary_erosion(label)
@@ -215,7 +224,7 @@ def test_outlines_peak_on_the_boundary_of_the_label(size: tuple[int, ...]) -> No
 
 def test_edge_is_a_logistic_of_the_distance_with_the_documented_scale() -> None:
     size, scale = (161, 180), 2.0  # the shortest side is 160 voxels
-    for pair in load_pairs("train", 5, size, "filled", shapes=["circle"]):
+    for pair in load_pairs("phantom", "train", 5, size, "filled", shapes=["circle"]):
         for key in IMAGES:
             image = pair[key][0].double()
             edge = (image > 0.02) & (image < 0.98)
@@ -229,7 +238,7 @@ def test_shapes_choose_what_is_drawn_in_any_order() -> None:
     for chosen in (("triangle",), ("circle",), SHAPES):
         # area over that of the smallest centred ball: 1 for a ball, 3 sqrt(3) / 4 pi = 0.41 for a triangle
         roundness = []
-        for pair in load_pairs("train", 60, size, shapes=chosen):
+        for pair in load_pairs("phantom", "train", 60, size, shapes=chosen):
             for key in LABELS:
                 points = pair[key][0].nonzero().double()
                 reach = (points - points.mean(0)).norm(dim=1).max() + 0.5
@@ -237,13 +246,16 @@ def test_shapes_choose_what_is_drawn_in_any_order() -> None:
         counts[chosen] = sum(value > 0.7 for value in roundness)
     assert counts[("triangle",)] == 0 and counts[("circle",)] == 120
     assert 40 < counts[SHAPES] < 80
-    assert _same(load_pairs("train", 3, size), load_pairs("train", 3, size, shapes=[*SHAPES[::-1], "circle"]))
+    assert _same(
+        load_pairs("phantom", "train", 3, size),
+        load_pairs("phantom", "train", 3, size, shapes=[*SHAPES[::-1], "circle"]),
+    )
 
 
 @every_size
 @pytest.mark.parametrize("style", STYLES)
 def test_pair_dataset_takes_the_pairs(size: tuple[int, ...], style: str) -> None:
-    pairs = load_pairs("validation", 3, size, style)
+    pairs = load_pairs("phantom", "validation", 3, size, style)
     dataset = PairDataset(pairs, size, with_labels=True)
     for pair, item in zip(pairs, dataset.__getitems__([0, 1, 2]), strict=True):
         assert torch.equal(item["crop_start"], torch.zeros_like(item["crop_start"]))
@@ -257,19 +269,35 @@ def test_pair_dataset_takes_the_pairs(size: tuple[int, ...], style: str) -> None
 
 @every_size
 @pytest.mark.parametrize("style", STYLES)
-def test_example_files_hold_the_first_test_pair(size: tuple[int, ...], style: str, tmp_path: Path) -> None:
-    files = example_files(tmp_path / "new" / "folder", size, style)
-    assert files == (tmp_path / "new" / "folder" / "moving.nii.gz", tmp_path / "new" / "folder" / "fixed.nii.gz")
-    (pair,) = load_pairs("test", 1, size, style)
+def test_the_example_is_the_first_test_pair(size: tuple[int, ...], style: str) -> None:
+    files = example_pair("phantom", size, style)
+    assert [file.name for file in files] == ["moving.nii.gz", "fixed.nii.gz"]
+    (pair,) = load_pairs("phantom", "test", 1, size, style)
     for file, key in zip(files, IMAGES, strict=True):
         image = load_image(file)
         assert torch.equal(image.array, pair[key][0]) and image.spacing == (1.0,) * len(size)
         np.testing.assert_array_equal(image.affine, np.eye(4))
 
 
-def test_example_files_are_outlines_by_default_and_the_same_again(tmp_path: Path) -> None:
-    first, second = example_files(tmp_path / "one", (24, 32)), example_files(tmp_path / "two", (24, 32), "outlines")
+def test_the_example_is_outlines_by_default_and_the_same_again() -> None:
+    first, second = example_pair("phantom", (24, 32)), example_pair("phantom", (24, 32), "outlines")
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+
+
+def test_a_pair_is_generated_from_its_entry_in_the_list() -> None:
+    arguments = {"count": 2, "spatial_size": (16, 20), "style": "filled", "seed": 3, "shapes": ["circle"]}
+    entries = json.loads(json.dumps(datalist("phantom", "validation", **arguments)))
+    again = [generate(entry["subject"], **entry["generated"]) for entry in entries]
+    assert _same(again, load_pairs("phantom", "validation", **arguments))
+
+
+def test_subjects_are_those_of_the_pairs() -> None:
+    counts = {"train": 3, "validation": 1, "test": 2}
+    for split in SPLITS:
+        pairs = load_pairs("phantom", split, counts, (16, 16))
+        assert subjects("phantom", split, counts) == sorted(pair["subject"] for pair in pairs)
+    with pytest.raises(ValueError, match="subject: expected a name like 'train_00017', got 'patient001'"):
+        split_of("patient001")
 
 
 @pytest.mark.parametrize(

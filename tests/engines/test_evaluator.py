@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from common.engines.evaluator import RegistrationEvaluator
-from common.handlers.metrics import CaseMetrics
+from common.handlers.measures import CaseMeasures
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.warp import warp
 
+LABELS = LabelMeasures({"myocardium": 2})
 SIZES = [(16, 20), (8, 10, 12)]
 
 
@@ -71,7 +72,7 @@ def test_output_holds_field_warped_image_and_seconds(size):
 def test_known_shift_scores_one_from_the_pair_to_the_files(size, tmp_path):
     shift = (1, -2, 1)[: len(size)]
     network = Shift([float(s) for s in shift])
-    metrics = CaseMetrics({"myocardium": 2}, output_dir=tmp_path, settings={"seed": 3})
+    metrics = CaseMeasures([LABELS, FieldMeasures()], tmp_path, settings={"seed": 3})
     evaluator = RegistrationEvaluator("cpu", loader_of(size, shift), network, val_handlers=[metrics])
     evaluator.run()
     overlap = math.prod(4 - abs(s) for s in shift)
@@ -108,7 +109,7 @@ def test_network_runs_without_gradients_and_fields_are_float32(amp):
 
 
 def test_every_pair_is_seen_once_and_running_again_gives_the_same():
-    metrics = CaseMetrics({"myocardium": 2}, surface=False)
+    metrics = CaseMeasures([LABELS], thorough=False)
     network = Shift([0.5, -1.5])
     evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, -2), count=5), network, val_handlers=[metrics])
     evaluator.run()
@@ -138,7 +139,7 @@ def test_both_ways_registers_the_swapped_images_too(size):
 
 def test_inverse_consistency_goes_from_the_pair_to_the_files(tmp_path):
     """A network that moves by (1, 0) both ways comes back 2 voxels from where it started."""
-    metrics = CaseMetrics({"myocardium": 2}, output_dir=tmp_path)
+    metrics = CaseMeasures([LABELS, InverseConsistencyMeasures()], tmp_path)
     evaluator = RegistrationEvaluator(
         "cpu", loader_of((16, 20), (1, 0)), Shift([1.0, 0.0]), both_ways=True, val_handlers=[metrics]
     )

@@ -10,8 +10,9 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 
-from common.data.acdc import DatasetLayoutError, frame_files
+from common.data.acdc import frame_files
 from common.data.acdc_phantom import make_acdc_phantom
+from common.data.layout import DatasetLayoutError
 from common.engines.inferers import StackInferer
 from common.handlers.state import save_weights
 from common.io.fields import load_ddf
@@ -192,27 +193,6 @@ def test_single_slice_files_stay_single_slice_files(tmp_path, weights):
     workflow(moving=files[0], fixed=files[1], **options).run()
     for name in ("warped.nii.gz", "jacobian.nii.gz"):
         assert nib.load(tmp_path / "out" / name).shape == (40, 36, 1)
-
-
-def test_monai_label_gets_the_warped_image(tmp_path, weights):
-    """Its server's order of calls: preprocessing, inferer on image[None], the result under pred, postprocessing."""
-    shape = (50, 40, 3)
-    request = {"image": write(tmp_path / "a.nii.gz", volume(shape, 1), OBLIQUE), "model": "adacs_acdc"}
-    request["fixed"] = write(tmp_path / "b.nii.gz", volume(shape, 2), OBLIQUE)
-    run = workflow(spatial_size=[32, 32])
-    network = run.network_def
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    data = run.preprocessing(request)
-    assert data["image"].shape == (2, 32, 32, 3)
-    with torch.no_grad():
-        data["pred"] = run.inferer(data["image"][None], network)[0]
-    data = run.postprocessing(data)
-    output = {"output_dir": str(tmp_path / "out"), "ckpt_path": str(weights), "spatial_size": [32, 32]}
-    workflow(moving=request["image"], fixed=request["fixed"], **output).run()
-    expected = nib.load(tmp_path / "out" / "warped.nii.gz").get_fdata()
-    assert data["pred"].shape == (1, *shape)
-    np.testing.assert_allclose(data["pred"][0].numpy(), expected, atol=1e-3)
-    assert list(tmp_path.glob("*.png")) == []  # the server writes the result, the bundle nothing
 
 
 def test_missing_weights_are_an_error_that_says_what_to_do(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.io.images import Image, load_image, load_label, resample_like, same_grid, save_image
+from common.io.images import Image, load_grid, load_image, load_label, resample_like, same_grid, save_image
 
 SHAPES = [(7, 5), (6, 5, 4)]
 
@@ -312,3 +312,17 @@ def test_resample_like_bad_input():
     above[2, 3] = 8.0
     with pytest.raises(ValueError, match="lies up to 8 slices off"):
         resample_like(image, image_of((6, 5), above), "nearest")
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 7)])
+def test_a_grid_is_that_of_the_image_and_holds_no_values(tmp_path, shape):
+    path = tmp_path / "image.nii.gz"
+    affine = np.diag([-1.5, 2.0, 3.0, 1.0])
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random(shape, np.float32), affine), path)
+    image, grid = load_image(path), load_grid(path)
+    assert grid.array.device.type == "meta" and grid.array.shape == image.array.shape
+    np.testing.assert_array_equal(grid.affine, image.affine)
+    assert grid[2:] == image[2:]
+    path.write_bytes(b"not a volume")
+    with pytest.raises(ValueError, match="label: expected a readable NIfTI file"):
+        load_grid(path, "label")

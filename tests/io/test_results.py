@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from common.io.results import COLUMNS, read_metrics, results_table, undeformed, versions, write_results
+from common.io.results import (
+    COLUMNS,
+    markdown_table,
+    read_metrics,
+    results_table,
+    undeformed,
+    versions,
+    write_results,
+    write_subjects,
+)
 
 NAN = math.nan
 
@@ -134,6 +143,21 @@ def test_reader_refuses_other_tables(tmp_path):
         read_metrics(path)
     with pytest.raises(FileNotFoundError):
         read_metrics(tmp_path / "absent.csv")
+
+
+def test_subjects_read_back_as_written(tmp_path):
+    write_subjects(
+        [{"subject": "007", "slices": 3, "dice_3d": NAN}, {"subject": "b", "slices": 1, "dice_3d": 0.5}], tmp_path
+    )
+    first, second = read_metrics(tmp_path / "subjects.csv", ("subject",))
+    assert first["subject"] == "007" and first["slices"] == 3.0 and math.isnan(first["dice_3d"])
+    assert second == {"subject": "b", "slices": 1.0, "dice_3d": 0.5}
+    with pytest.raises(ValueError, match=r"expected the columns \['case', 'subject'\], got \['subject', 'slices'"):
+        read_metrics(tmp_path / "subjects.csv")
+
+
+def test_markdown_keeps_a_bar_in_its_cell():
+    assert markdown_table(["a", "b"], [["1", "x|y"]]) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |"
 
 
 def test_table_of_undeformed_and_registered(tmp_path):

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.metrics.folding import LEARN2REG_OFFSET, foldings_percent, sd_log_jacobian
+from common.metrics.folding import LEARN2REG_OFFSET, FieldMeasures, fold_count, foldings_percent, sd_log_jacobian
 from common.spatial.jacobian import jacobian_determinant
+from tests.metrics.synthetic import shifted
 
 
 def scaling_field(shape: tuple[int, ...], factors: tuple[float, ...]) -> torch.Tensor:
@@ -85,3 +86,55 @@ def test_folding_refuses_bad_input(measure):
         measure(torch.ones(2, 4, 6), torch.ones(2, 1, 4, 6))
     with pytest.raises(ValueError, match=r"determinant: expected the shape \(B, H, W\[, D\]\), got \(4, 6\)"):
         measure(torch.ones(4, 6))
+
+
+def test_fold_count_of_a_reflection_and_of_a_scaling():
+    """Every voxel that has a neighbour along every axis, or none."""
+    for shape in ((6, 8), (6, 8, 5)):
+        last = [1.0] * (len(shape) - 1)
+        assert fold_count(scaling_field(shape, (*last, -1.0))).item() == np.prod([n - 1 for n in shape])
+        assert fold_count(scaling_field(shape, (*last, 0.5))).item() == 0
+        # collapsed: a folding to foldings_percent, no fold here
+        assert fold_count(scaling_field(shape, (*last, 0.0))).item() == 0
+        assert foldings_percent(jacobian_determinant(scaling_field(shape, (*last, 0.0)))).item() == 100
+
+
+def test_fold_count_takes_one_sided_differences():
+    ddf = torch.zeros(1, 2, 8, 20)
+    ddf[:, 1, :, 7] = -5.0  # along axis 1, x + u runs ... 5 6 2 8 ...: backwards from column 6 to 7 alone
+    assert fold_count(ddf).item() == 7
+    ddf[:, 1, :, 7] = -1.5  # ... 5 6 5.5 8 ...: the central differences see no fold
+    assert fold_count(ddf).item() == 7 and foldings_percent(jacobian_determinant(ddf)).item() == 0
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (7, 9, 8)])
+def test_fold_count_agrees_with_numpy(shape):
+    """The neighbour ahead along every axis in 2D, the one behind in 3D, as the published code."""
+    dims = len(shape)
+    ddf = 0.7 * torch.randn(2, dims, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = []
+    for field in ddf.numpy():
+        position, count = field + np.indices(shape), 0
+        for voxel in np.ndindex(*(n - 1 for n in shape)):
+            here = np.array(voxel) + (dims == 3)
+            step = 1 if dims == 2 else -1
+            rows = [step * (position[(slice(None), *(here + step * e))] - position[(slice(None), *here)])
+                    for e in np.eye(dims, dtype=int)]  # fmt: skip
+            count += np.linalg.det(np.stack(rows)) < 0
+        expected.append(count)
+    assert min(expected) > 5 and fold_count(ddf).tolist() == expected
+
+
+def test_fold_count_of_a_diverged_field_is_nan_and_bad_shapes_are_refused():
+    ddf = torch.zeros(2, 2, 5, 6)
+    ddf[1, 0, 2, 2] = float("nan")
+    assert fold_count(ddf)[0] == 0 and fold_count(ddf)[1].isnan()
+    with pytest.raises(ValueError, match=r"ddf: expected the shape \(B, d, \*S\).*got \(1, 3, 5, 6\)"):
+        fold_count(torch.zeros(1, 3, 5, 6))
+
+
+def test_quick_field_measures_are_the_foldings_alone():
+    assert set(FieldMeasures()(shifted((14, 17), (1.0, 0.5), thorough=False))) == {"foldings_percent"}
+    columns = FieldMeasures()(shifted((8, 11, 9), (1.0, 0.5, 0.0)))
+    assert set(columns) == {"foldings_percent", "sd_log_jacobian", "fold_count"}
+    assert all(values.tolist() == pytest.approx([0.0, 0.0], abs=1e-6) for values in columns.values())

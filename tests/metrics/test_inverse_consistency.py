@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from common.metrics.inverse_consistency import inverse_consistency_error
+from common.metrics.inverse_consistency import InverseConsistencyMeasures, inverse_consistency_error
+from tests.metrics.synthetic import shifted
 
 SHAPES = [(9, 14), (7, 10, 6)]
 
@@ -53,3 +54,13 @@ def test_low_precision_is_computed_in_float32():
 def test_fields_that_do_not_fit_are_refused(ab, ba):
     with pytest.raises(ValueError, match="ddf_ab and ddf_ba: expected.*resize_field"):
         inverse_consistency_error(torch.zeros(ab), torch.zeros(ba))
+
+
+def test_measure_needs_both_ways_unless_it_is_quick():
+    cases = shifted((14, 17), (1.0, 0.5))
+    with pytest.raises(ValueError, match="inverse_consistency: expected registrations both ways.*both_ways=True"):
+        InverseConsistencyMeasures()(cases)
+    assert InverseConsistencyMeasures()(shifted((14, 17), (1.0, 0.5), thorough=False)) == {}
+    cases.reverse_ddf = -0.5 * cases.ddf
+    expected = 0.5 * (1 + 0.25) ** 0.5
+    assert InverseConsistencyMeasures()(cases)["inverse_consistency_error"].tolist() == pytest.approx([expected] * 2)

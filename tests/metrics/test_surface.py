@@ -1,95 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
-from monai.networks.utils import one_hot
 
-from common.metrics.surface import surface_distances
+from common.metrics.surface import Surface, SurfaceDistances, directed_distance, surface_distances
 
 CASES = [((27, 34), None), ((27, 34), (1.4, 0.7)), ((15, 19, 12), None), ((15, 19, 12), (1.5, 0.8, 3.0))]
 
 
-def blobs(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Two cases with three irregular labels each, some of which touch the border."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand((2, 3, *shape), generator=generator)
+def blob(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """An irregular mask that touches the border."""
+    noise = torch.rand((1, 2, *shape), generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.avg_pool2d if len(shape) == 2 else torch.nn.functional.avg_pool3d
-    return smooth(noise, 5, stride=1, padding=2).argmax(1, keepdim=True) + 1
+    return smooth(noise, 5, stride=1, padding=2).argmax(1)[0].bool()
+
+
+def surfaces(*masks: torch.Tensor, spacing=None) -> list[Surface]:
+    found = [Surface.of(mask.numpy()) for mask in masks]
+    return found if spacing is None else [surface.in_mm(spacing) for surface in found]
 
 
 @pytest.mark.parametrize(("shape", "spacing"), CASES)
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_distances_agree_with_monai(shape, spacing, symmetric):
-    predicted, reference = blobs(shape, 0), blobs(shape, 1)
-    ours = surface_distances(predicted, reference, [1, 2, 3], spacing=spacing, symmetric=symmetric)
-    hot_p, hot_r = one_hot(predicted, 4)[:, 1:], one_hot(reference, 4)[:, 1:]
+def test_distances_agree_with_monai(shape, spacing):
+    predicted, reference = blob(shape, 0), blob(shape, 1)
+    ours = surfaces(predicted, reference, spacing=spacing)
+    pair = predicted[None, None], reference[None, None]
     options = {"include_background": True, "spacing": None if spacing is None else list(spacing)}
-    # directed: from the fixed to the warped surface
-    average = compute_average_surface_distance(hot_r, hot_p, symmetric=symmetric, **options)
-    torch.testing.assert_close(ours.hd, compute_hausdorff_distance(hot_p, hot_r, **options), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        ours.hd95, compute_hausdorff_distance(hot_p, hot_r, percentile=95, **options), rtol=1e-5, atol=1e-5
-    )
-    torch.testing.assert_close(ours.asd, average, rtol=1e-5, atol=1e-5)
-    assert ours.hd.shape == (2, 3)
+    expected = [
+        compute_hausdorff_distance(*pair, **options),
+        compute_hausdorff_distance(*pair, percentile=95, **options),
+        compute_average_surface_distance(*pair, symmetric=True, **options),
+        compute_average_surface_distance(*pair, symmetric=False, **options),
+    ]
+    values = [*surface_distances(*ours), directed_distance(*ours)]
+    assert values == pytest.approx([value.item() for value in expected], rel=1e-5)
+
+
+def test_isotropic_voxels_scale_the_distances():
+    predicted, reference = blob((15, 19, 12), 2), blob((15, 19, 12), 3)
+    scaled = surface_distances(*surfaces(predicted, reference)).scaled(1.37)
+    assert scaled == pytest.approx(surface_distances(*surfaces(predicted, reference, spacing=[1.37] * 3)), rel=1e-6)
 
 
 @pytest.mark.parametrize("k", [0, 1, 4])
 @pytest.mark.parametrize("spacing", [None, (2.0, 0.5)])
 def test_hausdorff_of_shifted_squares(k, spacing):
-    predicted, reference = torch.zeros(2, 1, 1, 20, 30, dtype=torch.long)
-    reference[..., 5:15, 6:16] = 3
-    predicted[..., 5:15, 6 + k : 16 + k] = 3
+    predicted, reference = torch.zeros(2, 20, 30, dtype=torch.bool)
+    reference[5:15, 6:16] = True
+    predicted[5:15, 6 + k : 16 + k] = True
     size = 1.0 if spacing is None else spacing[1]
-    assert surface_distances(predicted, reference, [3], spacing).hd.item() == pytest.approx(k * size, abs=1e-6)
+    assert surface_distances(*surfaces(predicted, reference, spacing=spacing)).hd == pytest.approx(k * size, abs=1e-6)
 
 
 def test_average_distance_of_two_lines_is_their_distance_and_directed_differs():
-    predicted, reference = torch.zeros(2, 1, 1, 9, 12, 7, dtype=torch.long)
-    reference[..., 2, :, 3] = 1
-    predicted[..., 6, :, 3] = 1
-    distances = surface_distances(predicted, reference, [1])
-    assert [value.item() for value in distances] == pytest.approx([4.0, 4.0, 4.0], abs=1e-6)
-    predicted[..., 2, :, 3] = 1  # the reference line is now part of the prediction
-    assert surface_distances(predicted, reference, [1], symmetric=False).asd.item() == 0.0
-    assert surface_distances(predicted, reference, [1]).asd.item() == pytest.approx(4.0 / 3.0, abs=1e-6)
+    predicted, reference = torch.zeros(2, 9, 12, 7, dtype=torch.bool)
+    reference[2, :, 3] = True
+    predicted[6, :, 3] = True
+    assert surface_distances(*surfaces(predicted, reference)) == pytest.approx([4.0, 4.0, 4.0], abs=1e-6)
+    predicted[2, :, 3] = True  # the reference line is now part of the prediction
+    predicted, reference = surfaces(predicted, reference)
+    assert directed_distance(reference, predicted) == 0.0 and directed_distance(predicted, reference) == 2.0
+    assert surface_distances(predicted, reference).asd == pytest.approx(4.0 / 3.0, abs=1e-6)
 
 
 def test_distances_are_symmetric_and_ignore_a_common_shift():
-    predicted, reference = blobs((21, 25), 2), blobs((21, 25), 3)
-    there, back = surface_distances(predicted, reference, [2]), surface_distances(reference, predicted, [2])
+    predicted, reference = blob((21, 25), 2), blob((21, 25), 3)
+    there, back = (surface_distances(*surfaces(*pair)) for pair in ((predicted, reference), (reference, predicted)))
     padded = [torch.nn.functional.pad(value, (5, 0, 3, 8)) for value in (predicted, reference)]
-    for a, b, c in zip(there, back, surface_distances(*padded, [2]), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-        torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
+    assert there == pytest.approx(back, abs=1e-6) and there == pytest.approx(surface_distances(*surfaces(*padded)))
 
 
-def test_a_label_missing_in_either_map_is_nan_and_leaves_the_others_alone():
-    predicted, reference = torch.zeros(2, 1, 1, 10, 13, dtype=torch.int16)
-    predicted[..., 2:4, 2:4], reference[..., 2:4, 2:4] = 1, 1
-    predicted[..., 6:8, 6:8] = 2
-    reference[..., 6:8, 1:3] = 7
-    for value in surface_distances(predicted, reference, [1, 2, 7, 9]):
-        assert value[0, 0] == 0.0
-        assert torch.isnan(value[0, 1:]).all()
+def test_edges_have_a_face_neighbour_outside_and_the_border_is_outside():
+    mask = np.zeros((6, 7), dtype=bool)
+    mask[0:3, 2:5] = True
+    points = {tuple(point) for point in Surface.of(mask).points.astype(int).tolist()}
+    assert points == {(i, j) for i in range(3) for j in range(2, 5)} - {(1, 3)}
 
 
-def test_background_can_be_scored():
-    predicted, reference = torch.ones(2, 1, 1, 6, 9, dtype=torch.long)
-    predicted[..., 2, 2], reference[..., 2, 5] = 0, 0
-    assert surface_distances(predicted, reference, [0]).hd.item() == pytest.approx(3.0, abs=1e-6)
+def test_an_empty_mask_has_no_distance():
+    empty, full = surfaces(torch.zeros(5, 6, dtype=torch.bool), torch.ones(5, 6, dtype=torch.bool))
+    for pair in ((empty, full), (full, empty), (empty, empty)):
+        assert all(map(math.isnan, surface_distances(*pair))) and math.isnan(directed_distance(*pair))
+    assert all(map(math.isnan, SurfaceDistances(math.nan, math.nan, math.nan).scaled(2.0)))
 
 
-def test_distances_refuse_bad_input():
-    labels = torch.zeros(1, 1, 5, 6, dtype=torch.long)
+def test_surfaces_refuse_bad_input():
+    surface = Surface.of(np.ones((5, 6), dtype=bool))
     with pytest.raises(ValueError, match=r"spacing: expected 2 positive numbers in mm.*got \[1.0, 1.0, 1.0\]"):
-        surface_distances(labels, labels, [1], spacing=(1.0, 1.0, 1.0))
+        surface.in_mm([1.0, 1.0, 1.0])
     for bad in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="pass None where the voxel size is not known"):
-            surface_distances(labels, labels, [1], spacing=(1.0, bad))
-    with pytest.raises(ValueError, match=r"got \(1, 1, 5, 6\) and \(1, 1, 5, 5\)"):
-        surface_distances(labels, labels[..., :5], [1])
-    with pytest.raises(TypeError, match="predicted: expected an integer label map"):
-        surface_distances(labels.float(), labels, [1])
+        with pytest.raises(ValueError, match="measure in voxels where the voxel size is not known"):
+            surface.in_mm([1.0, bad])
+    with pytest.raises(TypeError, match="mask: expected bool, got uint8"):
+        Surface.of(np.ones((5, 6), dtype=np.uint8))

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of displacement networks, asserted for every published architecture."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 
-from common.networks.registry import ARCHITECTURES, build
+from common.networks.contract import Estimate
+from common.networks.icon import TallUNet2
+from common.networks.registry import ARCHITECTURES, build, build_estimator
+from common.networks.voxelmorph import VoxelMorph
 
 # As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
 SMALL = {"icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)}}
@@ -21,6 +26,16 @@ def pair(size, batch=2):
 def network_of(name, size):
     torch.manual_seed(0)
     return build(name, spatial_dims=len(size), **SMALL.get(name, {})).eval()
+
+
+def awakened(name, size):
+    """As after training: far from the identity."""
+    network = network_of(name, size)
+    heads = [module.last if isinstance(module, TallUNet2) else module.flow for module in network.modules()
+             if isinstance(module, (TallUNet2, VoxelMorph))]  # fmt: skip
+    for head in heads:
+        nn.init.normal_(head.weight, std=0.1)
+    return network
 
 
 def test_the_collection_is_not_empty():
@@ -58,6 +73,7 @@ def test_estimate_holds_the_displacement_of_forward_and_a_velocity(name, size):
     with torch.no_grad():
         estimate = network.estimate(pair(size))
         torch.testing.assert_close(estimate.ddf, network(pair(size)), atol=0, rtol=0)
+    assert isinstance(estimate, Estimate)
     assert estimate.velocity.shape[:2] == (2, len(size)) and estimate.velocity.dtype == torch.float32
 
 
@@ -109,9 +125,61 @@ def test_other_numbers_of_axes_are_refused(name):
 
 
 @each_network
-def test_condition_is_refused_by_those_that_take_none(name):
-    with pytest.raises(ValueError, match="condition: .* takes none"):
-        network_of(name, (32, 32))(torch.zeros(1, 2, 32, 32), condition=torch.ones(1))
+@pytest.mark.parametrize("method", ["forward", "estimate"])
+def test_condition_is_refused_by_those_that_take_none(name, method):
+    with pytest.raises(ValueError, match="condition: .* takes none.*choose a conditional architecture"):
+        getattr(network_of(name, (32, 32)), method)(torch.zeros(1, 2, 32, 32), condition=torch.ones(1))
+
+
+@each_network
+@each_size
+def test_fields_stay_float32_under_autocast_and_close_to_those_of_float32(name, size):
+    network, image = awakened(name, size), pair(size)
+    with torch.no_grad():
+        expected = network(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            estimate = network.estimate(image)
+    assert estimate.ddf.dtype == estimate.velocity.dtype == torch.float32
+    assert expected.abs().mean() > 0.01  # Chains warp noise by noise: single voxels are far off.
+    assert 0 < (estimate.ddf - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+BUILDERS = {name: functools.partial(build, name, **SMALL.get(name, {})) for name in ARCHITECTURES}
+BUILDERS["estimator"] = functools.partial(build_estimator, encoder=(4, 4), decoder=(4, 4, 4))
+each_builder = pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+
+
+@each_builder
+@pytest.mark.parametrize("dims", [2, 3])
+def test_seeded_weights_do_not_depend_on_what_was_drawn_before(builder, dims):
+    first = builder(spatial_dims=dims, seed=7).state_dict()
+    torch.rand(5)
+    second = builder(spatial_dims=dims, seed=7).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    another = builder(spatial_dims=dims, seed=8).state_dict()
+    assert not all(torch.equal(first[key], another[key]) for key in first)
+
+
+@each_builder
+def test_seed_leaves_the_random_state_as_it_was(builder):
+    before = torch.random.get_rng_state()
+    builder(spatial_dims=2, seed=7)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@each_builder
+def test_without_a_seed_weights_come_from_the_random_state(builder):
+    torch.manual_seed(3)
+    first, second = builder(spatial_dims=2).state_dict(), builder(spatial_dims=2).state_dict()
+    assert not all(torch.equal(first[key], second[key]) for key in first)
+    torch.manual_seed(3)
+    again = builder(spatial_dims=2).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_network_and_estimator_of_one_seed_have_different_weights():
+    network, estimator = build("voxelmorph", 2, seed=7), build_estimator(2, seed=7, in_channels=2)
+    assert not torch.equal(network.unet.down[0].conv.weight, estimator.unet.down[0].conv.weight)
 
 
 @each_network

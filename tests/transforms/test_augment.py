@@ -38,3 +38,27 @@ def test_a_draw_is_a_function_of_its_seed_and_keeps_grid_and_range(size):
         assert torch.equal(one, two) and not torch.equal(one, three)
         assert one.shape == image.shape and image.min() <= one.min() and one.max() <= image.max() + 1e-6
     assert not torch.equal(*first)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_labels_and_masks_move_with_their_image_and_change_no_draw(size):
+    """A label map of blocks, shown as an image too: the warped image says where the labels went."""
+    axes = torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij")
+    label = sum((axis // 6) % 2 for axis in axes)[None]
+    pair = {f"{role}_image": label.float() * 10 for role in ("moving", "fixed")}
+    extra = {f"{role}_{kind}": label.byte() for role in ("moving", "fixed") for kind in ("label", "mask")}
+    transform = random_affine(len(size))
+    transform.set_random_state(seed=5)
+    alone = transform(dict(pair))
+    transform.set_random_state(seed=5)
+    moved = transform(pair | extra)
+    assert set(moved) == set(pair | extra) and set(alone) == set(pair)
+    for role in ("moving", "fixed"):
+        image = moved[f"{role}_image"]
+        assert torch.equal(image, alone[f"{role}_image"])
+        assert torch.equal(moved[f"{role}_label"], moved[f"{role}_mask"])
+        inner = (image / 10 - (image / 10).round()).abs() < 1e-3  # away from the blocks' borders
+        assert inner.float().mean() > 0.2
+        assert torch.equal(moved[f"{role}_label"][inner], (image / 10).round()[inner])
+        assert set(moved[f"{role}_label"].unique().tolist()) <= set(label.unique().tolist())
+    assert not torch.equal(moved["moving_label"], moved["fixed_label"])

@@ -3,6 +3,7 @@ import pytest
 import torch
 from monai.transforms import ClipIntensityPercentiles, ScaleIntensity
 
+from common.transforms.crop import CropToCentred
 from common.transforms.intensity import clip_percentiles, clipped, min_max
 
 
@@ -32,6 +33,27 @@ def test_each_image_of_a_batch_has_its_own_range_and_its_channels_share_it() -> 
     assert torch.allclose(scaled[0], min_max(batch[0])) and torch.allclose(scaled[0], batch[0] / 11)
     assert torch.equal(scaled[1], torch.zeros(2, 2, 3))
     assert scaled[0, 1].min() == pytest.approx(6 / 11)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 9, 7), (3, 2, 6, 5, 8)])
+def test_what_lies_outside_becomes_zero_and_sets_no_range(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 30 - 10
+    inside = torch.zeros(shape, dtype=torch.bool)
+    inside[:2, :, 1:4, 2:5] = True  # nothing of the last image
+    wild = torch.where(inside, images, torch.where(torch.rand(shape) < 0.5, -1e6, 1e6))
+    scaled = min_max(wild, batched=True, inside=inside)
+    for image, part in zip(scaled[:2], images[:2, :, 1:4, 2:5], strict=True):
+        assert torch.equal(image[:, 1:4, 2:5], min_max(part))
+    assert torch.equal(scaled, scaled * inside)
+
+
+def test_a_mask_and_a_padding_with_the_smallest_value_are_one_normalisation() -> None:
+    """What inference reads with a mask, training cuts out and pads."""
+    image = torch.randn(1, 8, 11, generator=torch.Generator().manual_seed(0))
+    cropped = CropToCentred("image", (12, 9))({"image": image, "centre": torch.tensor([3.0, 2.0])})["image"]
+    inside = torch.zeros(1, 12, 9, dtype=torch.bool)
+    inside[:, 2:10] = True
+    assert torch.equal(min_max(cropped * inside, inside=inside), min_max(cropped))
 
 
 def test_clip_percentiles_of_a_ramp() -> None:

@@ -260,6 +260,31 @@ def test_itk_takes_the_moving_file_to_the_warped_one(tmp_path, size, moving, fix
     assert np.abs(ddf.numpy()).max() > 5  # without the translation it would be elsewhere
 
 
+def test_any_affine_places_moving(tmp_path):
+    """A file that an affine took elsewhere is registered as the one it was, and the written field leads to it."""
+    away = np.eye(4)
+    away[:3] = np.column_stack([1.1 * TURN, [60.0, -25.0, 14.0]])
+    own = placed(np.eye(3), (1.1, 1.2, 0.9), (-2, -3, -1))
+    values = blobs((20, 24, 18), 1)
+    files = {"moving": write(tmp_path / "moving.nii.gz", values, own)}
+    files["fixed"] = write(tmp_path / "fixed.nii.gz", blobs((18, 22, 14), 2), np.eye(4))
+    crop, pred = CropPaird(GRID, "middle"), smooth_field(GRID, 3)
+    plain = RegistrationResultd()(crop(LoadPaird(3)(files)) | {"pred": pred})
+    taken = files | {"moving": write(tmp_path / "taken.nii.gz", values, away @ own), "placement": away}
+    result = RegistrationResultd()(crop(LoadPaird(3)(taken)) | {"pred": pred})
+    assert "placement" not in result
+    for key, tolerance in (("image", 1e-4), ("warped_image", 2e-2), ("ddf", 0)):
+        one, other = (item[key].as_subclass(torch.Tensor) for item in (plain, result))
+        torch.testing.assert_close(other, one, rtol=0, atol=tolerance)
+    SaveRegistrationd(tmp_path / "out")(result)
+    theirs = itk_warp(taken["moving"], taken["fixed"], tmp_path / "out" / "ddf.nii.gz")
+    ours = nib.load(tmp_path / "out" / "warped.nii.gz").get_fdata()
+    inside = theirs != 0
+    assert inside.mean() > 0.6
+    np.testing.assert_allclose(np.median(np.abs(ours - theirs)[inside]), 0, atol=0.01)
+    np.testing.assert_allclose(np.quantile(np.abs(ours - theirs)[inside], 0.95), 0, atol=0.1)
+
+
 def itk_warp(moving_path, fixed_path, field_path):
     moving, fixed, field = (itk.imread(str(path), *kind) for path, kind in (
         (moving_path, (itk.F,)), (fixed_path, (itk.F,)), (field_path, ())))  # fmt: skip

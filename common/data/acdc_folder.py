@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an ACDC copy has its patients, and the files of each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .layout import DatasetLayoutError
+
+LAYOUT = (
+    "expected DIR/training/patient001/{Info.cfg, patient001_frame01.nii.gz, patient001_frame01_gt.nii.gz, ...} and "
+    "DIR/testing/patient101/..., or the patient folders directly under DIR. Request the data from the ACDC challenge "
+    "of the Human Heart Project (CREATIS, Lyon) and unpack it there unchanged"
+)
+
+
+def patient_folders(base: Path) -> list[Path]:
+    """List the patient folders of an ACDC copy, by patient number.
+
+    Raises:
+        DatasetLayoutError: when the folder holds no patient, or a patient twice.
+    """
+    parents = [base, *(base / top / part for top in ("", "database") for part in ("training", "testing"))]
+    found: dict[str, Path] = {}
+    for parent in parents:
+        for folder in parent.iterdir() if parent.is_dir() else ():
+            if not (folder.is_dir() and re.fullmatch(r"patient\d{3}", folder.name)):
+                continue
+            other = found.setdefault(folder.name, folder)
+            if other != folder:
+                raise DatasetLayoutError(f"dataset_dir: {folder.name} is there twice, {other} and {folder}; keep one.")
+    if not found:
+        raise DatasetLayoutError(f"dataset_dir: no patient folder in {str(base)!r}; {LAYOUT}.")
+    return [found[name] for name in sorted(found)]
+
+
+def patient_files(folder: Path) -> dict[str, str]:
+    """Files of a patient, moving = ED and fixed = ES, and what Info.cfg says of the patient.
+
+    Returns:
+        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label`` and, of phantoms, ``true_ddf``;
+        ``subject``: 'patient001'; ``group``: diagnosis, '' where not given.
+
+    Raises:
+        DatasetLayoutError: for a file that is missing, or an Info.cfg without the frames' numbers.
+    """
+    info = _info(folder)
+    frames = _frames(folder, info)
+    files = {}
+    for role, frame in zip(("moving", "fixed"), frames, strict=True):
+        for kind, end in (("image", ""), ("label", "_gt")):
+            path = folder / f"{folder.name}_{frame}{end}.nii.gz"
+            if not path.is_file():
+                raise DatasetLayoutError(f"{folder.name}: no file {path}; {LAYOUT}.")
+            files[f"{role}_{kind}"] = str(path)
+    truth = folder / f"{folder.name}_{frames[0]}_to_{frames[1]}_ddf.nii.gz"
+    if truth.is_file():
+        files["true_ddf"] = str(truth)
+    return files | {"subject": folder.name, "group": info.get("Group", "")}
+
+
+def _info(folder: Path) -> dict[str, str]:
+    path = folder / "Info.cfg"
+    if not path.is_file():
+        raise DatasetLayoutError(f"{folder.name}: no file {path}; {LAYOUT}.")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")  # accents in names of groups
+    lines = [line.partition(":") for line in text.splitlines() if ":" in line]
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _frames(folder: Path, info: dict[str, str]) -> tuple[str, str]:
+    """Names of the ED and ES frames."""
+    try:
+        return f"frame{int(info['ED']):02d}", f"frame{int(info['ES']):02d}"
+    except (KeyError, ValueError):
+        raise DatasetLayoutError(
+            f"{folder.name}: expected lines 'ED: <frame>' and 'ES: <frame>' in {folder / 'Info.cfg'}, got the keys "
+            f"{sorted(info)}; restore the published file."
+        ) from None

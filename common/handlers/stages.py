@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The course of a training: which updates run when, on which images, and from which weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..checks import known_name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training.
+
+    Attributes:
+        updates: names of the updates that run.
+        epochs, iterations: its length, one of the two; neither is the rest of the training.
+        batch_size: pairs a step, from the beginning of the next epoch; an epoch keeps its number of iterations, for
+            which pairs are drawn with replacement. None is the training's own.
+        image_scale: factor on the size of the images, 0.5 for half of each axis.
+        freeze: names of modules or of their parts ("model.step.first") whose parameters stay as they are.
+        initial_from: part by part, {"model.step.second": "model.step.first"}: the first receives the weights of the
+            second when the stage begins.
+
+    Raises:
+        ValueError: for a length that is given twice or not above 0, a batch size or scale not above 0.
+    """
+
+    updates: Sequence[str]
+    epochs: int | None = None
+    iterations: int | None = None
+    batch_size: int | None = None
+    image_scale: float = 1.0
+    freeze: Sequence[str] = ()
+    initial_from: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.iterations is not None:
+            raise ValueError("stages: expected a length in epochs or in iterations, got both.")
+        for name in ("epochs", "iterations"):
+            value = getattr(self, name)
+            if value is not None and not (int(value) == value >= 0):
+                raise ValueError(f"stages: expected a whole number of {name} from 0, got {value!r}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"stages: expected a batch_size from 1, got {self.batch_size!r}.")
+        if not 0 < self.image_scale <= 1:
+            raise ValueError(f"stages: expected an image_scale above 0, at most 1, got {self.image_scale!r}.")
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether the stage lasts to the end."""
+        return self.epochs is None and self.iterations is None
+
+
+class Stages:
+    """Runs the stages of a training one after the other.
+
+    AdaCS: [{"updates": ["displacement"], "epochs": N}, {"updates": ["score"], "epochs": N}, {"updates": both}].
+    An update's optimiser is built when a stage first runs it, and anew in a stage that freezes or copies parameters;
+    otherwise it goes on from stage to stage. ``state_dict`` holds where the training is; ``TrainingState`` saves it.
+
+    Args:
+        stages: in order, as keyword arguments of ``Stage``. A stage of length 0 is left out. The last one should have
+            no length.
+
+    Raises:
+        ValueError: for no stage, an unknown key, a stage after one without length, or a name that is no update.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Algorithm 1; Mok and Chung, Conditional LapIRN, MICCAI 2021 (levels);
+    Tian et al., GradICON, CVPR 2023, A.2.1 (resolutions).
+    """
+
+    def __init__(self, stages: Sequence[Mapping[str, Any]]) -> None:
+        known = [entry.name for entry in dataclasses.fields(Stage)]
+        for stage in stages:
+            for key in stage:
+                known_name("stages", key, known)
+        listed = [Stage(**stage) for stage in stages]
+        if not listed or any(stage.is_rest for stage in listed[:-1]):
+            raise ValueError(
+                f"stages: expected at least one, and a length of all but the last, got {list(stages)}; give epochs or "
+                "iterations."
+            )
+        self.stages = [stage for stage in listed if stage.epochs != 0 and stage.iterations != 0]
+        self._loaders: dict[int, Any] = {}
+        self._position, self._epoch, self._iteration = -1, 0, 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a ``RegistrationTrainer``, before handlers that read which updates are active."""
+        names = {update.name for update in engine.method.updates}
+        for stage in self.stages:
+            for name in stage.updates:
+                known_name("stages", name, sorted(names))
+        engine.stages = self
+        engine.add_event_handler(Events.STARTED, self._announce)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._new_iteration)
+
+    def state_dict(self) -> dict[str, int]:
+        """The stage that runs, and the epochs and iterations that were complete when it began."""
+        return {"position": self._position, "epoch": self._epoch, "iteration": self._iteration}
+
+    def restore(self, engine: Engine, state: Mapping[str, int]) -> None:
+        """Go on in the stage that ``state_dict`` was taken in; its weights come with the training's state."""
+        self._enter(engine, state["position"], copies=False)
+        self._epoch, self._iteration = state["epoch"], state["iteration"]
+
+    def _announce(self, engine: Engine) -> None:
+        length = engine.state.epoch_length or 1
+        before = sum((stage.epochs or 0) + (stage.iterations or 0) / length for stage in self.stages[:-1])
+        if engine.state.max_epochs is not None and engine.state.max_epochs <= before:
+            last = " and ".join(self.stages[-1].updates)
+            logger.warning(
+                "THE LAST STAGE IS NEVER REACHED, which trains %s: %d epochs in all, of which the stages before take "
+                "%g (%s). Raise --epochs or shorten those.",
+                last, engine.state.max_epochs, before,
+                ", ".join(f"{' and '.join(stage.updates)} {_length(stage)}" for stage in self.stages[:-1]),
+            )  # fmt: skip
+
+    def _new_epoch(self, engine: Engine) -> None:
+        self._advance(engine, engine.state.epoch - 1, engine.state.iteration)
+        size = self.stages[self._position].batch_size
+        if size is None:
+            if self._loaders and engine.state.dataloader is not engine.data_loader:
+                engine.set_data(engine.data_loader)
+            return
+        if engine.loaders is None:
+            raise ValueError("stages: a batch_size of its own needs a trainer that was given `loaders`.")
+        loader = self._loaders.setdefault(size, engine.loaders(size))
+        loader.sampler.set_epoch(engine.state.epoch)
+        engine.set_data(loader)
+
+    def _new_iteration(self, engine: Engine) -> None:
+        self._advance(engine, engine.state.epoch - 1, engine.state.iteration - 1)
+
+    def _advance(self, engine: Engine, epochs: int, iterations: int) -> None:
+        """Enter the stages that begin after so many complete epochs and iterations."""
+        while self._position < 0 or self._is_over(self.stages[self._position], epochs, iterations):
+            if self._position + 1 == len(self.stages):
+                return
+            self._enter(engine, self._position + 1)
+            self._epoch, self._iteration = epochs, iterations
+
+    def _is_over(self, stage: Stage, epochs: int, iterations: int) -> bool:
+        if stage.epochs is not None:
+            return epochs - self._epoch >= stage.epochs
+        return stage.iterations is not None and iterations - self._iteration >= stage.iterations
+
+    def _enter(self, engine: Engine, position: int, copies: bool = True) -> None:
+        stage, before = self.stages[position], self.stages[self._position] if self._position >= 0 else None
+        self._position = position
+        engine.active, engine.image_scale = frozenset(stage.updates), float(stage.image_scale)
+        if copies:
+            for target, source in stage.initial_from.items():
+                copy_weights(engine.method.modules, source, target)
+        if stage.freeze or stage.initial_from or (before is not None and before.freeze):
+            engine.freeze(stage.freeze)
+        changed = [f"images at {stage.image_scale:g}" if stage.image_scale != 1 else "", _length(stage)]
+        logger.info(
+            "Epoch %d: training %s%s.", max(engine.state.epoch, 1), " and ".join(sorted(stage.updates)),
+            "".join(f", {part}" for part in changed if part),
+        )  # fmt: skip
+
+
+def _length(stage: Stage) -> str:
+    if stage.is_rest:
+        return ""
+    return f"{stage.epochs} epochs" if stage.epochs is not None else f"{stage.iterations} iterations"
+
+
+@torch.no_grad()
+def copy_weights(modules: Mapping[str, nn.Module], source: str, target: str) -> None:
+    """Give one part of some modules the weights of another of the same shapes.
+
+    Args:
+        modules: by name.
+        source, target: a name, or a part's below it, "model.step.first".
+
+    Raises:
+        ValueError: for a part that does not exist, or parts of unlike shapes.
+    """
+    parts = [_part(modules, path) for path in (source, target)]
+    try:
+        parts[1].load_state_dict(parts[0].state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"initial_from: '{target}' cannot take the weights of '{source}': {error}") from error
+
+
+def _part(modules: Mapping[str, nn.Module], path: str) -> nn.Module:
+    name, _, below = path.partition(".")
+    try:
+        return modules[name].get_submodule(below)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"initial_from: expected a part of the modules {list(modules)}, got '{path}'.") from error

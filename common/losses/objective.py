@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an update minimises: a weighted sum of named terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Weight = float | Callable[[Any], Tensor]
+
+
+class Step(Protocol):
+    """What terms read of an iteration: images, labels and fields, each computed once and only where it is asked for.
+
+    ``common.engines.step.RegistrationStep`` is the implementation.
+    """
+
+    moving: Tensor  # (B, 1, *S) in [0, 1]
+    fixed: Tensor
+    active: frozenset[str]  # names of the updates that run in this iteration
+    mask: Tensor | None  # (B, 1, *S), 0 where nothing is compared; None is 1 everywhere
+    condition: Tensor | None  # (B, K) of the networks that take one
+    bidirectional: bool
+
+    @property
+    def moving_label(self) -> Tensor:
+        """Label map of the moving image, (B, 1, *S)."""
+
+    @property
+    def fixed_label(self) -> Tensor:
+        """Label map of the fixed image, (B, 1, *S)."""
+
+    @property
+    def estimate(self) -> Any:
+        """What the displacement network returns, see ``networks.contract.Estimate``."""
+
+    @property
+    def warped(self) -> Tensor:
+        """Moving image on the fixed one, (B, 1, *S)."""
+
+    @property
+    def residual(self) -> Tensor:
+        """Similarity's residual map, (B, 1, *S)."""
+
+    @property
+    def both_ways(self) -> tuple[Tensor, Tensor]:
+        """Displacements A -> B and B -> A of every pair, (B, d, *S) each."""
+
+    @property
+    def estimated(self) -> Tensor:
+        """Output of the pixel-wise estimator (score or log variance), (B, 1, *S)."""
+
+
+class Objective(nn.Module):
+    """Σ weight · term.
+
+    Args:
+        terms: (weight, term) by name. A term is a module, step -> scalar. A weight is a number, or step -> scalar (a
+            regularisation drawn at random, say). A term of weight 0 is computed without gradient, for the log alone.
+
+    Raises:
+        ValueError: for no term that counts, a weight that is no finite number, or a term named "total".
+    """
+
+    def __init__(self, terms: Mapping[str, tuple[Weight, nn.Module]]) -> None:
+        super().__init__()
+        self.weights: dict[str, Weight] = {}
+        for name, (weight, _) in terms.items():
+            if not callable(weight) and (isinstance(weight, (str, bool)) or not math.isfinite(weight)):
+                raise ValueError(f"terms: expected a finite number as weight of '{name}', got {weight!r}.")
+            self.weights[name] = weight if callable(weight) else float(weight)
+        if "total" in terms or all(weight == 0 for weight in self.weights.values()):
+            raise ValueError(
+                f"terms: expected names other than 'total' and a weight that is not 0, got {list(self.weights)}."
+            )
+        self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+        # Buffers of weights are saved and moved with the objective.
+        self.weight_modules = nn.ModuleDict({n: w for n, w in self.weights.items() if isinstance(w, nn.Module)})
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Compute all terms of a step.
+
+        Args:
+            step: of the iteration.
+
+        Returns:
+            "total", the scalar to minimise, and every term by name, before its weight.
+        """
+        values: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        for name, term in self.terms.items():
+            weight = self.weights[name]
+            if not callable(weight) and weight == 0:
+                with torch.no_grad():
+                    values[name] = term(step)
+                continue
+            values[name] = term(step)
+            share = values[name] if weight == 1 else (weight(step) if callable(weight) else weight) * values[name]
+            total = share if total is None else total + share
+        assert total is not None  # __init__ has seen to it
+        return {"total": total} | values

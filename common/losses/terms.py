@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terms of objectives: modules that take the step of an iteration and return a scalar, and data weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..spatial.warp import warp
+from .objective import Step
+from .smoothness import Diffusion
+from .weighting import AdaRegSmoothness, adaframe_weight
+
+
+class ScoreWeight(nn.Module):
+    """AdaCS: the detached score, once the score is trained (1 in the displacement's warm-up, Algorithm 1 line 14).
+
+    Args:
+        update: name of the update that trains the score.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 2.
+    """
+
+    def __init__(self, update: str = "score") -> None:
+        super().__init__()
+        self.update = update
+
+    def forward(self, step: Step) -> Tensor | None:
+        if self.update not in step.active:
+            return None
+        score = step.estimated.detach()
+        return score if step.mask is None else score * step.mask
+
+
+class AdaFrameWeight(nn.Module):
+    """AdaFrame: a decreasing sigmoid of the normalised residual (see ``weighting.adaframe_weight``)."""
+
+    def forward(self, step: Step) -> Tensor | None:
+        return adaframe_weight((step.warped - step.fixed).abs())
+
+
+class Similarity(nn.Module):
+    """mean_x[ w(x) · ρ(I_f, I_m ∘ (id + u)) ].
+
+    Args:
+        weight: module step -> detached data weight w, (B, 1, *S), or None for 1; None is 1 throughout.
+        both_ways: the sum of the two directions' means, not their mean; for steps that are bidirectional.
+
+    Reference: AdaCS, Eq. 2; Tian et al., GradICON, CVPR 2023, Sec. 5.1 (both ways).
+    """
+
+    def __init__(self, weight: nn.Module | None = None, both_ways: bool = False) -> None:
+        super().__init__()
+        self.weight, self.both_ways = weight, bool(both_ways)
+
+    def forward(self, step: Step) -> Tensor:
+        weight = None if self.weight is None else self.weight(step)
+        residual = step.residual if weight is None else weight * step.residual
+        return 2 * residual.mean() if self.both_ways else residual.mean()
+
+
+class Smoothness(nn.Module):
+    """Diffusion energy of the velocity, the same everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.diffusion = Diffusion()
+
+    def forward(self, step: Step) -> Tensor:
+        return self.diffusion(step.estimate.velocity)
+
+
+class AdaptiveSmoothness(nn.Module):
+    """AdaReg: less smoothness where the residual is high (see ``weighting.AdaRegSmoothness``).
+
+    Args:
+        preset: "paper" or "official", as there.
+    """
+
+    def __init__(self, preset: str = "paper") -> None:
+        super().__init__()
+        self.energy = AdaRegSmoothness(preset=preset)
+
+    def forward(self, step: Step) -> Tensor:
+        return self.energy(step.estimate.velocity, (step.warped - step.fixed).abs())
+
+
+class InverseConsistency(nn.Module):
+    """How far the maps A -> B and B -> A of a pair are from each other's inverse.
+
+    Args:
+        penalty: (ddf_ab, ddf_ba) -> scalar, see ``inverse_consistency``.
+
+    Reference: Tian et al., GradICON, CVPR 2023, Eq. 2.
+    """
+
+    def __init__(self, penalty: nn.Module) -> None:
+        super().__init__()
+        self.penalty = penalty
+
+    def forward(self, step: Step) -> Tensor:
+        return self.penalty(*step.both_ways)
+
+
+class LabelOverlap(nn.Module):
+    """1 − soft Dice of the warped moving labels and the fixed ones, the mean over labels and pairs.
+
+    Dice = 2 Σ m f / Σ (m² + f²), m the label's mask warped linearly. A label that neither image of a pair holds counts
+    as found.
+
+    Args:
+        labels: values to compare, one mask each.
+
+    Raises:
+        ValueError: for no label.
+
+    Reference: Balakrishnan et al., VoxelMorph, IEEE TMI 2019, Sec. III-D (weak supervision by segmentations).
+    """
+
+    def __init__(self, labels: Sequence[int]) -> None:
+        super().__init__()
+        if not labels:
+            raise ValueError("labels: expected at least one value, got none.")
+        self.labels = [int(label) for label in labels]
+
+    def forward(self, step: Step) -> Tensor:
+        ddf, losses = step.estimate.ddf, []
+        for label in self.labels:  # one at a time: memory of one mask
+            moving, fixed = ((image == label).to(ddf.dtype) for image in (step.moving_label, step.fixed_label))
+            warped = warp(moving, ddf)
+            overlap = (warped * fixed).flatten(1).sum(1)
+            size = (warped.square() + fixed.square()).flatten(1).sum(1)
+            losses.append(1 - (2 * overlap + 1e-5) / (size + 1e-5))
+        return torch.stack(losses).mean()
+
+
+class ScoredResidual(nn.Module):
+    """mean_x[ S(x) · r(x) ], the residual detached: what lowers a score.
+
+    Where the step has a ``mask``, the residual counts only there, as a mean over all pixels (the published code).
+
+    Args:
+        leak: keep the published code's gradient into the displacement network.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 3.
+    """
+
+    def __init__(self, leak: bool = False) -> None:
+        super().__init__()
+        self.leak = bool(leak)
+
+    def forward(self, step: Step) -> Tensor:
+        residual = step.residual if self.leak else step.residual.detach()
+        score = step.estimated
+        if step.mask is not None:
+            residual = residual * step.mask
+        return (score * residual).mean()
+
+
+class Distrust(nn.Module):
+    """mean_x[ (1 − S(x))² ], which keeps a score from falling to 0; only where the step's ``mask`` is.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 4.
+    """
+
+    def forward(self, step: Step) -> Tensor:
+        distrust = 1.0 - step.estimated
+        return (distrust if step.mask is None else distrust * step.mask).square().mean()
+
+
+class Momentum(nn.Module):
+    """The momentum m of the residuals, a buffer that ``handlers.momentum.ScoreMomentum`` advances; 1 without it.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 7.
+    """
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(1.0))
+
+    def forward(self, step: Step) -> Tensor:
+        return self.value.to(step.fixed.device, copy=True)  # a copy: the handler advances the buffer in place
+
+
+class ScoreSmoothness(nn.Module):
+    """m · ‖∇S‖².
+
+    Args:
+        momentum: m; None is 1.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 8.
+    """
+
+    def __init__(self, momentum: Momentum | None = None) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.diffusion = Diffusion()
+
+    def forward(self, step: Step) -> Tensor:
+        energy = self.diffusion(step.estimated)
+        return energy if self.momentum is None else self.momentum(step) * energy
+
+
+class MeanResidual(nn.Module):
+    """μ, the mean of the residual map, for the log.
+
+    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 5.
+    """
+
+    def forward(self, step: Step) -> Tensor:
+        residual = step.residual.detach()
+        return (residual if step.mask is None else residual * step.mask).mean()
+
+
+DATA_WEIGHTS: dict[str, type[nn.Module]] = {"adaframe": AdaFrameWeight, "score": ScoreWeight}
+SMOOTHNESS: dict[str, type[nn.Module]] = {"diffusion": Smoothness, "adareg": AdaptiveSmoothness}

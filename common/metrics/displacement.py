@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of a displacement against the true one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cases import Cases
+from .folding import check_mask, masked_mean
+
+
+class DisplacementMeasures:
+    """``epe`` and ``epe_before``: mean distance in voxels from the true displacement, ``true_ddf`` of the data.
+
+    Args:
+        mask: key of the data whose non-zero voxels count, (B, 1, *S); None counts all.
+        required: False leaves the columns out where the data hold no truth (real images of a set with a phantom).
+    """
+
+    headlines = ("epe",)
+
+    def __init__(self, mask: str | None = "fixed_label", required: bool = True) -> None:
+        self.mask, self.required = mask, bool(required)
+
+    def __call__(self, cases: Cases) -> dict[str, Tensor]:
+        """Return the columns, each (B,).
+
+        Raises:
+            ValueError: where the data hold no truth and it is required, or no mask.
+        """
+        if not self.required and "true_ddf" not in cases.batch:
+            return {}
+        (truth,) = cases.of("displacement", "true_ddf")
+        mask = None if self.mask is None else cases.of("displacement", self.mask)[0][:, 0] > 0
+        fields = {"epe": cases.ddf, "epe_before": torch.zeros_like(cases.ddf)}
+        return {name: end_point_error(field, truth, mask) for name, field in fields.items()}
+
+
+def end_point_error(ddf: Tensor, true_ddf: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over voxels of the Euclidean distance ‖u(x) − u_true(x)‖.
+
+    Args:
+        ddf: estimated displacement in voxels, (B, d, *S).
+        true_ddf: true displacement in voxels, (B, d, *S).
+        mask: (B, *S), non-zero where voxels count; None for all.
+
+    Returns:
+        (B,) in voxels; NaN where the mask is empty.
+
+    Raises:
+        ValueError: if the fields' shapes differ or are not (B, d, *S), or the mask is not (B, *S).
+    """
+    if ddf.shape != true_ddf.shape or ddf.dim() not in (4, 5) or ddf.shape[1] != ddf.dim() - 2:
+        raise ValueError(
+            "ddf and true_ddf: expected displacements of one shape (B, d, *S) with d axes,"
+            f" got {tuple(ddf.shape)} and {tuple(true_ddf.shape)}; move the components to the channel axis."
+        )
+    distance = (ddf - true_ddf).norm(dim=1)
+    return masked_mean(distance, check_mask(mask, distance, "field"))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a displacement network is, and what it returns."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Named = TypeVar("Named", bound=tuple)
+
+
+class Estimate(NamedTuple):
+    """What training sees of a displacement network. What a network does not have is None.
+
+    Attributes:
+        ddf: displacement in voxels of the fixed grid, (B, d, *S).
+        velocity: the field that smoothness acts on, (B, d, *S'), in voxels of its own (coarser) grid; of a network of
+            several passes (B, passes d, *S'), so that a mean over the channels is one over the passes.
+        weight_volume: weights of the smoothness, (B, 1, *S').
+        log_variance: of the residual, (B, 1, *S).
+        coarser: fields of the coarser levels, the coarsest first, (B, d, *S_level) in voxels of their own grids.
+    """
+
+    ddf: Tensor
+    velocity: Tensor
+    weight_volume: Optional[Tensor] = None
+    log_variance: Optional[Tensor] = None
+    coarser: Optional[list[Tensor]] = None
+
+
+class DisplacementNetwork(Protocol):
+    """The contract of every network in ``registry.ARCHITECTURES``: an ``nn.Module`` with these two methods.
+
+    warped(x) = moving(x + ddf(x)). Any grid size is taken, in 2D or 3D. Fields are float32, under autocast too. Both
+    methods can be scripted. One tensor in and one out suffice for ``forward``, so that exported models and MONAI's
+    tools need to know nothing else.
+    """
+
+    def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
+        """Displacement that pulls moving onto fixed: ``estimate(...).ddf``.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1]; or moving alone, (B, 1, *S), when ``fixed`` is given.
+            fixed: (B, 1, *S), optional.
+            condition: what the network is conditioned on, (B, C); None takes its default. A network that takes none
+                raises ValueError for any other value.
+
+        Returns:
+            ddf (B, d, *S) in voxels.
+        """
+        ...
+
+    def estimate(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
+        """As ``forward``, with what training needs besides.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: as ``forward``.
+        """
+        ...
+
+
+def pair_image(image: Tensor, fixed: Optional[Tensor]) -> Tensor:
+    """cat(moving, fixed) from the first two arguments of ``DisplacementNetwork.forward``.
+
+    Args:
+        image: cat(moving, fixed), (B, 2, *S); or moving alone, (B, 1, *S), when ``fixed`` is given.
+        fixed: (B, 1, *S), optional.
+
+    Returns:
+        (B, 2, *S).
+    """
+    return image if fixed is None else torch.cat([image, fixed], dim=1)
+
+
+def refuse_condition(condition: Optional[Tensor], network: str) -> None:
+    """For networks that take no condition.
+
+    Args:
+        condition: must be None.
+        network: what the error calls it.
+
+    Raises:
+        ValueError: for a condition.
+    """
+    if condition is not None:
+        raise ValueError(
+            "condition: " + network + " takes none, expected None; leave it out, or choose a conditional architecture."
+        )
+
+
+def join(estimates: Sequence[Named]) -> Named:
+    """One estimate of several batches, one after the other.
+
+    Args:
+        estimates: named tuples of one kind. Entries are tensors (B, ...), lists of them or None.
+
+    Returns:
+        A named tuple of that kind; None stays None. A single one is returned as it is.
+
+    Raises:
+        ValueError: for estimates with different entries.
+    """
+    if len(estimates) == 1:
+        return estimates[0]
+    flat, kinds = zip(*(tree_flatten(estimate) for estimate in estimates), strict=True)
+    absent = [[leaf is None for leaf in leaves] for leaves in flat]
+    if any(kind != kinds[0] for kind in kinds) or any(places != absent[0] for places in absent):
+        raise ValueError(
+            f"join: expected estimates with the same entries, got {[_present(estimate) for estimate in estimates]}; "
+            "have the network fill an entry always or never."
+        )
+    joined = [None if leaves[0] is None else torch.cat(leaves) for leaves in zip(*flat, strict=True)]
+    return tree_unflatten(joined, kinds[0])
+
+
+def chunk(estimate: Named, parts: int) -> list[Named]:
+    """The inverse of ``join`` for batches of one size.
+
+    Args:
+        estimate: named tuple. Entries are tensors (parts B, ...), lists of them or None.
+        parts: number of batches.
+
+    Returns:
+        ``parts`` named tuples of that kind; None stays None.
+
+    Raises:
+        ValueError: for a batch that does not divide.
+    """
+    leaves, kind = tree_flatten(estimate)
+    sizes = [len(leaf) for leaf in leaves if leaf is not None]
+    if any(size % parts for size in sizes):
+        raise ValueError(f"chunk: expected batches that {parts} divides, got {sizes} for {_present(estimate)}.")
+    pieces = [[None] * parts if leaf is None else leaf.chunk(parts) for leaf in leaves]
+    return [tree_unflatten(list(piece), kind) for piece in zip(*pieces, strict=True)]
+
+
+def _present(estimate: Any) -> list[str]:
+    return [name for name, entry in zip(estimate._fields, estimate, strict=True) if entry is not None]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+from common.metrics import labels as module
+from common.metrics.cases import Cases
+from common.metrics.labels import LabelMeasures, label_masks
+from common.metrics.surface import Surface
+from common.spatial.warp import warp
+from tests.handlers.synthetic import LABELS, registered_pairs
+
+SCORED = ["myocardium", "lv"]
+
+
+def cases_of(dims, thorough=True):
+    batch, output = registered_pairs(dims)
+    return Cases(batch, output["ddf"], output["warped_image"], thorough=thorough)
+
+
+def test_masks_are_of_one_label_and_count_from_one_half_and_from_above_zero():
+    moving = torch.zeros(1, 1, 5, 6, dtype=torch.uint8)
+    moving[..., 2, 2:4], moving[..., 4, :] = 3, 1
+    ddf = torch.zeros(1, 2, 5, 6)
+    ddf[:, 1] = 0.75
+    masks = label_masks(moving, moving, ddf, 3)
+    assert masks.moving[0, 0].nonzero().tolist() == masks.fixed[0, 0].nonzero().tolist() == [[2, 2], [2, 3]]
+    assert masks.touched[0, 0].nonzero().tolist() == [[2, 1], [2, 2], [2, 3]]
+    assert masks.warped[0, 0].nonzero().tolist() == [[2, 1], [2, 2]]  # three quarters, one, one quarter
+
+
+@pytest.mark.parametrize("dims", ["2d", "3d"])
+def test_distances_of_a_label_agree_with_monai(dims):
+    cases = cases_of(dims)
+    columns = LabelMeasures(LABELS)(cases)
+    moving, fixed = (cases.batch[f"{role}_label"] == 3 for role in ("moving", "fixed"))
+    warped = warp(moving.float(), cases.ddf) >= 0.5
+    for case, mask in ((0, warped), (1, warped), (1, moving)):
+        pair = mask[case : case + 1], fixed[case : case + 1]
+        suffix = "_before" if mask is moving else ""
+        for unit, spacing in (("", None), ("_mm", cases.spacing[case].tolist())):
+            options = {"include_background": True, "spacing": spacing}
+            expected = {
+                "hd": compute_hausdorff_distance(*pair, **options),
+                "hd95": compute_hausdorff_distance(*pair, percentile=95, **options),
+                "asd": compute_average_surface_distance(*pair, symmetric=True, **options),
+            }
+            for name, value in expected.items():
+                assert columns[f"{name}_lv{unit}{suffix}"][case].item() == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_each_surface_is_found_once(monkeypatch):
+    """Four masks a label and case; where the spacing is anisotropic too."""
+    found = []
+
+    def counted(mask):
+        found.append(mask.shape)
+        return Surface(torch.from_numpy(mask).nonzero().double().numpy())
+
+    monkeypatch.setattr(module.Surface, "of", counted)
+    LabelMeasures(LABELS, SCORED)(cases_of("2d"))
+    assert len(found) == 4 * (2 + 3)  # myocardium is in both images of two cases, lv of three
+
+
+def test_labels_are_scored_one_at_a_time(monkeypatch):
+    shapes = []
+
+    def recorded(image, ddf):
+        shapes.append(tuple(image.shape[:2]))
+        return warp(image, ddf)
+
+    monkeypatch.setattr(module, "warp", recorded)
+    LabelMeasures(LABELS)(cases_of("3d"))
+    assert shapes == [(3, 1)] * 3
+
+
+def test_quick_variant_is_dice_alone():
+    columns = LabelMeasures(LABELS, SCORED)(cases_of("3d", thorough=False))
+    dice = {f"dice{name}{when}" for name in ("", "_myocardium", "_lv", "_rv") for when in ("", "_before")}
+    assert set(columns) == dice | {"scorable"}
+    thorough = LabelMeasures(LABELS, SCORED)(cases_of("3d"))
+    for name in dice:
+        torch.testing.assert_close(columns[name], thorough[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_means_are_of_the_scored_labels_and_never_of_some():
+    columns = LabelMeasures(LABELS, SCORED)(cases_of("2d"))
+    for name in ("dice", "jaccard", "hd", "hd95_mm", "asd_before"):
+        measure, suffix = name.partition("_")[0], name.partition("_")[1] + name.partition("_")[2]
+        mean = sum(columns[f"{measure}_{label}{suffix}"] for label in SCORED) / 2
+        torch.testing.assert_close(columns[name], mean, rtol=1e-6, atol=0, equal_nan=True)
+    assert columns["scorable"].tolist() == [1, 1, 0]
+    assert math.isnan(columns["dice"][2]) and columns["dice_rv"].isfinite().all()
+    assert "hd_rv" not in columns and "dice_official_lv" not in columns
+
+
+def test_jaccard_follows_from_dice():
+    columns = LabelMeasures(LABELS)(cases_of("3d"))
+    for end in ("_lv", "_rv", "_lv_before"):
+        dice = columns[f"dice{end}"]
+        torch.testing.assert_close(columns[f"jaccard{end}"], dice / (2 - dice), rtol=1e-5, atol=1e-6)
+
+
+def test_volume_dice_is_that_of_all_voxels_together():
+    cases = cases_of("2d")
+    measure = LabelMeasures({"lv": 3})
+    measure(cases)
+    row = measure.of_subject({"labels": cases.sums["labels"].sum(0)})
+    fixed = cases.batch["fixed_label"] == 3
+    for name, mask in (
+        ("", warp((cases.batch["moving_label"] == 3).float(), cases.ddf) >= 0.5),
+        ("before_", cases.batch["moving_label"] == 3),
+    ):
+        expected = 2 * int((mask & fixed).sum()) / int(mask.sum() + fixed.sum())
+        assert row[f"dice_3d_{name}lv"] == pytest.approx(expected)
+    assert list(row) == ["dice_3d", "dice_3d_before", "dice_3d_lv", "dice_3d_before_lv"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "scored", "message"),
+    [({}, None, "labels: expected at least one name and value"),
+     (LABELS, [], r"scored: expected at least one of \['myocardium', 'lv', 'rv'\], got none"),
+     (LABELS, ["lw"], "scored: expected one of myocardium, lv, rv, got 'lw'. Did you mean 'lv'")],
+)  # fmt: skip
+def test_labels_are_named(labels, scored, message):
+    with pytest.raises(ValueError, match=message):
+        LabelMeasures(labels, scored)
+
+
+def test_spacing_of_zero_is_refused():
+    cases = cases_of("2d")
+    cases.batch["spacing"][0] = 0.0
+    with pytest.raises(ValueError, match="spacing: expected 2 positive numbers in mm"):
+        LabelMeasures(LABELS)(cases)
