@@ -5,24 +5,20 @@ from __future__ import annotations
 
 import configparser
 import difflib
-import io
 import json
 import logging
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from torch import nn
 
-from ..handlers.state import load_weights
+from . import platforms, zoo
 from .bundles import PACKAGE, REPOSITORY, configurations, find_bundles, read_json, rename_package
 from .metadata_schema import SCHEMA
 
@@ -38,21 +34,14 @@ REQUIRED_FILES = (
     "docs/data_license.txt",
 )
 SECTIONS = ("Overview", "Data", "Training configuration", "Performance", "Commands", "References", "License")
-LARGEST_BYTES = 25 * 2**20
 LONGEST_TRAIN_JSON = 140
-# An odd size in every axis, so that the network pads and crops inside.
-EXPORT_SIZE, EXPORT_TOLERANCE = (33, 47, 21), 1e-5
 
 
 def check_files(bundle: Path) -> None:
-    """All required files are there, the README has its sections, nothing is too large for the model zoo."""
+    """All required files are there."""
     missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
     if missing:
         raise ValueError(f"missing {', '.join(missing)}. Add them; another bundle shows their form.")
-    large = [path for path in bundle.rglob("*") if path.is_file() and path.stat().st_size > LARGEST_BYTES]
-    large = [path for path in large if path.relative_to(bundle).parts[0] != "runs"]
-    if large:
-        raise ValueError(f"larger than 25 MB: {', '.join(path.name for path in large)}. Shrink or do not ship them.")
 
 
 def check_readme(bundle: Path) -> None:
@@ -165,52 +154,26 @@ def check_network(bundle: Path) -> None:
     verify_net_in_out("network_def", meta_file=metadata, config_file=config, device="cpu")
 
 
-def build_network(bundle: Path) -> nn.Module:
-    """Network of inference.json in evaluation mode, with the bundle's weights.
-
-    Without weights, every parameter is drawn from N(0, 0.05^2): a fresh network's displacement is too close to zero to
-    tell whether an export is right.
-    """
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "inference.json"))
-    parser["bundle_root"] = str(bundle)
-    network: nn.Module = parser.get_parsed_content("network_def")
-    if (bundle / "models" / "model.pt").is_file():
-        return load_weights(network, bundle / "models" / "model.pt").eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.05, generator=generator)
-    return network.eval()
-
-
-def check_torchscript(bundle: Path) -> None:
-    """An exported network, saved and read again, returns the same ddf, on a size it has to pad."""
-    network = build_network(bundle)
-    image_format = read_json(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]
-    size = EXPORT_SIZE[: len(image_format["spatial_shape"])]
-    image = torch.rand((1, image_format["num_channels"], *size), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        stream = io.BytesIO()
-        torch.jit.save(torch.jit.script(network), stream)
-        stream.seek(0)
-        difference = (torch.jit.load(stream)(image) - network(image)).abs().max().item()
-    if not difference < EXPORT_TOLERANCE:
-        raise ValueError(f"TorchScript's ddf differs by {difference:.2g} voxels, allowed {EXPORT_TOLERANCE:g}.")
-
-
 CHECKS: dict[str, Callable[[Path], None]] = {
     "files": check_files,
+    "large files": zoo.check_large_files,
     "readme": check_readme,
+    "packed readme": zoo.check_packed_readme,
     "weights": check_weights,
+    "weight names": platforms.check_weight_names,
     "metadata": check_metadata,
+    "zoo metadata": zoo.check_zoo_metadata,
     "versions": check_versions,
     "names": check_names,
     "length": check_length,
     "copies": check_copies,
     "properties": check_properties,
     "network": check_network,
-    "torchscript": check_torchscript,
+    "options": platforms.check_options,
+    "transforms": platforms.check_transforms,
+    "pair": platforms.check_pair,
+    "answer": platforms.check_answer,
+    "torchscript": platforms.check_torchscript,
 }
 
 
