@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from ..io.extent import extent_in
 from ..io.images import Image, load_image, load_label, resample_like, same_grid
 from ..io.nifti import file_affine, open_nifti, read_values
 from ..io.orientation import reorient, resample_to_spacing, training_spacing
+from ..io.resampling import extent_in
 from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
