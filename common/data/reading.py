@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from ..io.affine import file_affine
 from ..io.images import Image, load_image, load_label, resample_like, same_grid
-from ..io.nifti import file_affine, open_nifti, read_values
+from ..io.nifti import open_nifti, read_values
 from ..io.orientation import reorient, resample_to_spacing, training_spacing
 from ..io.resampling import extent_in
 from .layout import DatasetLayoutError
