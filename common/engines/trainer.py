@@ -126,7 +126,7 @@ class RegistrationTrainer(Trainer):
             self._register_handlers(train_handlers)
 
     def _built_views(self, device: torch.device, amp: bool, compile: bool) -> list[nn.Module]:
-        """The networks as DDP and compile see them, on the device and in the layout that convolutions are fastest in."""
+        """The networks as DDP and compile see them, on the device and in the fastest layout."""
         method = self.method
         views: list[nn.Module] = [TrainingView(method.network, amp, method.inverse_by_negation)]
         if method.estimator_network is not None:
