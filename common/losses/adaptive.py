@@ -76,12 +76,30 @@ class MultiScaleNCC(nn.Module):
     """
 
     def __init__(self, sigma: float = 2.0) -> None:
-        """Args: sigma, of the blur in voxels of each scale."""
+        """Choose the blur.
+
+        Args:
+            sigma: its standard deviation in voxels of each scale.
+
+        Raises:
+            ValueError: where it is not above 0.
+        """
         super().__init__()
         self.sigma = positive("sigma", sigma)
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: (B, 1, 1, …), d + 2 axes. Raises: ValueError, shapes differ."""
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            One value a pair, (B, 1, 1, …), d + 2 axes.
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
         return _per_pair(scale_distances(warped, fixed, self.sigma).mean(dim=0), warped)
 
 
@@ -106,9 +124,17 @@ class AdaptiveMultiScaleNCC(nn.Module):
         preset: str = "paper",
         sigma: float = 2.0,
     ) -> None:
-        """Args: greedy, Eq. 8; alpha, beta, its thresholds; preset, "paper" or "official"; sigma, of the blur.
+        """Choose the thresholds.
 
-        Raises: ValueError for an unknown preset, alpha or sigma not above 0, or beta not above 1.
+        Args:
+            greedy: thresholds of Eq. 8 instead of Eq. 7.
+            alpha: threshold of the coarsest scale, for Eq. 8.
+            beta: ratio of the thresholds of neighbouring scales, for Eq. 8.
+            preset: "paper" or "official", which counts one power more.
+            sigma: of the blur in voxels of each scale.
+
+        Raises:
+            ValueError: for an unknown preset, alpha or sigma not above 0, or beta not above 1.
         """
         super().__init__()
         if not beta > 1:
@@ -139,6 +165,17 @@ class AdaptiveMultiScaleNCC(nn.Module):
         return gamma * left
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: (B, 1, 1, …), d + 2 axes. Raises: ValueError, shapes differ."""
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            One value a pair, (B, 1, 1, …), d + 2 axes.
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
         distances = scale_distances(warped, fixed, self.sigma)
         return _per_pair((self.weights(distances) * distances).sum(dim=0), warped)

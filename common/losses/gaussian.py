@@ -61,13 +61,32 @@ class GaussianLNCC(nn.Module):
     """
 
     def __init__(self, sigma: float = 5.0, variance_floor: float = 1e-5) -> None:
-        """Args: sigma, of the window in voxels; variance_floor, added to the variances, in squared intensity."""
+        """Choose the window.
+
+        Args:
+            sigma: its standard deviation in voxels.
+            variance_floor: added to the variances, in squared intensity.
+
+        Raises:
+            ValueError: for a value not above 0.
+        """
         super().__init__()
         self.sigma = positive("sigma", sigma)
         self.variance_floor = positive("variance_floor", variance_floor)
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            Map (B, 1, *S).
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
         warped, fixed = paired(warped, fixed)
         # As in `lncc`: MPS has no float64.
         exact = warped.dtype if warped.device.type == "mps" else torch.float64

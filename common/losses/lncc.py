@@ -6,8 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from ..checks import positive
+from .pairs import paired
 
 
 def _box_sum_along(image: Tensor, window: int, axis: int) -> Tensor:
@@ -130,3 +133,42 @@ def local_squared_ncc(first: Tensor, second: Tensor, window: int = 9, variance_f
     IEEE TMI 2019, Eq. 7.
     """
     return _LocalSquaredNCC.apply(first, second, window, variance_floor)
+
+
+class LNCC(nn.Module):
+    """Minus the local squared NCC, -cc^2, in [-1, 0]; the mean over the channels.
+
+    Windows reach over the border, where the image counts as 0. See `local_squared_ncc`.
+    """
+
+    def __init__(self, window: int = 9, variance_floor: float = 1e-5) -> None:
+        """Choose the window.
+
+        Args:
+            window: its edge in voxels, odd.
+            variance_floor: least sum of squared deviations over the window.
+
+        Raises:
+            ValueError: for an even window or one below 3, or a floor not above 0.
+        """
+        super().__init__()
+        if window < 3 or window % 2 == 0:
+            raise ValueError(f"window: expected an odd number of voxels, at least 3, got {window}; take e.g. 9")
+        self.window = int(window)
+        self.variance_floor = positive("variance_floor", variance_floor)
+
+    def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            Map (B, 1, *S).
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
+        warped, fixed = paired(warped, fixed)
+        return -local_squared_ncc(warped, fixed, self.window, self.variance_floor).mean(dim=1, keepdim=True)

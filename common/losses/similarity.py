@@ -1,25 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image similarities as residual maps, so that any weight map can multiply any of them."""
+"""Image similarities as residual maps, and their sums, so that any weight map can multiply any of them."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..checks import known_name, positive
 from .adaptive import AdaptiveMultiScaleNCC, MultiScaleNCC
 from .gaussian import GaussianLNCC
-from .lncc import local_squared_ncc
+from .lncc import LNCC
+from .mi import MI
+from .mind import MIND
 from .pairs import paired
+from .sums import SimilaritySum
+
+EXAMPLE = '{"mse": 1.0, "lncc": {"weight": 0.03, "window": 9}}'
 
 
 class SquaredError(nn.Module):
     """Squared error (w - f)^2, averaged over the channels; the mean of the map is the MSE."""
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            Map (B, 1, *S).
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
         warped, fixed = paired(warped, fixed)
         return (warped - fixed).square().mean(dim=1, keepdim=True)
 
@@ -28,7 +47,18 @@ class AbsoluteError(nn.Module):
     """Absolute error |w - f|, averaged over the channels; the mean of the map is the MAE."""
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            Map (B, 1, *S).
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
         warped, fixed = paired(warped, fixed)
         return (warped - fixed).abs().mean(dim=1, keepdim=True)
 
@@ -47,7 +77,15 @@ class Tukey(nn.Module):
     """
 
     def __init__(self, c: float = 4.6851, scale_floor: float = 0.01) -> None:
-        """Args: c, cut-off in scales; scale_floor, least scale in intensity units (0.01 is 1 % of [0, 1])."""
+        """Choose the cut-off.
+
+        Args:
+            c: cut-off in scales.
+            scale_floor: least scale in intensity units (0.01 is 1 % of [0, 1]).
+
+        Raises:
+            ValueError: for a value not above 0.
+        """
         super().__init__()
         self.c = positive("c", c)
         self.scale_floor = positive("scale_floor", scale_floor)
@@ -60,7 +98,18 @@ class Tukey(nn.Module):
         return scale.view(-1, *(1 for _ in residual.shape[1:]))
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            Map (B, 1, *S).
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
         warped, fixed = paired(warped, fixed)
         residual = warped - fixed
         cutoff = (self.c * self.scale(residual)).square()
@@ -69,34 +118,22 @@ class Tukey(nn.Module):
         return (cutoff * ratio * (1 - ratio + ratio.square() / 3)).mean(dim=1, keepdim=True)
 
 
-class LNCC(nn.Module):
-    """Minus the local squared NCC, -cc^2, in [-1, 0]; the mean over the channels.
+class GlobalNCC(nn.Module):
+    """Global normalised cross-correlation, the correlation coefficient of two whole images, as 1 - z_w(x) z_f(x).
 
-    Windows reach over the border, where the image counts as 0. See `lncc.local_squared_ncc`.
-    """
-
-    def __init__(self, window: int = 9, variance_floor: float = 1e-5) -> None:
-        """Args: window, edge in voxels (odd); variance_floor, least sum of squared deviations over the window."""
-        super().__init__()
-        if window < 3 or window % 2 == 0:
-            raise ValueError(f"window: expected an odd number of voxels, at least 3, got {window}; take e.g. 9")
-        self.window = int(window)
-        self.variance_floor = positive("variance_floor", variance_floor)
-
-    def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
-        warped, fixed = paired(warped, fixed)
-        return -local_squared_ncc(warped, fixed, self.window, self.variance_floor).mean(dim=1, keepdim=True)
-
-
-class NCC(nn.Module):
-    """Global normalised cross-correlation, as the map 1 - z_w(x) z_f(x), whose mean is 1 - NCC.
-
-    z = (I - mean) / sqrt(var + eps) of each image and channel; a constant image has z = 0, so its map is 1.
+    z = (I - mean) / sqrt(var + eps) of each image and channel; a constant image has z = 0, so its map is 1. The mean of
+    the map is 1 - NCC. ICON and GradICON call this NCC; VoxelMorph, TransMorph and LapIRN so call `LNCC`.
     """
 
     def __init__(self, eps: float = 1e-8) -> None:
-        """Args: eps, added to the variance, in squared intensity."""
+        """Choose the floor.
+
+        Args:
+            eps: added to the variance, in squared intensity.
+
+        Raises:
+            ValueError: where it is not above 0.
+        """
         super().__init__()
         self.eps = positive("eps", eps)
 
@@ -106,46 +143,20 @@ class NCC(nn.Module):
         return centred * (centred.square().mean(dim=axes, keepdim=True) + self.eps).rsqrt()
 
     def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S). Returns: map (B, 1, *S). Raises: ValueError where the shapes differ."""
+        """Compare two images.
+
+        Args:
+            warped: (B, C, *S).
+            fixed: the same shape.
+
+        Returns:
+            Map (B, 1, *S).
+
+        Raises:
+            ValueError: where the shapes differ.
+        """
         warped, fixed = paired(warped, fixed)
         return (1 - self._standardised(warped) * self._standardised(fixed)).mean(dim=1, keepdim=True)
-
-
-class MI(nn.Module):
-    """Global mutual information by Parzen windows, as a map whose mean is -MI.
-
-    map(x) = -sum_ab w_a(I_w(x)) w_b(I_f(x)) log(p_ab / (p_a p_b)), with p_ab = mean_x w_a w_b, p_a, p_b its margins
-    and w_a(i) proportional to exp(-(i - c_a)^2 / (2 sigma^2)), normalised over the bins at c_a = a / (bins - 1);
-    sigma is half a bin. Intensities are clamped to [0, 1]; the channels of an image share one histogram. Windows,
-    smoothing and value are those of `monai.losses.GlobalMutualInformationLoss`. Memory: two (B, C|S|, bins) windows
-    and one product of that size.
-    """
-
-    def __init__(self, bins: int = 23, eps: float = 1e-7) -> None:
-        """Args: bins, of the histogram of each image; eps, added to the probabilities and to their ratio."""
-        super().__init__()
-        if bins < 2:
-            raise ValueError(f"bins: expected at least 2, got {bins}; take e.g. 23")
-        self.bins = int(bins)
-        self.eps = positive("eps", eps)
-
-    def _windows(self, image: Tensor) -> Tensor:
-        """Parzen weights (B, C|S|, bins) of every intensity; they sum to 1 over the bins."""
-        centres = torch.linspace(0, 1, self.bins, dtype=image.dtype, device=image.device)
-        distance = (image.clamp(0, 1).flatten(1).unsqueeze(-1) - centres) * (self.bins - 1)
-        return torch.softmax(-2 * distance.square(), dim=-1)
-
-    def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        """Args: warped, fixed (B, C, *S) in [0, 1]. Returns: map (B, 1, *S). Raises: ValueError, shapes differ."""
-        warped, fixed = paired(warped, fixed)
-        # Autocast would take the matrix products, and with them the probabilities, to half precision.
-        with torch.autocast(warped.device.type, enabled=False):
-            of_warped, of_fixed = self._windows(warped), self._windows(fixed)
-            joint = of_warped.transpose(1, 2) @ of_fixed / of_warped.shape[1]
-            margins = of_warped.mean(dim=1).unsqueeze(2) * of_fixed.mean(dim=1).unsqueeze(1)
-            log_ratio = torch.log((joint + self.eps) / (margins + self.eps) + self.eps)
-            information = ((of_warped @ log_ratio) * of_fixed).sum(dim=-1)
-        return -information.view(warped.shape).mean(dim=1, keepdim=True)
 
 
 SIMILARITIES: dict[str, type[nn.Module]] = {
@@ -153,22 +164,94 @@ SIMILARITIES: dict[str, type[nn.Module]] = {
     "mae": AbsoluteError,
     "tukey": Tukey,
     "lncc": LNCC,
-    "ncc": NCC,
+    "global_ncc": GlobalNCC,
     "mi": MI,
+    "mind": MIND,
     "lncc_gaussian": GaussianLNCC,
-    "ncc_adaptive": AdaptiveMultiScaleNCC,
-    "ncc_multiscale": MultiScaleNCC,
+    "global_ncc_adaptive": AdaptiveMultiScaleNCC,
+    "global_ncc_multiscale": MultiScaleNCC,
 }
 
 
-def build_similarity(name: str, **options: Any) -> nn.Module:
-    """Build a similarity of `SIMILARITIES` by name.
+def build_similarity(name: str | Mapping[str, Any] | Sequence[Mapping[str, Any]], **options: Any) -> nn.Module:
+    """Build a similarity by name, or a weighted sum of several.
 
     Args:
-        name: a key of `SIMILARITIES`.
-        options: the arguments of its class (`window` of lncc, `bins` of mi …).
+        name: a key of `SIMILARITIES` ("mse"); or a sum, each with its weight, or with its weight (1 where left out) and
+            options: ``{"mse": 1.0, "lncc": {"weight": 0.03, "window": 9}}``; or, where one occurs twice, a list:
+            ``[{"name": "lncc", "window": 5}, {"name": "lncc", "weight": 0.5}]``. A sum may come as text, as the
+            command line gives it.
+        options: the arguments of a single similarity's class (`window` of lncc, `bins` of mi …).
+
+    Returns:
+        (warped, fixed) -> residual map, see the classes; one similarity of weight 1 is itself, not a sum.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones and the nearest.
+        ValueError: an unknown name, with the known ones and the nearest; a bare "ncc", which names two of them; a sum
+            that is not of the form above; an option that the similarity does not have.
     """
-    return SIMILARITIES[known_name("similarity", name, SIMILARITIES)](**options)
+    if isinstance(name, str) and name.lstrip()[:1] in ("{", "["):
+        name = _parsed(name)
+    if isinstance(name, str):
+        return _single(name, options)
+    if options:
+        raise ValueError(
+            f"similarity: options {', '.join(options)} stand beside the sum {name!r}, where it is not known whose they "
+            f"are; write them into it, e.g. {EXAMPLE}"
+        )
+    terms = _terms(name)
+    if len(terms) == 1 and terms[0][1] == 1:
+        return terms[0][0]
+    return SimilaritySum([similarity for similarity, _ in terms], [weight for _, weight in terms])
+
+
+def _single(name: str, options: Mapping[str, Any]) -> nn.Module:
+    if name == "ncc":
+        raise ValueError(
+            "similarity: 'ncc' names two things. Take lncc, the local squared one in a window (what VoxelMorph, "
+            "TransMorph and LapIRN call NCC; window 9), or global_ncc, the correlation coefficient of the whole images "
+            "(what ICON and GradICON call NCC)."
+        )
+    kind = SIMILARITIES[known_name("similarity", name, SIMILARITIES)]
+    # Those without a constructor of their own take what nn.Module does: nothing that has a name.
+    known = [
+        key for key, value in inspect.signature(kind).parameters.items() if value.kind is value.POSITIONAL_OR_KEYWORD
+    ]
+    for option in options:
+        if not known:
+            raise ValueError(f"similarity: {name} takes no options, got {option!r}; leave it out")
+        known_name(f"option of the similarity {name}", option, known)
+    return kind(**options)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"similarity: expected a name or a sum such as {EXAMPLE}, got {text!r} ({error})") from error
+
+
+def _terms(spec: Any) -> list[tuple[nn.Module, float]]:
+    """Each similarity of a sum and its weight."""
+    wrong = ValueError(
+        f"similarity: expected a name, a sum such as {EXAMPLE}, or a list such as "
+        f'[{{"name": "mse"}}, {{"name": "lncc", "weight": 0.03}}], got {spec!r}'
+    )
+    if isinstance(spec, Mapping):
+        spec = [
+            {"name": name, **(term if isinstance(term, Mapping) else {"weight": term})} for name, term in spec.items()
+        ]
+    if not isinstance(spec, Sequence) or not spec:
+        raise wrong
+    terms = []
+    for term in spec:
+        if not isinstance(term, Mapping) or not isinstance(term.get("name"), str):
+            raise wrong
+        options = {key: value for key, value in term.items() if key not in ("name", "weight")}
+        similarity, weight = _single(term["name"], options), term.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            raise ValueError(
+                f"similarity: expected a weight above 0 for {term['name']}, got {weight!r}; e.g. {EXAMPLE}"
+            )
+        terms.append((similarity, float(weight)))
+    return terms

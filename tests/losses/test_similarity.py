@@ -6,12 +6,13 @@ import torch
 from monai.losses import GlobalMutualInformationLoss, LocalNormalizedCrossCorrelationLoss
 from torch.nn import functional
 
-from common.losses.lncc import box_sum, local_squared_ncc
-from common.losses.similarity import LNCC, MI, NCC, SIMILARITIES, AbsoluteError, SquaredError, Tukey, build_similarity
+from common.losses.lncc import LNCC, box_sum, local_squared_ncc
+from common.losses.mi import MI
+from common.losses.similarity import SIMILARITIES, AbsoluteError, GlobalNCC, SquaredError, Tukey, build_similarity
 
 SHAPES = [(13, 18), (11, 9, 14)]
 NAMES = sorted(SIMILARITIES)
-PAIR_VALUED = {"ncc_adaptive", "ncc_multiscale"}  # one value a pair, see test_adaptive.py
+PAIR_VALUED = {"global_ncc_adaptive", "global_ncc_multiscale"}  # one value a pair, see test_adaptive.py
 
 
 def image_pair(shape, batch=2, channels=1, dtype=torch.float32, seed=0):
@@ -53,7 +54,7 @@ def test_map_has_one_channel_on_the_images_grid(name, channels, shape):
     assert residual.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["mse", "mae", "lncc", "ncc", "lncc_gaussian", "ncc_multiscale"])
+@pytest.mark.parametrize("name", ["mse", "mae", "lncc", "global_ncc", "mind", "lncc_gaussian", "global_ncc_multiscale"])
 def test_channels_are_averaged(name):
     warped, fixed = image_pair((9, 12), channels=3)
     similarity = build_similarity(name)
@@ -62,7 +63,7 @@ def test_channels_are_averaged(name):
 
 
 @pytest.mark.parametrize("shape", [(7, 6), (4, 3, 5)])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("tukey", "ncc_adaptive")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("tukey", "global_ncc_adaptive")])
 def test_gradient_of_every_voxel_of_the_map(name, shape):
     options = {"lncc": {"window": 3}, "mi": {"bins": 5}}.get(name, {})
     warped, fixed = image_pair(shape, dtype=torch.float64, seed=3)
@@ -210,19 +211,21 @@ def test_lncc_compiles_to_the_same_value_and_gradient():
     torch.testing.assert_close(compiled_gradient, gradient, atol=1e-8, rtol=1e-5)
 
 
-def test_ncc_is_one_minus_the_correlation_coefficient():
+def test_global_ncc_is_one_minus_the_correlation_coefficient():
     warped, fixed = image_pair((11, 9, 14), dtype=torch.float64)
     coefficients = [
         torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(warped, fixed, strict=True)
     ]
-    means = NCC()(warped, fixed).mean(dim=(1, 2, 3, 4))
+    means = GlobalNCC()(warped, fixed).mean(dim=(1, 2, 3, 4))
     torch.testing.assert_close(means, 1 - torch.stack(coefficients), atol=1e-6, rtol=0)
-    assert NCC()(1 - 2 * fixed, fixed).mean().item() == pytest.approx(2, abs=1e-6)
+    assert GlobalNCC()(1 - 2 * fixed, fixed).mean().item() == pytest.approx(2, abs=1e-6)
 
 
-def test_ncc_of_a_constant_image_is_one_everywhere():
+def test_global_ncc_of_a_constant_image_is_one_everywhere():
     fixed = image_pair((12, 15))[1]
-    torch.testing.assert_close(NCC()(torch.full_like(fixed, 0.7), fixed), torch.ones_like(fixed), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        GlobalNCC()(torch.full_like(fixed, 0.7), fixed), torch.ones_like(fixed), atol=0.01, rtol=0
+    )
 
 
 @pytest.mark.parametrize("bins", [8, 23])
@@ -253,9 +256,11 @@ def test_images_without_batch_and_channel_are_refused():
         SquaredError()(torch.rand(8, 9), torch.rand(8, 9))
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("lnc", "lncc"), ("MSE", "mse"), ("tuckey", "tukey")])
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("lnc", "lncc"), ("MSE", "mse"), ("tuckey", "tukey"), ("ncc_adaptive", "global_ncc_adaptive")]
+)
 def test_unknown_name_lists_the_choices_and_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"mse, mae, tukey, lncc, ncc, mi.*Did you mean '{nearest}'"):
+    with pytest.raises(ValueError, match=f"mse, mae, tukey, lncc, global_ncc, mi, mind.*Did you mean '{nearest}'"):
         build_similarity(name)
 
 
@@ -271,10 +276,19 @@ def test_builder_passes_its_options_on():
         ("lncc", {"variance_floor": 0}, "variance_floor: expected a number above 0"),
         ("tukey", {"c": -1}, "c: expected"),
         ("tukey", {"scale_floor": 0}, "scale_floor: expected"),
-        ("ncc", {"eps": 0}, "eps: expected"),
+        ("global_ncc", {"eps": 0}, "eps: expected"),
         ("mi", {"bins": 1}, "bins: expected at least 2"),
+        ("lncc", {"windw": 5}, "option of the similarity lncc: expected one of window, .*Did you mean 'window'"),
+        ("mse", {"window": 5}, "mse takes no options, got 'window'; leave it out"),
     ],
 )
 def test_bad_options_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         build_similarity(name, **options)
+
+
+def test_a_bare_ncc_names_both_that_it_could_be():
+    with pytest.raises(ValueError, match=r"'ncc' names two things. Take lncc, .* window 9\), or global_ncc, .*whole"):
+        build_similarity("ncc")
+    with pytest.raises(ValueError, match="'ncc' names two things"):
+        build_similarity({"mse": 1.0, "ncc": 0.1})
