@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..losses.smoothness import Diffusion
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
+from .solvers import Solver, check_pair
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ EPSILON = 1e-5
 SHORT_LIVED: dict[str, Any] = {"leave": False, "mininterval": 1.0, "disable": None}
 
 
-class PairwiseRegistration:
-    """Optimises the velocity field of each pair; takes the place of a displacement network.
+class PairwiseRegistration(Solver):
+    """Optimises the velocity field of each pair: the solver "pairwise", which needs no training.
 
     At each level Adam minimises, over a velocity v on a grid ``velocity_downsample`` coarser than the level's image,
 
@@ -42,6 +43,7 @@ class PairwiseRegistration:
     (dv_c/dx_i)^2, which has no unit. The weight hence means the same at every level and ``velocity_downsample``
     (but for rounding, and for axes so short that they keep two nodes).
     Images are smoothed and resampled corner to corner, as fields are; what lies outside has the border's intensity.
+    They may have any size. Along an axis of one voxel nothing moves.
 
     The defaults were tuned with the squared error on training patients of ACDC (128 x 128 slices in [0, 1]), where 30
     and 100 steps a level differ by less than 0.002 in Dice. Another similarity needs another weight.
@@ -60,6 +62,8 @@ class PairwiseRegistration:
         ValueError: for a value out of its range.
     """
 
+    name = "pairwise"
+
     def __init__(
         self,
         similarity: nn.Module,
@@ -71,6 +75,7 @@ class PairwiseRegistration:
         velocity_downsample: int = 2,
         integration_steps: int = 7,
     ) -> None:
+        super().__init__()
         if not levels or len(levels) != len(steps) or min(levels) < 1 or min(steps) < 0:
             raise ValueError(
                 "levels, steps: expected one number of steps (>= 0) for each factor (>= 1), got "
@@ -95,11 +100,11 @@ class PairwiseRegistration:
         self.velocity_downsample = velocity_downsample
         self.integration_steps = integration_steps
 
-    def __call__(self, image: Tensor, initial: Tensor | None = None) -> Tensor:
+    def register(self, image: Tensor, initial: Tensor | None = None) -> Tensor:
         """Register a batch of pairs. Works under ``torch.no_grad`` and computes in float32 under autocast.
 
         Args:
-            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1], two or three axes of any size.
             initial: velocity to start from, (B, d, *S') in voxels of its own grid, any grid over the same extent. It is
                 resampled to the first level: ``levels=(1,)`` keeps its detail. None starts from zero. Not modified.
 
@@ -110,10 +115,12 @@ class PairwiseRegistration:
             ValueError: if a shape is not as above, or ``initial`` is not finite.
             RuntimeError: if the loss or the field is not finite; names the level and the step.
         """
-        _check(image, initial)
-        dims, shape = image.dim() - 2, list(image.shape[2:])
+        check_pair(image)
+        _check_initial(image, initial)
+        dims, size = image.dim() - 2, image.shape[2:]
         with torch.enable_grad(), torch.autocast(image.device.type, enabled=False):
-            image = image.detach().float()
+            image = _at_least_two_voxels(image.detach().float())
+            shape = list(image.shape[2:])
             self.similarity.to(image.device)
             if initial is None:
                 velocity = image.new_zeros(len(image), dims, *_coarse_size(shape, self.velocity_downsample))
@@ -121,7 +128,8 @@ class PairwiseRegistration:
                 velocity = initial.detach().float()  # may carry a network's graph, or be half precision
             for level, steps in self.schedule:
                 velocity = self._optimise(velocity, self._coarsen(image, level), level, steps)
-            return resize_field(integrate_svf(velocity, self.integration_steps), shape)
+            ddf = resize_field(integrate_svf(velocity, self.integration_steps), shape)
+            return ddf[tuple(slice(length) for length in (*ddf.shape[:2], *size))]
 
     def _coarsen(self, image: Tensor, level: int) -> Tensor:
         if self.smoothing > 0:
@@ -168,13 +176,16 @@ def _coarse_size(shape: Sequence[int], factor: int) -> list[int]:
     return [max(2, math.ceil(size / factor)) for size in shape]
 
 
-def _check(image: Tensor, initial: Tensor | None) -> None:
+def _at_least_two_voxels(image: Tensor) -> Tensor:
+    """The image with axes of one voxel doubled, since a field needs a difference along each: nothing moves there."""
+    for axis in range(2, image.dim()):
+        if image.shape[axis] == 1:
+            image = image.repeat_interleave(2, dim=axis)
+    return image
+
+
+def _check_initial(image: Tensor, initial: Tensor | None) -> None:
     dims = image.dim() - 2
-    if dims not in (2, 3) or image.shape[1] != 2 or min(image.shape[2:]) < 2:
-        raise ValueError(
-            f"image: expected cat(moving, fixed) on channels, (B, 2, H, W[, D]) with axes of at least 2 voxels, got "
-            f"{tuple(image.shape)}; use torch.cat([moving, fixed], dim=1) of two one-channel images on one grid."
-        )
     if initial is None:
         return
     if initial.dim() != image.dim() or initial.shape[:2] != (len(image), dims) or min(initial.shape[2:]) < 2:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from common.engines.evaluator import RegistrationEvaluator
+from common.engines.inferers import StackInferer
 from common.engines.pairwise import PairwiseRegistration
 from common.losses.similarity import SIMILARITIES, build_similarity
 from common.spatial.integrate import integrate_svf, resize_field
@@ -165,8 +166,8 @@ def test_initial_velocity_is_where_it_starts(shape):
     kept = velocity.clone()
     register = registration(steps=(0, 0))
     expected = resize_field(integrate_svf(velocity, register.integration_steps), list(shape))
-    torch.testing.assert_close(register(pair(affine(shape)), initial=velocity), expected, atol=0, rtol=0)
-    registration(levels=(1,), steps=(3,))(pair(affine(shape)), initial=velocity.requires_grad_())
+    torch.testing.assert_close(register.register(pair(affine(shape)), initial=velocity), expected, atol=0, rtol=0)
+    registration(levels=(1,), steps=(3,)).register(pair(affine(shape)), initial=velocity.requires_grad_())
     assert torch.equal(velocity, kept) and velocity.grad is None
 
 
@@ -176,16 +177,61 @@ def test_levels_hand_the_velocity_on_unchanged(shape):
     velocity = 0.5 * affine([math.ceil(size / 2) for size in shape])
     still = registration(levels=(4, 2, 1), steps=(1, 1, 1), learning_rate=1e-6)
     expected = resize_field(integrate_svf(velocity, still.integration_steps), list(shape))
-    torch.testing.assert_close(still(pair(affine(shape)), initial=velocity), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(still.register(pair(affine(shape)), initial=velocity), expected, atol=1e-4, rtol=0)
 
 
 def test_refines_an_initial_velocity():
     truth = translation(SHAPES[0])
     image = pair(truth)
     near = resize_field(0.8 * truth, [17, 23])
-    refined = registration(levels=(1,), steps=(15,))(image, initial=near)
+    refined = registration(levels=(1,), steps=(15,)).register(image, initial=near)
     errors = [textured_error(ddf, truth, image[:, 1:]) for ddf in (refined, 0.8 * truth)]
     assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("name", ["mse", "lncc", "mind"])
+@pytest.mark.parametrize("shape", [(2, 3), (3, 31), (17, 5), (5, 7, 3), (2, 2, 2), (33, 4, 9)])
+def test_any_size_is_registered(shape, name):
+    image = torch.rand(2, 2, *shape, generator=torch.Generator().manual_seed(0))
+    ddf = registration(similarity=build_similarity(name), levels=(4, 2, 1), steps=(3, 3, 3))(image)
+    assert ddf.shape == (2, len(shape), *shape) and ddf.isfinite().all()
+    # On a grid of corners alone nothing moves: the border's value lies beyond them.
+    assert ddf.abs().max() > 0 or max(shape) == 2
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(2, (33, 46, 1)), (0, (1, 33, 46))])
+def test_a_volume_of_one_slice_is_registered_as_the_slice_is(axis, shape):
+    image = pair(vortex(SHAPES[0]))
+    expected = registration()(image)
+    # The energy is a mean over axes and channels: of a field in the plane, 4/9 of what it is in 2D.
+    ddf = registration(smoothness_weight=0.003 * 9 / 4)(image.unsqueeze(axis + 2))
+    in_plane = [i for i in range(3) if i != axis]
+    assert ddf.shape == (1, 3, *shape)
+    torch.testing.assert_close(ddf.select(axis + 2, 0)[:, in_plane], expected, atol=0.05, rtol=0)
+    assert ddf[:, axis].abs().max() < 1e-4
+
+
+def test_images_of_one_voxel_do_not_move():
+    assert (registration()(torch.rand(1, 2, 1, 1)) == 0).all()
+
+
+def test_a_stack_is_registered_slice_by_slice():
+    slices = [pair(field(SHAPES[0]), seed) for seed, field in enumerate([translation, affine, vortex])]
+    register = registration(steps=(10, 10))
+    stack = StackInferer(batch_size=2)(torch.stack(slices, dim=-1), register)
+    assert stack.shape == (1, 2, *SHAPES[0], 3)
+    for index, image in enumerate(slices):
+        torch.testing.assert_close(stack[..., index], register(image), atol=1e-3, rtol=0)
+
+
+def test_a_sum_of_similarities_registers_images_of_other_contrast():
+    """MIND sees through the inversion that the squared error minimises by pushing everything away."""
+    truth = vortex(SHAPES[0])
+    image = pair(truth)
+    image[:, 1:] = image[:, 1:].max() - image[:, 1:]
+    ddf = registration(similarity=build_similarity("mind"), smoothness_weight=0.01)(image)
+    assert textured_error(ddf, truth, image[:, 1:]) < 0.5 * textured_error(0 * truth, truth, image[:, 1:])
+    assert jacobian_determinant(ddf).min() > 0.2
 
 
 class BreaksAt(nn.Module):
@@ -222,7 +268,7 @@ def test_initial_velocity_that_is_not_finite_is_an_error():
     initial = torch.zeros(1, 2, 5, 6)
     initial[0, 1, 2, 3] = torch.nan
     with pytest.raises(ValueError, match="initial: expected finite velocities, got 1 value.*start without it"):
-        registration(steps=(0, 0))(torch.ones(1, 2, 9, 12), initial=initial)
+        registration(steps=(0, 0)).register(torch.ones(1, 2, 9, 12), initial=initial)
 
 
 def test_images_that_are_not_finite_are_an_error():
@@ -232,7 +278,7 @@ def test_images_that_are_not_finite_are_an_error():
         registration()(image)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 9, 9), (1, 3, 9, 9), (2, 2, 9), (1, 2, 9, 1)])
+@pytest.mark.parametrize("shape", [(1, 1, 9, 9), (1, 3, 9, 9), (2, 2, 9), (1, 2, 9, 0)])
 def test_image_of_another_shape_is_an_error(shape):
     with pytest.raises(ValueError, match=r"image: expected cat\(moving, fixed\).*use torch.cat"):
         registration()(torch.zeros(shape))
@@ -241,7 +287,7 @@ def test_image_of_another_shape_is_an_error(shape):
 @pytest.mark.parametrize("shape", [(1, 2, 5, 5), (2, 3, 5, 5), (2, 2, 5), (2, 2, 5, 1)])
 def test_initial_velocity_of_another_shape_is_an_error(shape):
     with pytest.raises(ValueError, match="initial: expected a velocity .*give one field a pair"):
-        registration()(torch.zeros(2, 2, 9, 9), initial=torch.zeros(shape))
+        registration().register(torch.zeros(2, 2, 9, 9), initial=torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
