@@ -12,9 +12,8 @@ CONFIGS = sorted(path for path in ROOT.glob("bundles/*/configs/*.json") if path.
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 def test_every_top_level_key_has_an_entry(path):
-    keys = {
-        key.lstrip("+").split("#")[0] for key, value in json.loads(path.read_text()).items() if not is_part(key, value)
-    }
+    content = {key.lstrip("+").split("#")[0]: value for key, value in json.loads(path.read_text()).items()}
+    keys = {key for key, value in content.items() if not is_part(key, value)}
     assert not keys - set(OPTIONS), "add an Option to common/runs/options.py"
 
 
