@@ -47,12 +47,20 @@ def root(name: str) -> str:
 
 
 def rank() -> int:
-    """This process's number among those that torchrun started, 0 without it."""
+    """This process's number among those that torchrun started, 0 without it.
+
+    Returns:
+        From 0.
+    """
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Number of processes that torchrun started, 1 without it."""
+    """Number of processes that torchrun started, 1 without it.
+
+    Returns:
+        At least 1.
+    """
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -61,6 +69,9 @@ def select_device(value: Any) -> torch.device:
 
     Args:
         value: "cpu", "cuda", "cuda:1", "mps" or a ``torch.device``.
+
+    Returns:
+        The device.
 
     Raises:
         ValueError: for an unknown name, or CUDA where there is none.
@@ -80,6 +91,14 @@ def select_device(value: Any) -> torch.device:
 def choose(options: dict[str, Any], name: str, argument: str) -> Any:
     """One of several named things.
 
+    Args:
+        options: what there is, by name.
+        name: which one.
+        argument: what the error calls the choice.
+
+    Returns:
+        The entry of that name.
+
     Raises:
         ValueError: for a name that is not among them, with the nearest.
     """
@@ -88,6 +107,13 @@ def choose(options: dict[str, Any], name: str, argument: str) -> Any:
 
 def choose_objective(objectives: dict[str, Any], name: str) -> Any:
     """The entry of an objective.
+
+    Args:
+        objectives: what there is, by name.
+        name: which one.
+
+    Returns:
+        The entry of that name.
 
     Raises:
         ValueError: for a name that is not among them, with the nearest; for one of what registers without training,

@@ -189,6 +189,9 @@ def training_loader(
         updates_per_epoch: batches of an epoch, whose pairs are drawn at random with replacement; None takes every pair
             once an epoch.
 
+    Returns:
+        The loader.
+
     Raises:
         ValueError: for less than one update.
     """
@@ -216,6 +219,14 @@ def evaluation_loader(dataset: PairDataset, batch_size: int, num_workers: int = 
     """All pairs once, in order, not sharded over processes.
 
     Tensors and numbers are stacked, strings stay lists; ``spacing`` ``(B, d)`` is NaN where unknown.
+
+    Args:
+        dataset: of the pairs.
+        batch_size: pairs at a time.
+        num_workers: see ``training_loader``.
+
+    Returns:
+        The loader.
     """
     return DataLoader(
         dataset,

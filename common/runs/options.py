@@ -154,17 +154,40 @@ GROUPS = {
 
 
 def is_part(name: str, value: Any) -> bool:
-    """Whether a top-level key holds a part of the run and not an option of it."""
+    """Whether a top-level key holds a part of the run and not an option of it.
+
+    Args:
+        name: of the key.
+        value: what it holds.
+
+    Returns:
+        True or False.
+    """
     return name in GROUPS or (isinstance(value, Mapping) and "_target_" in value)
 
 
 def is_expression(value: Any) -> bool:
-    """Whether MONAI computes the value: "$…", or "@…", the value of another key."""
+    """Whether MONAI computes the value: "$…", or "@…", the value of another key.
+
+    Args:
+        value: of a key.
+
+    Returns:
+        True or False.
+    """
     return isinstance(value, str) and value.startswith(("$", "@"))
 
 
 def kind_of(name: str, default: Any) -> str:
-    """Name of a key's kind, from its entry or else from the type of its default."""
+    """Name of a key's kind, from its entry or else from the type of its default.
+
+    Args:
+        name: of the key.
+        default: value in the bundle's JSON.
+
+    Returns:
+        A key of ``KINDS``.
+    """
     option = OPTIONS.get(name)
     if option is not None and option.kind is not None:
         return option.kind
@@ -181,6 +204,9 @@ def checked(name: str, value: Any, default: Any) -> Any:
         name: the key.
         value: what was given.
         default: what the bundle's JSON has, which shows the type and an example.
+
+    Returns:
+        The converted value.
 
     Raises:
         ValueError: naming the option, what was expected, what came, and an example.
