@@ -152,7 +152,7 @@ def _overlaps(after: Overlap, before: Overlap, thorough: bool) -> dict[Column, T
 
 def _surfaces(masks: Masks, spacing: Tensor, present: Tensor) -> dict[Column, Tensor]:
     """Surface distances of one label, (B,) a column, on the CPU whatever the device."""
-    arrays = Masks(*(mask[:, 0].cpu().numpy() for mask in masks))
+    arrays: list[Any] = [mask[:, 0].cpu().numpy() for mask in masks]
     sizes = [tuple(row) if all(map(math.isfinite, row)) else None for row in spacing.tolist()]
     endings = ("", "_before") if not any(sizes) else ("", "_before", "_mm", "_mm_before")
     names = [(name, ending) for ending in endings for name in SurfaceDistances._fields] + [OFFICIAL[1]]

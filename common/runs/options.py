@@ -112,7 +112,7 @@ OPTIONS: dict[str, Option] = {
     "learning_rate_decay": Option("power of the polynomial decay, 0 for none", (TRAIN,), least=0, fixed=True),
     "val_interval": Option("epochs between validations", (TRAIN,), least=1),
     # the method
-    "architecture": Option("network, by name", fixed=True),
+    "architecture": Option("network, or solver without weights (pairwise, elastix, identity), by name", fixed=True),
     "architectures": Option("parameters of each network", kind="table", fixed=True),
     "objective": Option("what is minimised, by name", METHOD, fixed=True),
     "objectives": Option("parameters of each objective", METHOD, kind="table", fixed=True),
