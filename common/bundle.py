@@ -135,8 +135,8 @@ def choose_objective(objectives: dict[str, Any], name: str) -> Any:
 def check_arguments(run_id: str | None = None) -> None:
     """First entry of every run list: check every option, before anything is loaded, built or written.
 
-    Where ``python -m monai.bundle run`` started the process, the command line is read as it was typed, and an error
-    that ends the process is from here on said in words (``runs.messages``).
+    Where ``python -m monai.bundle run`` started the process, the command line is read as it was typed. From then on an
+    error that ends the process is shown as a message (``runs.messages``).
 
     Args:
         run_id: of the list.
@@ -197,12 +197,12 @@ def start(seed: int, device: Any = "cpu") -> None:
     for noisy in ("ignite", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if world_size() > 1 and not dist.is_initialized():
-        chosen = select_device(device)
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
+        own_device = select_device(device)
+        if own_device.type == "cuda":
+            torch.cuda.set_device(own_device)
         # The others wait while the first process evaluates, which may take longer than torch's ten minutes. A process
         # that dies does not leave them waiting: torchrun ends them.
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
+        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     torch.manual_seed(int(seed))
 
 

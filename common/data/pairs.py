@@ -165,9 +165,9 @@ class SeededSampler(DistributedSampler):
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         mine = range(self.rank, self.total_size, self.num_replicas)
         if self.samples is not None:
-            chosen = torch.randint(count, (self.samples,), generator=generator).tolist()
+            drawn = torch.randint(count, (self.samples,), generator=generator).tolist()
             seeds = torch.randint(2**62, (self.samples,), generator=generator).tolist()
-            return iter([(chosen[i], seeds[i]) for i in mine])
+            return iter([(drawn[i], seeds[i]) for i in mine])
         draws = torch.randint(2**62, (count,), generator=generator).tolist()
         order = torch.randperm(count, generator=generator).tolist()
         return iter([(order[i % count], draws[order[i % count]]) for i in mine])

@@ -37,9 +37,9 @@ def read_case(
 ) -> tuple[Image, Image]:
     """Read a volume or stack and its labels, on one grid of the data set's orientation and spacing.
 
-    The labels are laid on the image's grid where their affine places them: exactly where only the axes' order and
-    direction differ, else by the nearest voxel. Where one of the two files gives no orientation and the shapes are
-    equal, voxel lies on voxel.
+    Labels go onto the image's grid where their affine places them: exactly where only the axes' order and direction
+    differ, else by the nearest voxel. Where one of the two files gives no orientation and the shapes are equal, voxels
+    correspond by their indices.
 
     Args:
         image_file: NIfTI file, three axes; (X, Y, 1) is a stack of one slice where ``spatial_dims`` is 2.

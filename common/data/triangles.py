@@ -146,18 +146,18 @@ def datalist(
     """
     names = sorted(subjects(dataset_dir, split, count), key=lambda name: (list(COUNTS).index(split_of(name)), name))
     known_name("style", style, STYLES)
-    chosen = set(shapes)
-    for name in sorted(chosen):
+    wanted = set(shapes)
+    for name in sorted(wanted):
         known_name("shapes", name, SHAPES)
     if len(spatial_size) not in (2, 3) or min(spatial_size) < MIN_SIZE:
         raise ValueError(
             f"spatial_size: expected 2 or 3 numbers of at least {MIN_SIZE} voxels, got {tuple(spatial_size)}; smaller "
             "shapes would be no more than a few voxels."
         )
-    if not chosen or seed < 0:
-        raise ValueError(f"expected at least one name in shapes and seed of 0 or more, got {chosen or ()} and {seed}.")
+    if not wanted or seed < 0:
+        raise ValueError(f"expected at least one name in shapes and seed of 0 or more, got {wanted or ()} and {seed}.")
     how = {"spatial_size": [int(n) for n in spatial_size], "style": style, "seed": seed,
-           "shapes": [name for name in SHAPES if name in chosen]}  # fmt: skip
+           "shapes": [name for name in SHAPES if name in wanted]}  # fmt: skip
     return [{"subject": name, "generated": how} for name in names]
 
 
