@@ -152,5 +152,5 @@ def test_inference_has_the_network_and_the_window_of_training(bundle: Path) -> N
         ConfigParser.load_config_file(str(bundle / "configs" / f"{n}.json")) for n in ("inference", "train")
     )
     shared = inference.keys() & train.keys() - {"_doc_", "imports", "output_dir", "batch_size", "crop_center", "run"}
-    assert {"network_def", "architecture", "spatial_size", "percentiles", "ckpt_path", "device", "amp"} <= shared
+    assert {"network_def", "architecture", "spatial_size", "ckpt_path", "device", "amp"} <= shared
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}
