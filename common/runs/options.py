@@ -146,12 +146,16 @@ OPTIONS: dict[str, Option] = {
     "instance_target": Option("what these steps change: weights, field", (FIT, INFERENCE)),
     "instance_learning_rate": Option("of these steps", (FIT, INFERENCE), above=0),
 }
-# Keys that hold parts, not values. ``chosen`` and ``data_root`` follow from options.
-PARTS = {
-    "_doc_", "imports", "data_root", "chosen", "network_def", "score_def", "score_objective", "train", "validate",
-    "evaluate", "registration", "instance", "pairwise", "preprocessing", "dataset", "dataloader", "inferer",
-    "displayable_configs", "postprocessing", "handlers", "evaluator", "training", "evaluating", "inferring", "run",
+# Keys that hold neither values nor components, but what runs, what follows from options, or a group of components.
+GROUPS = {
+    "_doc_", "imports", "data_root", "chosen", "options", "measures", "train", "validate", "evaluate", "handlers",
+    "displayable_configs", "training", "evaluating", "inferring", "run",
 }  # fmt: skip
+
+
+def is_part(name: str, value: Any) -> bool:
+    """Whether a top-level key holds a part of the run and not an option of it."""
+    return name in GROUPS or (isinstance(value, Mapping) and "_target_" in value)
 
 
 def is_expression(value: Any) -> bool:
