@@ -88,15 +88,17 @@ def registration_panel(
     draw_differences(figure, axes, images)
     draw_grid(axes["grid"], field)
     _draw_maps(figure, axes, maps, box)
-    for name in ("moving", "fixed") if box is not None else ():
-        draw_window(axes[name], box)
-    for name in ("moving", "fixed", "warped") if directions is not None else ():
-        draw_directions(axes[name], directions)
+    if box is not None:
+        for name in ("moving", "fixed"):
+            draw_window(axes[name], box)
+    if directions is not None:
+        for name in ("moving", "fixed", "warped"):
+            draw_directions(axes[name], directions)
     draw_legend(figure, labels, label_names or {}, windowed=box is not None)
     save_figure(figure, path)
 
 
-def _registration_axes(maps: Sequence[str], shape: Sequence[int], title: str) -> tuple[Any, dict[str, Any]]:
+def _registration_axes(maps: Sequence[str], shape: tuple[int, ...], title: str) -> tuple[Any, dict[str, Any]]:
     """Figure and axes by name: images and the grid, differences and maps, and the maps' bars below them."""
     rows = [["moving", "fixed", "warped", "grid"], ["before", "after", *maps]]
     if not maps:

@@ -46,7 +46,7 @@ class LandmarkMeasures:
             "_before": landmark_errors(torch.zeros_like(cases.ddf), moving, fixed),
         }
         known = cases.spacing.isfinite().all(1)
-        columns = {}
+        columns: dict[str, Tensor] = {}
         for unit, applies, size in (
             ("mm", known, cases.spacing),
             ("voxels", ~known, torch.ones_like(cases.spacing)),

@@ -46,11 +46,11 @@ class Surface:
         # The bounding box, since a structure fills little of a volume. Nothing of the mask lies outside of it.
         box = (find_objects(mask.view(np.uint8)) or [None])[0]
         if box is None:
-            self.points = np.empty((0, mask.ndim))
+            self.points: NDArray[np.float64] = np.empty((0, mask.ndim))
             return
         inside = mask[box]
         edges = inside & ~binary_erosion(inside)
-        self.points = np.argwhere(edges) + np.array([part.start for part in box], dtype=np.float64)
+        self.points = np.argwhere(edges).astype(np.float64) + [part.start for part in box]
         if spacing is not None:
             self.points *= np.asarray(spacing, dtype=np.float64)
 
