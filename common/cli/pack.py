@@ -17,6 +17,7 @@ from typing import Any
 
 from ..atomic import atomic_path
 from ..bundle import switch
+from ..engines.solvers import refuse_solver
 from .bundles import PACKAGE, configurations, find_bundles, read_json, rename_package
 from .documents import packed_readme
 from .export import export_inference
@@ -80,17 +81,22 @@ def torchscript_of(bundle: Path) -> bytes:
 
     Args:
         bundle: its folder in the repository.
+
+    Raises:
+        ValueError: where a solver stands in place of the network.
     """
     metadata = packed_configurations(bundle)["configs/metadata.json"]
     extra = {"metadata.json": metadata, "inference.json": export_inference(bundle)}
-    return export_torchscript(build_network(bundle), {name: dump(config) for name, config in extra.items()})
+    network = build_network(bundle)
+    refuse_solver(network, "packing")
+    return export_torchscript(network, {name: dump(config) for name, config in extra.items()})
 
 
 def collect(bundle: Path) -> dict[str, bytes]:
     """Everything of the packed bundle by its path inside it, the checksums last."""
-    files = packed_files(bundle)
+    files, script = packed_files(bundle), torchscript_of(bundle)
     if "models/model.pt" in files:
-        files["models/model.ts"] = torchscript_of(bundle)
+        files["models/model.ts"] = script
     sums = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)]
     return files | {"SHA256SUMS": "".join(sums).encode()}
 

@@ -61,8 +61,8 @@ def check_zoo_metadata(bundle: Path) -> None:
     numbers = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
     if not numbers or (metadata.get("weights") and not metrics):
         raise ValueError(
-            f"metadata.json: eval_metrics must hold the numbers that the weights reach, got {metrics!r}. Copy them from "
-            'the evaluation, {"dice": 0.83, ...}.'
+            f"metadata.json: eval_metrics must hold the numbers that the weights reach, got {metrics!r}. Copy them "
+            'from the evaluation, {"dice": 0.83, ...}.'
         )
 
 
