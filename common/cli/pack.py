@@ -24,7 +24,7 @@ from .export import export_inference
 from .torchscript import build_network, export_torchscript, write_zip
 
 PACKED_PACKAGE = "scripts.common"
-LARGE_FILES = "large_files.yml"
+LARGE_FILES = "large_files.json"
 LARGEST_COMMIT = 2**20  # bytes of a file that the model zoo's own check takes into a commit
 
 
@@ -73,7 +73,7 @@ def packed_files(bundle: Path) -> dict[str, bytes]:
     files |= {f"{vendored}/{path.relative_to(package).as_posix()}": path.read_bytes() for path in _tree(package)}
     files["scripts/__init__.py"] = b""
     readme = files["docs/README.md"].decode()
-    return files | {"docs/README.md": packed_readme(readme, bundle.name, files, PACKED_PACKAGE).encode()}
+    return files | {"docs/README.md": packed_readme(readme, bundle.name, PACKED_PACKAGE).encode()}
 
 
 def torchscript_of(bundle: Path) -> bytes:
