@@ -141,7 +141,7 @@ def test_incomplete_or_unknown_bundles_are_refused(bundle, tmp_path):
     (bundle / "configs" / "inference.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"baseline_acdc has no configs/inference\.json"):
         pack(str(bundle), output=str(tmp_path), smoke=False)
-    with pytest.raises(ValueError, match="smoke must be true or false"):
+    with pytest.raises(ValueError, match="smoke: expected true or false"):
         pack(str(bundle), output=str(tmp_path), smoke="perhaps")
     assert not list(tmp_path.glob("*.zip"))
 
