@@ -6,8 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -188,18 +186,3 @@ def finish() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def example_dir() -> Path:
-    """A new temporary folder, for example images that are made and not part of any result."""
-    return Path(tempfile.mkdtemp(prefix="registration-example-"))
-
-
-def dataset_root(dataset_dir: str | Path, phantom: Callable[[], Path]) -> Path:
-    """Folder to read a data set from.
-
-    Args:
-        dataset_dir: a path, or "phantom" for synthetic data in the same layout.
-        phantom: makes them, once, and returns their folder.
-    """
-    return phantom() if str(dataset_dir) == "phantom" else Path(dataset_dir).expanduser()

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from common import bundle
+from common.engines import architectures
+from common.runs.options import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,7 +65,7 @@ def test_switch_reads_no(value):
 
 @pytest.mark.parametrize("value", ["", "fasle", None, 2, 0.5, "null", []])
 def test_switch_refuses_what_it_cannot_read(value):
-    with pytest.raises(ValueError, match="amp must be true or false, got"):
+    with pytest.raises(ValueError, match="amp: expected true or false, got"):
         bundle.switch(value, "amp")
 
 
@@ -107,6 +109,16 @@ def test_choice_by_name():
         bundle.choose({"plain": 1}, None, "objective")
 
 
+def test_what_needs_no_training_is_no_objective():
+    for solver in SOLVERS:
+        with pytest.raises(ValueError, match=f"got '{solver}', which is no objective .* --architecture {solver}"):
+            bundle.choose_objective({"mse": 1}, solver)
+    with pytest.raises(ValueError, match="'ncc' names two things. Take lncc.*or global_ncc"):
+        bundle.choose_objective({"mse": 1}, "ncc")
+    assert bundle.choose_objective({"mse": 1, "ncc": 2}, "ncc") == 2
+    assert set(SOLVERS) == set(architectures.SOLVERS)
+
+
 def test_arguments_are_left_alone_outside_of_a_configuration():
     hook = sys.excepthook
     bundle.check_arguments("training")
@@ -124,23 +136,3 @@ def test_start_seeds_torch_and_shows_information(one_process, monkeypatch):
     assert root.isEnabledFor(logging.INFO)
     assert not torch.distributed.is_initialized()
     bundle.finish()
-
-
-def test_example_images_have_a_folder_of_their_own():
-    first, second = bundle.example_dir(), bundle.example_dir()
-    assert first != second and not list(first.iterdir())
-    first.rmdir()
-    second.rmdir()
-
-
-def test_dataset_root_is_the_phantom_only_by_name(tmp_path):
-    made = []
-
-    def phantom():
-        made.append(1)
-        return tmp_path / "made"
-
-    assert bundle.dataset_root("phantom", phantom) == tmp_path / "made" and made == [1]
-    assert bundle.dataset_root(str(tmp_path), phantom) == tmp_path
-    assert bundle.dataset_root(Path("~/acdc"), phantom) == Path.home() / "acdc"
-    assert made == [1]

@@ -11,10 +11,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from ..io.extent import extent_in
+from ..io.affine import file_affine
 from ..io.images import Image, load_image, load_label, resample_like, same_grid
-from ..io.nifti import file_affine, open_nifti, read_values
+from ..io.nifti import open_nifti, read_values
 from ..io.orientation import reorient, resample_to_spacing, training_spacing
+from ..io.resampling import WHOLE, extent_in
 from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ def read_case(
                 f"expected an image and labels of one shape (X, Y, Z), got {tuple(image.array.shape)} in {image_file} "
                 f"and {tuple(label.array.shape)} in {label_file}; replace the damaged file."
             )
-        label = _on_grid_of(image, label, image_file, label_file)
-        image, label = (reorient(part, orientation, spatial_dims) for part in (image, label))
+        shared = _on_grid_of(image, label, image_file, label_file)
+        image = reorient(image, orientation, spatial_dims)
+        shared = None if shared is None else reorient(shared, orientation, spatial_dims)
     except (ValueError, FileNotFoundError) as error:
         raise DatasetLayoutError(str(error)) from error
     if not np.isin(label.array.numpy(), list(labels)).all():
@@ -74,7 +76,10 @@ def read_case(
             f"{label.array.unique().tolist()[:8]}; restore the published file."
         )
     wanted = training_spacing(image, spatial_dims, spacing, spacing_range)
-    return resample_to_spacing(image, wanted, "bilinear"), resample_to_spacing(label, wanted, "nearest")
+    image = resample_to_spacing(image, wanted, "bilinear")
+    if shared is None:  # straight to the final grid: the nearest of the nearest voxel may be another
+        return image, resample_like(label, image, "nearest")
+    return image, resample_to_spacing(shared, wanted, "nearest")
 
 
 def _as_stack(image: Image) -> Image:
@@ -84,7 +89,8 @@ def _as_stack(image: Image) -> Image:
     return image._replace(array=image.array[..., None], spacing=(*image.spacing, thickness), slice_axis=False)
 
 
-def _on_grid_of(image: Image, label: Image, image_file: str | Path, label_file: str | Path) -> Image:
+def _on_grid_of(image: Image, label: Image, image_file: str | Path, label_file: str | Path) -> Image | None:
+    """The labels on the image's grid where voxel lies on voxel, in any order and direction of axes; else None."""
     same_shape = image.array.shape == label.array.shape
     if same_grid(image, label) or (same_shape and (0, 0) in (image.form_codes, label.form_codes)):
         return image._replace(array=label.array)
@@ -98,8 +104,12 @@ def _on_grid_of(image: Image, label: Image, image_file: str | Path, label_file: 
             f"{tuple(image.array.shape)}, where their affines place them; restore the published file, or resample the "
             "labels to the image's grid (nearest neighbour)."
         )
+    relative = np.linalg.inv(label.affine) @ image.affine
+    steps = np.abs(relative[:3, :3].round())
+    if np.abs(relative - relative.round()).max() < WHOLE and np.array_equal(steps @ steps.T, np.eye(3)):
+        return resample_like(label, image, "nearest")  # a copy
     logger.info("%s lies on another grid than its image and is read where its affine places it.", label_file)
-    return resample_like(label, image, "nearest")
+    return None
 
 
 def read_displacement(path: str | Path, image: Image, orientation: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -128,15 +129,19 @@ class Elastix(Solver):
             _, transform = itk.elastix_registration_method(
                 fixed_image, moving_image, parameter_object=self._parameter_maps(fixed.shape), log_to_console=False
             )
-            field = itk.transformix_deformation_field(moving_image, transform, log_to_console=False)
+            # transformix writes the field into a folder, the current one where none is named.
+            with tempfile.TemporaryDirectory() as folder:
+                field = itk.transformix_deformation_field(
+                    moving_image, transform, log_to_console=False, output_directory=folder
+                )
+                vectors = itk.array_from_image(field)
         except RuntimeError as error:
             raise RuntimeError(
                 f"elastix did not register a pair of {fixed.shape} voxels: {str(error).strip()}. Images without "
                 "contrast, or moved far out of view, have nothing to register; try --architecture pairwise."
             ) from error
         # ITK's first axis is the array's last, and so is its first component.
-        vectors = itk.array_from_image(field)[..., ::-1]
-        return np.ascontiguousarray(np.moveaxis(vectors, -1, 0), dtype=np.float32)
+        return np.ascontiguousarray(np.moveaxis(vectors[..., ::-1], -1, 0), dtype=np.float32)
 
     def _parameter_maps(self, shape: tuple[int, ...]) -> Any:
         """elastix's parameter object for images of a shape."""

@@ -111,19 +111,7 @@ class RegistrationTrainer(Trainer):
         self.active, self.image_scale = method.update_names, 1.0
         self.stages: Any = None
         self.optimizers: dict[str, Optimizer] = {}
-        self._views = [TrainingView(method.network, amp, method.inverse_by_negation)]
-        if method.estimator_network is not None:
-            self._views.append(EstimatorView(method.estimator_network, amp))  # type: ignore[arg-type]
-        method.similarity.to(device)
-        for update in method.updates:
-            if isinstance(update.objective, nn.Module):
-                update.objective.to(device)
-        for view in self._views:
-            view.to(device)
-            for parameter in view.parameters():
-                parameter.data = channels_last(parameter.data)
-            if compile:
-                view.compile()
+        self._views = self._built_views(device, amp, compile)
         self._wrap(device)
         super().__init__(
             device=device,
@@ -136,6 +124,23 @@ class RegistrationTrainer(Trainer):
         )
         if train_handlers:
             self._register_handlers(train_handlers)
+
+    def _built_views(self, device: torch.device, amp: bool, compile: bool) -> list[nn.Module]:
+        """The networks as DDP and compile see them, on the device and in the fastest layout."""
+        method = self.method
+        views: list[nn.Module] = [TrainingView(method.network, amp, method.inverse_by_negation)]
+        if method.estimator_network is not None:
+            views.append(EstimatorView(method.estimator_network, amp))
+        for part in (method.similarity, *(update.objective for update in method.updates)):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        for view in views:
+            view.to(device)
+            for parameter in view.parameters():
+                parameter.data = channels_last(parameter.data)
+            if compile:
+                view.compile()
+        return views
 
     def _wrap(self, device: torch.device) -> None:
         self._displacement, self._estimator, *_ = [*(_wrapped(view, device) for view in self._views), None]

@@ -83,7 +83,21 @@ def registration_panel(
         field = field[(slice(None), *part)]
         if images["fixed"].shape != shape:
             title = f"{title}, around the network's window" if title else "around the network's window"
-            shape = images["fixed"].shape
+    figure, axes = _registration_axes(list(maps), images["fixed"].shape, title)
+    draw_images(axes, images, labels)
+    draw_differences(figure, axes, images)
+    draw_grid(axes["grid"], field)
+    _draw_maps(figure, axes, maps, box)
+    for name in ("moving", "fixed") if box is not None else ():
+        draw_window(axes[name], box)
+    for name in ("moving", "fixed", "warped") if directions is not None else ():
+        draw_directions(axes[name], directions)
+    draw_legend(figure, labels, label_names or {}, windowed=box is not None)
+    save_figure(figure, path)
+
+
+def _registration_axes(maps: Sequence[str], shape: Sequence[int], title: str) -> tuple[Any, dict[str, Any]]:
+    """Figure and axes by name: images and the grid, differences and maps, and the maps' bars below them."""
     rows = [["moving", "fixed", "warped", "grid"], ["before", "after", *maps]]
     if not maps:
         rows = [rows[0][:3], ["before", "after", "grid"]]
@@ -91,24 +105,16 @@ def registration_panel(
     across = len(rows[0])
     rows = [row + ["."] * (across - len(row)) for row in (*rows, bars)]
     figure = new_figure(across, 2, shape, title)
-    axes = figure.subplot_mosaic(rows, height_ratios=[1, 1, BAR_RATIO])
-    draw_images(axes, images, labels)
-    draw_differences(figure, axes, images)
-    draw_grid(axes["grid"], field)
-    if box is not None:
-        for name in ("moving", "fixed"):
-            draw_window(axes[name], box)
-    if directions is not None:
-        for name in ("moving", "fixed", "warped"):
-            draw_directions(axes[name], directions)
+    return figure, figure.subplot_mosaic(rows, height_ratios=[1, 1, BAR_RATIO])
+
+
+def _draw_maps(figure: Any, axes: Mapping[str, Any], maps: Mapping[str, np.ndarray], box: Any) -> None:
     if "score" in maps:
         picture = show(axes["score"], maps["score"], "score", cmap="viridis", vmin=0, vmax=1)
         colour_bar(figure, picture, axes["score_bar"])
     if "jacobian_determinant" in maps:
         picture = draw_jacobian(axes["jacobian_determinant"], maps["jacobian_determinant"], box)
         colour_bar(figure, picture, axes["jacobian_determinant_bar"])
-    draw_legend(figure, labels, label_names or {}, windowed=box is not None)
-    save_figure(figure, path)
 
 
 def score_panel(

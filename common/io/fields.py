@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..spatial.units import flip_ras_lps, physical_to_voxel, plane_affine, voxel_to_physical
+from .affine import file_affine, is_orthonormal
 from .images import Image, write_nifti
-from .nifti import file_affine, is_orthonormal, open_nifti, read_values
+from .nifti import open_nifti, read_values
 
 INTENT_VECTOR = 1007
 # ITK reads a field of one slice as 2D and drops its tilt, but an image of one slice as 3D: the slice is written twice.

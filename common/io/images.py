@@ -17,7 +17,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..atomic import atomic_path
-from .nifti import file_affine, largest_distance, open_nifti, read_values, read_whole_numbers
+from .affine import file_affine, largest_distance
+from .nifti import open_nifti, read_values, read_whole_numbers
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from .affine import sizes_text
 from .images import Image
-from .nifti import sizes_text
 
 logger = logging.getLogger(__name__)
 

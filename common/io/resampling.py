@@ -167,9 +167,23 @@ def share_within(image: Image, other: Image) -> float:
     return float(((points >= -0.5 - WHOLE) & (points <= limit)).all(-1).mean())
 
 
+def extent_in(image: Image, grid: Image) -> tuple[np.ndarray, np.ndarray]:
+    """The box around an image's field of view, half a voxel beyond its outer voxels' centres, on another grid.
+
+    Args:
+        image, grid: of as many axes; 2D ones lie in one plane. Their voxels are not read.
+
+    Returns:
+        Lowest and highest coordinate along each axis of ``grid``, (d,) each, in its voxels. The field of view of
+        ``grid`` itself reaches from -0.5 to n - 0.5.
+    """
+    edges = np.array([(*corner, 1) for corner in product(*((-0.5, n - 0.5) for n in image.array.shape))])
+    corners = (edges @ relative_affine(grid, image).T)[:, :-1]
+    return corners.min(0), corners.max(0)
+
+
 def excess_voxels(image: Image, other: Image) -> float:
     """How far the field of view of an image reaches beyond that of another, in voxels of the other; 0 if nowhere."""
-    edges = np.array([(*corner, 1) for corner in product(*((-0.5, n - 0.5) for n in image.array.shape))])
-    points = (edges @ relative_affine(other, image).T)[:, :-1]
-    beyond = np.maximum(-0.5 - points, points - (np.array(other.array.shape) - 0.5)).max()
+    lowest, highest = extent_in(image, other)
+    beyond = np.maximum(-0.5 - lowest, highest - (np.array(other.array.shape) - 0.5)).max()
     return max(float(beyond), 0.0) if math.isfinite(beyond) else math.inf

@@ -63,7 +63,7 @@ class Objective(nn.Module):
             regularisation drawn at random, say). A term of weight 0 is computed without gradient, for the log alone.
 
     Raises:
-        ValueError: for no term that counts, a weight that is no finite number, or a term named "total".
+        ValueError: for no term that counts, a weight that is no number from 0, or a term named "total".
     """
 
     def __init__(self, terms: Mapping[str, tuple[Weight, nn.Module]]) -> None:
@@ -71,8 +71,8 @@ class Objective(nn.Module):
         self.weights: dict[str, Weight] = {}
         for name, (weight, _) in terms.items():
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not callable(weight) and not (number and math.isfinite(weight)):
-                raise ValueError(f"terms: expected a finite number as weight of '{name}', got {weight!r}.")
+            if not callable(weight) and not (number and 0 <= weight < math.inf):
+                raise ValueError(f"terms: expected a number of at least 0 as weight of '{name}', got {weight!r}.")
             self.weights[name] = weight if callable(weight) else float(weight)
         if "total" in terms or all(weight == 0 for weight in self.weights.values()):
             raise ValueError(

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from monai.transforms import MapTransform
 
+from ..io.affine import sizes_text
 from ..io.fields import check_grid
 from ..io.images import Image, check_plane
-from ..io.nifti import sizes_text
 from ..io.orientation import Axes, grid_of_spacing, reoriented, spacing_is_unknown, stored_axes, training_spacing
 from ..io.resampling import grid_only, share_within
 from ..io.transforms import Transform, checked_placement

@@ -119,10 +119,7 @@ class CropPaird(MapTransform):
     def _seen(self, image: Image, window: Image) -> Tensor:
         # (1, 1, *size), with slices (Z, 1, *size)
         values, inside = (to_stack(array[None], len(self.size)) for array in sampled_onto(image, window))
-        axes = tuple(range(1, values.dim()))
-        least = torch.where(inside, values, torch.inf).amin(dim=axes, keepdim=True)
-        least = torch.where(least.isfinite(), least, 0.0)  # a slice that the image lacks altogether
-        return min_max(torch.where(inside, values, least), batched=True)
+        return min_max(values, batched=True, inside=inside)
 
     def _centre(self, moving: Image, fixed: Image, pair: Pair) -> Tensor:
         """On the working grid, (d,) in voxels."""

@@ -14,8 +14,8 @@ from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from torch import Tensor
 
+from ..io.affine import is_orthonormal
 from ..io.images import Image, load_image, load_label, same_grid
-from ..io.nifti import is_orthonormal
 from ..io.resampling import excess_voxels
 
 logger = logging.getLogger(__name__)

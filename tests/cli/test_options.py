@@ -22,8 +22,9 @@ def test_every_option_of_a_run_is_listed(bundle: Path, stage: str, files: list[s
     lines = options(str(bundle), stage).splitlines()
     listed = {line.split()[0].removeprefix("--"): line for line in lines if line.startswith("--")}
     config = json.loads((bundle / "configs" / f"{files[0]}.json").read_text())
-    expected = {key for key in config if key in OPTIONS and stage in OPTIONS[key].stages}
-    assert set(listed) == expected | {"debug"}
+    stages = {stage} if stage == "train" else {stage, "fit"}
+    expected = {key for key in config if key in OPTIONS and stages.intersection(OPTIONS[key].stages)}
+    assert set(listed) == expected | {"condition", "debug"}
     assert all(OPTIONS[name].meaning in line for name, line in listed.items())
 
 

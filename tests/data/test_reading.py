@@ -255,3 +255,22 @@ def test_files_that_are_refused_are_named_with_their_role(tmp_path: Path) -> Non
         read_case(image, label, (0, 1))
     with pytest.raises(DatasetLayoutError, match="image: .*absent.nii.gz does not exist"):
         read_case(tmp_path / "absent.nii.gz", label, (0, 1))
+
+
+def test_labels_of_another_grid_are_sampled_once(tmp_path: Path) -> None:
+    """Image of 1 mm brought to 1.5 mm, labels of 0.4 mm: each is that of the label voxel nearest to the final one."""
+    values = np.random.default_rng(0).integers(0, 4, (50, 40, 30)).astype(np.uint8)
+    image, label = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    fine = np.diag([0.4, 0.4, 0.4, 1.0])
+    fine[:3, 3] = -0.3
+    nib.save(nib.Nifti1Image(values, fine), label)
+    nib.save(nib.Nifti1Image(np.random.default_rng(1).random((20, 16, 12)).astype(np.float32), np.eye(4)), image)
+    seen, laid = read_case(image, label, range(4), spacing=(1.5, 1.5, 1.5))
+    assert laid.array.shape == seen.array.shape == (13, 11, 8)
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in laid.array.shape], indexing="ij"), -1)
+    points = index @ seen.affine[:3, :3].T + seen.affine[:3, 3]
+    voxels = (points + 0.3) / 0.4
+    clear = (np.abs(voxels - np.floor(voxels) - 0.5) > 1e-3).all(-1)  # half way either voxel is the nearest
+    nearest = values[tuple(np.clip(np.rint(voxels).astype(int), 0, np.array(values.shape) - 1)[clear].T)]
+    assert clear.mean() > 0.4
+    np.testing.assert_array_equal(laid.array.numpy()[clear], nearest)

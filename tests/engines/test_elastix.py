@@ -91,6 +91,13 @@ def test_equal_seeds_give_equal_fields_and_the_random_state_stays():
 
 
 @needs_elastix
+def test_no_file_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Elastix(build_similarity("mse"), iterations=5)(pair(waves(SHAPES[0])))
+    assert not list(tmp_path.iterdir())
+
+
+@needs_elastix
 @pytest.mark.parametrize("linear", ["none", "rigid", "affine"])
 def test_stages_are_those_asked_for(linear):
     register = Elastix(build_similarity("mi", bins=16), linear, 12.0, 0.5, resolutions=2, iterations=7)

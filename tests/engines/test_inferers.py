@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
 from pathlib import Path
 
 import itk
@@ -19,7 +18,6 @@ from common.io.fields import load_ddf
 from common.networks.registry import build
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-NAMES = ["adacs_acdc", "baseline_acdc"]
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = np.linalg.qr(np.array([[1.0, 0.4, -0.2], [-0.5, 1.0, 0.3], [0.1, -0.2, 1.0]]))[0] * [1.4, -1.6, 9.0]
 OBLIQUE[:3, 3] = [13.0, -52.0, 31.0]
@@ -105,25 +103,6 @@ def test_inferer_refuses_other_shapes():
         StackInferer()(torch.zeros(1, 2, 8, 8, 0), lambda x: x)
     with pytest.raises(ValueError, match="batch_size: expected a whole number"):
         StackInferer(0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bundle_has_the_properties_of_inference_and_the_network_of_training(name):
-    assert workflow(name).check_properties() == []
-    folder = BUNDLES / name / "configs"
-    inference, train = (json.loads((folder / f"{file}.json").read_text()) for file in ("inference", "train"))
-    assert inference["network_def"] == train["network_def"]
-    for key in ("architecture", "spatial_size", "ckpt_path", "device", "amp"):
-        assert inference[key] == train[key], key
-
-
-def test_bundles_infer_alike():
-    """All but what is optimised, where the methods differ."""
-    files = [(BUNDLES / name / "configs" / "inference.json").read_text().replace(name, "NAME") for name in NAMES]
-    one, other = (json.loads(text) for text in files)
-    own = ("instance", "score", "objective", "inferring", "imports")
-    for key in {key for key in (*one, *other) if not key.startswith(own)}:
-        assert one.get(key) == other.get(key), key
 
 
 @pytest.mark.parametrize(

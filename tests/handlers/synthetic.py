@@ -6,8 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ignite.engine import Engine
 from torch import Tensor
 
+from common.handlers.measures import CaseMeasures
+from common.metrics.displacement import DisplacementMeasures
+from common.metrics.folding import FieldMeasures
+from common.metrics.image import ImageMeasures
+from common.metrics.labels import LabelMeasures
 from common.spatial.warp import warp
 
 LABELS = {"myocardium": 2, "lv": 3, "rv": 1}
@@ -52,3 +58,22 @@ def registered_pairs(dims: str) -> tuple[dict[str, Any], dict[str, Any]]:
     ddf = torch.stack([wave(shape, 1.4 + 1.9 * n, 0.25 * n) for n in number])
     output = {"ddf": ddf, "warped_image": warp(batch["moving_image"], ddf), "reverse_ddf": -0.9 * ddf, "seconds": 0.6}
     return batch, output
+
+
+def measures_of(labels: Any, scored: Any = None, *more: Any, **options: Any) -> CaseMeasures:
+    """The handler with the measures of most bundles."""
+    measures = [LabelMeasures(labels, scored), ImageMeasures(), FieldMeasures(), DisplacementMeasures(required=False)]
+    return CaseMeasures([*measures, *more], **options)
+
+
+def run_batch(handler: CaseMeasures, batch: Any, output: Any) -> Engine:
+    """Run an engine of one batch whose registration is ``output``."""
+
+    def register(engine, _):
+        engine.state.batch = batch
+        return output
+
+    engine = Engine(register)
+    handler.attach(engine)
+    engine.run([0])
+    return engine

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from common.handlers.state import TrainingState
 from common.runs import record
 from common.runs.configuration import current_parser, differences
 
@@ -39,7 +41,7 @@ def test_the_parser_is_found_where_an_expression_is_evaluated():
     "changed",
     [
         {"similarity": "lncc"}, {"bidirectional": True}, {"score_leak": True}, {"warmup_epochs": 1}, {"crop_jitter": 0},
-        {"amp": True}, {"score_momentum": "official"}, {"train__trainer__updates__0__optimizer__weight_decay": 0.1},
+        {"amp": True}, {"score_momentum": "official"}, {"optimizer__weight_decay": 0.1},
         {"network_def__name": "other"}, {"score_alpha": 0.5},
     ],
     ids=lambda changed: next(iter(changed)),
@@ -63,8 +65,8 @@ def test_an_evaluation_says_nothing_of_how_its_weights_were_trained(bundle):
 
 
 def test_the_anchor_reads_no_weights():
-    found = settings("baseline_acdc", "train", "evaluate", objective="pairwise")
-    assert found["chosen"]["smoothness_weight"] == 0.025 and "ckpt_path" not in found
+    found = settings("baseline_acdc", "train", "evaluate", architecture="pairwise")
+    assert found["chosen"]["field_weight"] == 0.025 and "ckpt_path" not in found
 
 
 def test_a_resumed_training_must_agree_in_what_decides_its_result():
@@ -100,8 +102,10 @@ def test_settings_are_found_without_a_run():
         workflow_type="train", seed=7, count=1, device="cpu",
     )  # fmt: skip
     workflow.initialize()
-    handler = workflow.parser.get_parsed_content("train#handlers")[-1]
-    assert handler.settings["seed"] == 7
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    saved = [handler for handler, *_ in trainer._event_handlers[Events.COMPLETED]]
+    (state,) = {handler.__self__ for handler in saved if isinstance(getattr(handler, "__self__", None), TrainingState)}
+    assert state.settings["seed"] == 7
 
 
 def test_a_resumed_training_of_another_kind_is_refused(finished, here):

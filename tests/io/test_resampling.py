@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.io.extent import extent_in
 from common.io.images import Image
+from common.io.resampling import excess_voxels, extent_in
 
 
 def image(shape: tuple[int, ...], affine: np.ndarray) -> Image:
@@ -35,3 +35,10 @@ def test_a_slanted_image_has_the_box_around_its_corners() -> None:
     angle[3, 3] = 1
     lowest, highest = extent_in(image((3, 3), angle), image((9, 9), np.eye(4)))
     np.testing.assert_allclose(highest - lowest, [np.sqrt(18)] * 2)
+
+
+def test_what_reaches_beyond_is_counted_in_voxels_of_the_other() -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[0, 3] = 3.0
+    grid, moved = image((6, 8, 5), np.diag([2.0, 2.0, 2.0, 1.0])), image((6, 7, 5), affine)
+    assert excess_voxels(moved, grid) == pytest.approx(1.5) and excess_voxels(grid, grid) == 0

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values recorded from an earlier version, single measures, and their errors."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from common.handlers.measures import CaseMeasures
+from common.metrics.folding import FieldMeasures
+from common.metrics.image import ImageMeasures
+from common.metrics.inverse_consistency import InverseConsistencyMeasures
+from common.metrics.labels import LabelMeasures
+from tests.handlers.synthetic import LABELS, measures_of, registered_pairs, run_batch
+
+NAN = float("nan")
+RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())
+
+
+@pytest.mark.parametrize("dims", RECORDED)
+def test_columns_and_values_are_those_recorded(dims, tmp_path):
+    """From version 0.3.0, before each measure became an object of its own; only new columns stand beside."""
+    batch, output = registered_pairs(dims)
+    handler = measures_of(LABELS, ["myocardium", "lv"], InverseConsistencyMeasures(), output_dir=tmp_path)
+    run_batch(handler, batch, output)
+    for name, recorded in RECORDED[dims].items():
+        with open(tmp_path / f"{name}.csv", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        new = [column for column in rows[0] if column not in recorded]
+        assert [column for column in rows[0] if column in recorded] == list(recorded)
+        assert all(column.startswith("jaccard") or column == "fold_count" for column in new)
+        for column, expected in recorded.items():
+            values = [row[column] for row in rows]
+            if column not in ("case", "subject"):
+                values = [float(value) if value else NAN for value in values]
+                expected = pytest.approx([NAN if x is None else x for x in expected], rel=2e-5, abs=1e-6, nan_ok=True)
+            assert values == expected, column
+
+
+def test_images_alone_are_enough(tmp_path, caplog):
+    batch, output = registered_pairs("2d")
+    batch = {key: batch[key] for key in ("moving_image", "fixed_image", "subject", "case")}
+    handler = CaseMeasures([ImageMeasures(), FieldMeasures()], tmp_path)
+    with caplog.at_level("INFO"):
+        run_batch(handler, batch, output)
+    assert "3 cases of 2 subjects: 3 scored, 0 not scorable" in caplog.text
+    assert "| method | mse | foldings_percent |" in caplog.text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["mse"]["n"] == 3 and "dice" not in summary
+    with open(tmp_path / "subjects.csv", newline="") as stream:
+        assert list(csv.DictReader(stream)) == [
+            {"subject": "one", "slices": "1"},
+            {"subject": "two", "slices": "2"},
+        ]
+
+
+def test_a_measure_whose_data_are_absent_is_named():
+    batch, output = registered_pairs("2d")
+    del batch["moving_label"]
+    with pytest.raises(ValueError, match=r"labels: the data hold no moving_label, but case, fixed_image.*leave the"):
+        run_batch(CaseMeasures([LabelMeasures({"lv": 3})]), batch, output)
+
+
+def test_a_column_has_one_measure():
+    batch, output = registered_pairs("2d")
+    with pytest.raises(ValueError, match=r"ImageMeasures gives the columns \['mse', 'mse_before'\], which an earlier"):
+        run_batch(CaseMeasures([ImageMeasures(), ImageMeasures()]), batch, output)
+
+
+def test_a_measure_is_needed():
+    with pytest.raises(ValueError, match="measures: expected at least one, got none"):
+        CaseMeasures([])
+
+
+def test_own_measure_needs_no_base_class(tmp_path):
+    class Largest:
+        headlines = ("largest",)
+
+        def __call__(self, cases):
+            return {"largest": cases.ddf.abs().flatten(1).amax(1)}
+
+    batch, output = registered_pairs("3d")
+    engine = run_batch(CaseMeasures([Largest()]), batch, output)
+    assert engine.state.metrics == {"largest": pytest.approx(float(output["ddf"].abs().flatten(1).amax(1).mean()))}
