@@ -148,7 +148,7 @@ def _surfaces(masks: Masks, spacing: Tensor, present: Tensor) -> dict[Column, Te
 
 
 def _surfaces_of_case(masks: list[NDArray[np.bool_]], size: tuple[float, ...] | None) -> dict[Column, float]:
-    """Surface distances of one case from one edge extraction and one search tree a mask, (*S), in the order of Masks."""
+    """Surface distances of one case, its masks (*S) in the order of ``Masks``: one search tree a mask."""
     moving, fixed, warped, touched = (Surface(mask) for mask in masks)
     distances = {"": surface_distances(warped, fixed), "_before": surface_distances(moving, fixed)}
     if size is not None and np.allclose(size, size[0], rtol=1e-6, atol=0):
