@@ -24,8 +24,9 @@ from ..networks.registry import build
 from ..networks.unet import PixelEstimator
 from ..spatial.warp import warp
 from . import benchmark_gradicon as gradicon
+from .benchmark_inference import inference_table
 
-SUITES = ("adacs", "gradicon", "all")
+SUITES = ("adacs", "gradicon", "inference", "all")
 
 
 def benchmark(
@@ -40,6 +41,7 @@ def benchmark(
     volume: Sequence[int] = (80, 96, 96),
     cube: int = 64,
     steps_3d: int = 1,
+    registered: Sequence[int] = (160, 192, 224),
 ) -> str:
     """Print Markdown tables of times, memory and ratios; run as ``python -m common benchmark``.
 
@@ -49,7 +51,8 @@ def benchmark(
 
     Args:
         device: "cpu" or "cuda".
-        suite: "adacs" (training steps, AdaCS, LNCC), "gradicon" (penalty, both directions, VoxelMorph 3D) or "all".
+        suite: "adacs" (training steps, AdaCS, LNCC), "gradicon" (penalty, both directions, VoxelMorph 3D),
+            "inference" (one volume, time and peak memory) or "all".
         size: side of the square images.
         batch_size: pairs a step in 2D; in 3D it is 1.
         repeats: rounds; in each, every variant runs ``steps`` steps.
@@ -59,6 +62,7 @@ def benchmark(
         volume: grid of the 3D GradICON step.
         cube: side of the volumes of the 3D VoxelMorph step, a multiple of 16.
         steps_3d: steps a round in 3D.
+        registered: grid of the volume of suite "inference", multiples of 16.
 
     Returns:
         The tables.
@@ -68,16 +72,17 @@ def benchmark(
     """
     known_name("suite", suite, SUITES)
     where = torch.device(device)
-    lines: list[str] = []
+    sections: list[list[str]] = []
     if suite in ("adacs", "all"):
-        lines += [*_adacs(where, size, batch_size, repeats, steps, compiled), "", *_lncc(lncc_size, repeats, where)]
-    if suite == "all":
-        lines.append("")
+        sections += [_adacs(where, size, batch_size, repeats, steps, compiled), _lncc(lncc_size, repeats, where)]
     if suite in ("gradicon", "all"):
         for shape, count, taken in (([size, size], batch_size, steps), (volume, 1, steps_3d)):
-            lines += [*_gradicon(where, shape, count, repeats, taken), ""]
-        lines += _voxelmorph(where, cube, repeats, steps_3d)
-    return "\n".join(lines)
+            sections.append(_gradicon(where, shape, count, repeats, taken))
+        sections.append(_voxelmorph(where, cube, repeats, steps_3d))
+    if suite in ("inference", "all"):
+        title = _title(f"VoxelMorph 3D, {'×'.join(map(str, registered))}, inference and warp", where)
+        sections.append([title, "", *inference_table(registered, repeats, where)])
+    return "\n\n".join("\n".join(lines) for lines in sections)
 
 
 def _title(what: str, device: torch.device) -> str:

@@ -32,16 +32,15 @@ def target_of(link: str, folder: str) -> str | None:
     return posixpath.normpath(posixpath.join(folder, path))
 
 
-def packed_readme(text: str, name: str, files: Collection[str], package: str) -> str:
+def packed_readme(text: str, name: str, package: str) -> str:
     """The README of bundles/NAME with nothing that leads out of the packed bundle.
 
-    Links to files that are not packed become their text, with the file's place in the repository. Paths below
-    ``bundles/NAME`` become relative to the bundle's folder; ``python -m common`` names the packed package.
+    Links out of the bundle become their text, with the file's place in the repository. Paths below ``bundles/NAME``
+    become relative to the bundle's folder; ``python -m common`` names the packed package.
 
     Args:
         text: of docs/README.md in the repository.
         name: of the bundle.
-        files: all packed paths, relative to the bundle's folder.
         package: the packed package's name.
 
     Returns:
@@ -51,7 +50,7 @@ def packed_readme(text: str, name: str, files: Collection[str], package: str) ->
 
     def link(found: re.Match[str]) -> str:
         target = target_of(found[3], f"{root}docs")
-        if target is None or target.removeprefix(root) in files:
+        if target is None or target.startswith(root):
             return found[0]
         return f"{found[2]} (`{target}` of the repository)"
 

@@ -17,13 +17,14 @@ from typing import Any
 
 from ..atomic import atomic_path
 from ..bundle import switch
+from ..engines.solvers import refuse_solver
 from .bundles import PACKAGE, configurations, find_bundles, read_json, rename_package
 from .documents import packed_readme
 from .export import export_inference
 from .torchscript import build_network, export_torchscript, write_zip
 
 PACKED_PACKAGE = "scripts.common"
-LARGE_FILES = "large_files.yml"
+LARGE_FILES = "large_files.json"
 LARGEST_COMMIT = 2**20  # bytes of a file that the model zoo's own check takes into a commit
 
 
@@ -72,7 +73,7 @@ def packed_files(bundle: Path) -> dict[str, bytes]:
     files |= {f"{vendored}/{path.relative_to(package).as_posix()}": path.read_bytes() for path in _tree(package)}
     files["scripts/__init__.py"] = b""
     readme = files["docs/README.md"].decode()
-    return files | {"docs/README.md": packed_readme(readme, bundle.name, files, PACKED_PACKAGE).encode()}
+    return files | {"docs/README.md": packed_readme(readme, bundle.name, PACKED_PACKAGE).encode()}
 
 
 def torchscript_of(bundle: Path) -> bytes:
@@ -80,17 +81,22 @@ def torchscript_of(bundle: Path) -> bytes:
 
     Args:
         bundle: its folder in the repository.
+
+    Raises:
+        ValueError: where a solver stands in place of the network.
     """
     metadata = packed_configurations(bundle)["configs/metadata.json"]
     extra = {"metadata.json": metadata, "inference.json": export_inference(bundle)}
-    return export_torchscript(build_network(bundle), {name: dump(config) for name, config in extra.items()})
+    network = build_network(bundle)
+    refuse_solver(network, "packing")
+    return export_torchscript(network, {name: dump(config) for name, config in extra.items()})
 
 
 def collect(bundle: Path) -> dict[str, bytes]:
     """Everything of the packed bundle by its path inside it, the checksums last."""
-    files = packed_files(bundle)
+    files, script = packed_files(bundle), torchscript_of(bundle)
     if "models/model.pt" in files:
-        files["models/model.ts"] = torchscript_of(bundle)
+        files["models/model.ts"] = script
     sums = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)]
     return files | {"SHA256SUMS": "".join(sums).encode()}
 

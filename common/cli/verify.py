@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from . import platforms, zoo
 from .bundles import PACKAGE, REPOSITORY, configurations, find_bundles, read_json, rename_package
 from .metadata_schema import SCHEMA
+from .render import rendered
 
 REQUIRED_FILES = (
     "LICENSE",
@@ -34,7 +35,7 @@ REQUIRED_FILES = (
     "docs/data_license.txt",
 )
 SECTIONS = ("Overview", "Data", "Training configuration", "Performance", "Commands", "References", "License")
-LONGEST_TRAIN_JSON = 140
+LONGEST_TRAIN_JSON, WIDEST_TRAIN_JSON = 100, 160
 
 
 def check_files(bundle: Path) -> None:
@@ -114,9 +115,23 @@ def check_names(bundle: Path) -> None:
 
 def check_length(bundle: Path) -> None:
     """train.json can be read at a glance."""
-    lines = len((bundle / "configs" / "train.json").read_text(encoding="utf-8").splitlines())
-    if lines > LONGEST_TRAIN_JSON:
-        raise ValueError(f"train.json has {lines} lines, at most {LONGEST_TRAIN_JSON}. Put short objects on one line.")
+    lines = (bundle / "configs" / "train.json").read_text(encoding="utf-8").splitlines()
+    if len(lines) > LONGEST_TRAIN_JSON:
+        raise ValueError(f"train.json has {len(lines)} lines, at most {LONGEST_TRAIN_JSON}. Move parts to a builder.")
+    widest = max(map(len, lines))
+    if widest > WIDEST_TRAIN_JSON:
+        raise ValueError(f"train.json has a line of {widest} characters, at most {WIDEST_TRAIN_JSON}. Break it.")
+
+
+def check_rendered(bundle: Path) -> None:
+    """What the templates give has not been changed by hand."""
+    texts = rendered(bundle)
+    changed = [name for name, text in texts.items() if (bundle / name).read_text(encoding="utf-8") != text]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)}: not what the templates give. Run 'python -m common render {bundle.name}'; what is "
+            "this bundle's own stands in train.json and metadata.json."
+        )
 
 
 def check_copies(bundle: Path) -> None:
@@ -166,6 +181,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "versions": check_versions,
     "names": check_names,
     "length": check_length,
+    "rendered": check_rendered,
     "copies": check_copies,
     "properties": check_properties,
     "network": check_network,

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What MONAI's model zoo needs of a bundle, checked offline; ``verify`` calls it.
 
+Files that are too large for it stand in large_files.json (the zoo takes .yml as well, which needs another library):
+``{"large_files": [{"path": "models/model.pt", "url": "https://…", "hash_type": "sha256", "hash_val": "…"}]}``.
+
 Reference: Project-MONAI/model-zoo, CONTRIBUTING.md and ci/verify_bundle.py.
 """
 
@@ -10,8 +13,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from .bundles import read_json
 from .documents import PACKED_PLACE, dead_links, wrong_commands
 from .pack import LARGE_FILES, packed_configurations, packed_files
@@ -20,18 +21,18 @@ LARGEST_BYTES = 25 * 2**20
 
 
 def listed_files(bundle: Path) -> dict[str, dict[str, Any]]:
-    """Entries of large_files.yml by the path that they stand for, none where there is no such file.
+    """Entries of large_files.json by the path that they stand for, none where there is no such file.
 
     Args:
         bundle: its folder.
     """
     path = bundle / LARGE_FILES
-    entries = ConfigParser.load_config_file(path).get("large_files") or [] if path.is_file() else []
+    entries = read_json(path).get("large_files", []) if path.is_file() else []
     return {str(entry.get("path", "")): entry for entry in entries}
 
 
 def check_large_files(bundle: Path) -> None:
-    """Files above 25 MB are in large_files.yml, each entry with a link and the hash of the file that is there."""
+    """Files above 25 MB are in large_files.json, each entry with a link and the hash of the file that is there."""
     listed = listed_files(bundle)
     for name, entry in listed.items():
         if not str(entry.get("url", "")).startswith("https://"):
@@ -61,8 +62,8 @@ def check_zoo_metadata(bundle: Path) -> None:
     numbers = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
     if not numbers or (metadata.get("weights") and not metrics):
         raise ValueError(
-            f"metadata.json: eval_metrics must hold the numbers that the weights reach, got {metrics!r}. Copy them from "
-            'the evaluation, {"dice": 0.83, ...}.'
+            f"metadata.json: eval_metrics must hold the numbers that the weights reach, got {metrics!r}. Copy them "
+            'from the evaluation, {"dice": 0.83, ...}.'
         )
 
 

@@ -71,8 +71,7 @@ class FigurePanels:
     ) -> None:
         self.measures, self.output_dir = measures, Path(output_dir)
         self.estimator, self.estimator_input, self.quantiles = estimator, estimator_input, quantiles
-        every: Sequence[Any] = measures.measures
-        labelled = [measure for measure in every if type(measure) is LabelMeasures]
+        labelled: list[Any] = [measure for measure in measures.measures if isinstance(measure, LabelMeasures)]
         self.labels: dict[str, int] = labelled[0].labels if labelled else {}
 
     def attach(self, engine: Engine) -> None:

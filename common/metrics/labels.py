@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import known_name
@@ -152,25 +153,25 @@ def _overlaps(after: Overlap, before: Overlap, thorough: bool) -> dict[Column, T
 
 def _surfaces(masks: Masks, spacing: Tensor, present: Tensor) -> dict[Column, Tensor]:
     """Surface distances of one label, (B,) a column, on the CPU whatever the device."""
-    arrays: list[Any] = [mask[:, 0].cpu().numpy() for mask in masks]
+    arrays = [mask[:, 0].cpu().numpy() for mask in masks]
     sizes = [tuple(row) if all(map(math.isfinite, row)) else None for row in spacing.tolist()]
     endings = ("", "_before") if not any(sizes) else ("", "_before", "_mm", "_mm_before")
     names = [(name, ending) for ending in endings for name in SurfaceDistances._fields] + [OFFICIAL[1]]
     values = {name: np.full(len(sizes), np.nan, dtype=np.float32) for name in names}
     for case in present.nonzero().flatten().tolist():
-        for name, value in _surfaces_of_case(Masks(*(array[case] for array in arrays)), sizes[case]).items():
+        for name, value in _surfaces_of_case([array[case] for array in arrays], sizes[case]).items():
             values[name][case] = value
     return {name: torch.from_numpy(value).to(present.device) for name, value in values.items()}
 
 
-def _surfaces_of_case(masks: Any, size: tuple[float, ...] | None) -> dict[Column, float]:
-    """Surface distances of one case from one edge extraction and one search tree a mask, masks (*S)."""
+def _surfaces_of_case(masks: list[NDArray[np.bool_]], size: tuple[float, ...] | None) -> dict[Column, float]:
+    """Surface distances of one case, its masks (*S) in the order of ``Masks``: one search tree a mask."""
     moving, fixed, warped, touched = (Surface(mask) for mask in masks)
     distances = {"": surface_distances(warped, fixed), "_before": surface_distances(moving, fixed)}
     if size is not None and np.allclose(size, size[0], rtol=1e-6, atol=0):
         distances |= {f"_mm{ending}": voxels.scaled(size[0]) for ending, voxels in distances.items()}
     elif size is not None:
-        in_mm = [Surface(mask, size) for mask in (masks.moving, masks.fixed, masks.warped)]
+        in_mm = [Surface(mask, size) for mask in masks[:3]]
         distances |= {"_mm": surface_distances(in_mm[2], in_mm[1]), "_mm_before": surface_distances(in_mm[0], in_mm[1])}
     values = {(name, ending): v for ending, d in distances.items() for name, v in d._asdict().items()}
     return values | {OFFICIAL[1]: directed_distance(fixed, touched)}

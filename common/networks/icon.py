@@ -14,7 +14,7 @@ from ..spatial.integrate import resize_field
 from ..spatial.units import unit_to_voxel
 from ..spatial.warp import warp
 from .contract import Estimate, pair_image, refuse_condition
-from .unet import convolution, convolve, convolve_up
+from .unet import channels_last, convolution, convolve, convolve_up, may_overwrite, weights_channels_last
 
 DOWN = (2, 16, 32, 64, 256, 512)
 UP = (16, 32, 64, 128, 256)
@@ -31,12 +31,17 @@ def halve(image: Tensor) -> Tensor:
     return F.avg_pool3d(image, kernel, [2, 2, 2], ceil_mode=True)
 
 
-def _match_channels(x: Tensor, channels: int) -> Tensor:
-    """Keep the first channels, or put channels of zeros before them: the input's take the last positions."""
-    missing = channels - x.shape[1]
-    if missing <= 0:
-        return x[:, :channels]
-    return torch.cat([x.new_zeros([x.shape[0], missing] + list(x.shape[2:])), x], dim=1)
+def _add(y: Tensor, x: Tensor) -> Tensor:
+    """y + x of as many channels: the first ones of x, or, of too few, onto the last ones of y. May overwrite y."""
+    missing = y.shape[1] - x.shape[1]
+    if missing < 0:
+        x = x[:, : y.shape[1]]
+    if may_overwrite():
+        y[:, max(missing, 0) :].add_(x)
+        return y
+    if missing > 0:
+        x = torch.cat([x.new_zeros([x.shape[0], missing] + list(x.shape[2:])), x], dim=1)
+    return y + x
 
 
 class DownBlock(nn.Module):
@@ -49,11 +54,10 @@ class DownBlock(nn.Module):
         super().__init__()
         layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         self.conv = layer(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
-        self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         y = convolve(F.leaky_relu(x, 0.01), self.conv.weight, self.conv.bias, stride=2)
-        return y + _match_channels(halve(x), self.out_channels)
+        return _add(y, halve(x))
 
 
 class UpBlock(nn.Module):
@@ -71,11 +75,10 @@ class UpBlock(nn.Module):
         self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        beside = F.interpolate(
-            _match_channels(x, self.out_channels), scale_factor=2.0, mode=self.mode, align_corners=False
-        )
+        beside = F.interpolate(x[:, : self.out_channels], scale_factor=2.0, mode=self.mode, align_corners=False)
         size = [2 * n for n in x.shape[2:]]
-        x = self.norm(convolve_up(F.leaky_relu(x, 0.01), self.conv.weight, self.conv.bias, size) + beside)
+        x = F.leaky_relu(x, 0.01)
+        x = self.norm(_add(convolve_up(x, self.conv.weight, self.conv.bias, size), beside))
         for axis in range(2, x.dim()):
             x = x.narrow(axis, 0, skip.shape[axis])
         return torch.cat([x, skip], dim=1)
@@ -118,6 +121,7 @@ class TallUNet2(nn.Module):
         nn.init.zeros_(self.last.weight)
         if self.last.bias is not None:
             nn.init.zeros_(self.last.bias)
+        weights_channels_last(self)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.shape[1] != 2 or image.dim() != self.spatial_dims + 2:
@@ -125,7 +129,7 @@ class TallUNet2(nn.Module):
                 f"image: expected cat(moving, fixed), (B, 2, *S) with {self.spatial_dims} spatial axes, got"
                 f" {list(image.shape)}."
             )
-        x = image
+        x = channels_last(image)
         skips: list[Tensor] = []
         for block in self.down:
             skips.append(x)

@@ -18,6 +18,25 @@ def convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Mo
     return conv(in_channels, out_channels, kernel_size=3, padding=1)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """The layout in which convolutions are fastest: (B, C, *S) of the same values; no copy where it has it already."""
+    if x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def weights_channels_last(module: nn.Module) -> None:
+    """Lay out the weights of all convolutions channels last, so that no forward has to; values stay."""
+    for parameter in module.parameters():
+        if parameter.dim() in (4, 5):
+            parameter.data = channels_last(parameter.data)
+
+
+def may_overwrite() -> bool:
+    """Whether intermediate results may be changed in place: no backward pass needs them, no export records them."""
+    return not (torch.is_grad_enabled() or torch.jit.is_tracing())
+
+
 # Where an axis has one or two voxels, the functions below append the zeros of the padding as data: of kernel taps that
 # see little else, oneDNN leaves the bfloat16 gradient unset.
 
@@ -56,7 +75,13 @@ class ConvBlock(nn.Module):
         self.conv = convolution(spatial_dims, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(convolve(x, self.conv.weight, self.conv.bias), 0.2, inplace=True)
+        weight = self.conv.weight
+        missing = 4 - x.shape[1]
+        if x.dim() == 5 and missing > 0 and may_overwrite():
+            # Zeros for channels change nothing, but oneDNN takes four times as long for two channels as for four.
+            padding = [0] * 6 + [0, missing]
+            x, weight = channels_last(F.pad(x, padding)), F.pad(weight, padding)
+        return F.leaky_relu(convolve(x, weight, self.conv.bias), 0.2, inplace=True)
 
 
 class UpConvBlock(nn.Module):
@@ -86,8 +111,25 @@ class UpConvBlock(nn.Module):
             # Flip and padding leave the kernel in a layout that makes a step of the whole network a quarter slower.
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
         low = convolve_up(x, kernel, self.conv.bias, skip.shape[2:])
-        beside = convolve(skip, self.conv.weight[:, self.low_channels :])
-        return F.leaky_relu(low + beside, 0.2, inplace=True)
+        weight = self.conv.weight[:, self.low_channels :]
+        if may_overwrite():
+            return _activated_sum(low, skip, weight)
+        return F.leaky_relu(low + convolve(skip, weight), 0.2, inplace=True)
+
+
+def _activated_sum(total: Tensor, x: Tensor, weight: Tensor, elements: int = 2**25) -> Tensor:
+    """LeakyReLU(total + convolve(x, weight)) in the place of ``total``, slab by slab, which needs little beside.
+
+    A slab has about ``elements`` entries: oneDNN leaves images of few planes to a slow convolution.
+    """
+    size = total.shape[2]
+    slabs = min(size, (total.numel() + elements - 1) // elements)
+    for slab in range(slabs):
+        start, stop = size * slab // slabs, size * (slab + 1) // slabs
+        first, last = max(start - 1, 0), min(stop + 1, size)  # what the kernel reaches
+        part = convolve(x.narrow(2, first, last - first), weight).narrow(2, start - first, stop - start)
+        F.leaky_relu(total.narrow(2, start, stop - start).add_(part), 0.2, inplace=True)
+    return total
 
 
 class UNet(nn.Module):
@@ -139,6 +181,7 @@ class UNet(nn.Module):
         )
         widths = list(decoder[steps:])
         self.full = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
+        weights_channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.in_channels or x.dim() != self.spatial_dims + 2:
@@ -146,6 +189,7 @@ class UNet(nn.Module):
                 f"image: expected (B, {self.in_channels}, *S) with {self.spatial_dims} spatial axes, got {x.shape}."
                 " A displacement network takes moving and fixed concatenated on the channel axis."
             )
+        x = channels_last(x)
         skips: list[Tensor] = []
         for block in self.down:
             x = block(x)

@@ -10,7 +10,7 @@ from ..spatial.fields import compose
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
 from .contract import Estimate, pair_image, refuse_condition
-from .unet import DECODER, ENCODER, UNet, convolution, convolve
+from .unet import DECODER, ENCODER, UNet, convolution, convolve, weights_channels_last
 
 
 class VoxelMorph(nn.Module):
@@ -56,6 +56,7 @@ class VoxelMorph(nn.Module):
         nn.init.normal_(self.flow.weight, std=1e-5)
         if self.flow.bias is not None:
             nn.init.zeros_(self.flow.bias)
+        weights_channels_last(self)
 
     def velocity(self, image: Tensor) -> Tensor:
         """Velocity on its reduced grid, float32 whatever the precision of the convolutions."""

@@ -28,6 +28,10 @@ def resize_field(field: Tensor, size: list[int]) -> Tensor:
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     resized = F.interpolate(field, size=size, mode=mode, align_corners=True)
     scale = [float(max(new - 1, 1)) / float(max(old - 1, 1)) for new, old in zip(size, shape)]
+    if not (torch.is_grad_enabled() or torch.jit.is_tracing()):  # in place: neither backward pass nor export needs it
+        for axis in range(len(scale)):
+            resized[:, axis].mul_(scale[axis])
+        return resized
     return torch.stack([resized[:, axis] * scale[axis] for axis in range(len(scale))], dim=1)
 
 
@@ -48,7 +52,7 @@ def integrate_svf(velocity: Tensor, steps: int = 7) -> Tensor:
     """
     displacement = velocity * (1.0 / float(2**steps))
     for _ in range(steps):
-        displacement = displacement + warp(displacement, displacement, padding="border")
+        displacement = warp(displacement, displacement, padding="border").add_(displacement)
     return displacement
 
 

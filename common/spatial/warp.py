@@ -37,7 +37,7 @@ def sampling_grid(ddf: Tensor) -> Tensor:
     base = torch.meshgrid(axes, indexing="ij")
     channels: list[Tensor] = []
     for axis in range(len(shape)):
-        channels.append(base[axis] + ddf[:, axis] * (2.0 / float(max(shape[axis] - 1, 1))))
+        channels.append((ddf[:, axis] * (2.0 / float(max(shape[axis] - 1, 1)))).add_(base[axis]))
     channels.reverse()
     return torch.stack(channels, dim=-1)
 

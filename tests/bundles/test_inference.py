@@ -147,10 +147,10 @@ def test_a_pair_in_memory_is_as_its_files(bundle: Path, files: dict[str, list[Pa
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_inference_has_the_network_and_the_window_of_training(bundle: Path) -> None:
-    """Whatever both configurations name is the same, but for what belongs to a run and where the window is looked for."""
+    """Whatever both configurations name is the same, but for what belongs to a run and how the window is found."""
     inference, train = (
         ConfigParser.load_config_file(str(bundle / "configs" / f"{n}.json")) for n in ("inference", "train")
     )
     shared = inference.keys() & train.keys() - {"_doc_", "imports", "output_dir", "batch_size", "crop_center", "run"}
-    assert {"network_def", "architecture", "spatial_size", "percentiles", "ckpt_path", "device", "amp"} <= shared
+    assert {"network_def", "architecture", "spatial_size", "ckpt_path", "device", "amp"} <= shared
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}

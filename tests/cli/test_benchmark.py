@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.cli import benchmark_gradicon
+from common.cli import benchmark_gradicon, benchmark_inference
 from common.cli.benchmark import benchmark, kept_for_backward
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -72,6 +72,19 @@ def test_voxelmorph_stands_beside_monais_with_as_many_parameters(
     assert rows[ours[0]][2] > rows[ours[1]][2] > 0
 
 
+def test_inference_stands_beside_monais_in_time_and_peak_memory() -> None:
+    table = benchmark(suite="inference", repeats=1, registered=(64, 64, 64))
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| float32")]
+    assert [row[1] for row in rows] == [
+        benchmark_inference.MONAI,
+        benchmark_inference.OURS,
+        benchmark_inference.OURS_HALF,
+    ]
+    assert rows[0][3] == rows[0][5] == "1.00"
+    # At this size libraries outweigh the images, and times are for a quiet machine to compare.
+    assert all(float(row[column]) > 0 for row in rows for column in (2, 4))
+
+
 def test_kept_for_backward_counts_every_storage_once() -> None:
     image = torch.rand(3, 5, requires_grad=True)
 
@@ -102,5 +115,5 @@ def test_networks_are_those_of_the_bundles(name: str) -> None:
 
 
 def test_unknown_suite_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="suite: expected one of adacs, gradicon, all, got 'gradicom'"):
+    with pytest.raises(ValueError, match="suite: expected one of adacs, gradicon, inference, all, got 'gradicom'"):
         benchmark(suite="gradicom")

@@ -14,12 +14,19 @@ import torch
 from torch import nn
 
 from common.cli.bundles import REPOSITORY, rename_package
-from common.cli.pack import BLOCKER, PACKED_PACKAGE, clean_torchscript, pack, smoke_run, write_zip
-from common.cli.verify import build_network
+from common.cli.export import export_inference
+from common.cli.pack import LARGE_FILES, LARGEST_COMMIT, PACKED_PACKAGE, collect, dump, pack, smoke_run
+from common.cli.torchscript import build_network, clean_torchscript, write_zip
 from common.networks.registry import build
 
+METADATA = json.loads((REPOSITORY / "bundles" / "baseline_acdc" / "configs" / "metadata.json").read_text())
+ZIP = f"baseline_acdc_v{METADATA['version']}.zip"
 IMPORT_ALL = """
-import importlib, pkgutil
+import importlib, importlib.util, pkgutil, sys
+spec = importlib.util.spec_from_file_location("smoke", sys.argv[1])
+smoke = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(smoke)
+sys.meta_path.insert(0, smoke.Blocked("common"))
 try:
     importlib.import_module("common")
 except ModuleNotFoundError as error:
@@ -90,72 +97,92 @@ def test_pack_without_weights(bundle, edit, tmp_path, capsys):
     (bundle / "runs").mkdir()
     (bundle / "runs" / "last.pt").write_bytes(b"x")
     (bundle / "docs" / ".hidden").write_text("x")
-    pack(str(bundle), str(tmp_path / "dist"), smoke="false")
-    files = unzipped(tmp_path / "dist" / "made_up_v0.3.0.zip")
+    pack(str(bundle), output=str(tmp_path / "dist"), smoke="false")
+    files = unzipped(tmp_path / "dist" / ZIP)
     said = capsys.readouterr().out
-    assert "WITHOUT WEIGHTS: made_up has no models/model.pt" in said and "smoke-run" not in said
-    assert all(name.startswith("made_up/") for name in files)
-    assert not [name for name in files if name.startswith("made_up/runs/") or "hidden" in name or "__pycache__" in name]
+    assert "WITHOUT WEIGHTS: baseline_acdc has no models/model.pt" in said and "smoke-run" not in said
+    assert all(name.startswith("baseline_acdc/") for name in files)
+    assert not [
+        name for name in files if name.startswith("baseline_acdc/runs/") or "hidden" in name or "__pycache__" in name
+    ]
     assert not [name for name in files if "/models/" in name or "/tests/" in name]
     expected = {"LICENSE", "SHA256SUMS", "docs/README.md", "configs/logging.conf", "scripts/__init__.py"}
-    assert {f"made_up/{name}" for name in expected | {"scripts/common/bundle.py"}} <= files.keys()
-    assert json.loads(files["made_up/configs/metadata.json"])["weights"] == []
-    train = json.loads(files["made_up/configs/train.json"])
-    assert train["network_def"]["_target_"] == "scripts.common.networks.registry.build"
-    assert train["imports"] == ["$import scripts.common.bundle as bundle"]
+    assert {f"baseline_acdc/{name}" for name in expected | {"scripts/common/bundle.py"}} <= files.keys()
+    assert json.loads(files["baseline_acdc/configs/metadata.json"])["weights"] == []
+    train = json.loads(files["baseline_acdc/configs/train.json"])
+    assert train["network_def"]["_target_"] == "scripts.common.engines.architectures.build"
+    assert train["imports"][0] == "$import scripts.common.bundle as bundle"
+    assert b"../../../" not in files["baseline_acdc/docs/README.md"]
 
 
 def test_checksums_cover_every_file(bundle, tmp_path):
-    pack(str(bundle), str(tmp_path), smoke=False)
-    files = unzipped(tmp_path / "made_up_v0.3.0.zip")
-    lines = files.pop("made_up/SHA256SUMS").decode().splitlines()
+    pack(str(bundle), output=str(tmp_path), smoke=False)
+    files = unzipped(tmp_path / ZIP)
+    lines = files.pop("baseline_acdc/SHA256SUMS").decode().splitlines()
     sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
     assert sums == {
-        name.removeprefix("made_up/"): hashlib.sha256(content).hexdigest() for name, content in files.items()
+        name.removeprefix("baseline_acdc/"): hashlib.sha256(content).hexdigest() for name, content in files.items()
     }
 
 
 def test_packing_again_gives_the_same_bytes(bundle, tmp_path):
-    pack(str(bundle), str(tmp_path / "first"), smoke=False)
+    pack(str(bundle), output=str(tmp_path / "first"), smoke=False)
     for path in bundle.rglob("*"):
         os.utime(path, (10**9, 10**9))
     (bundle / "LICENSE").chmod(0o600)
-    pack(str(bundle), str(tmp_path / "second"), smoke=False)
-    first, second = (tmp_path / name / "made_up_v0.3.0.zip" for name in ("first", "second"))
+    pack(str(bundle), output=str(tmp_path / "second"), smoke=False)
+    first, second = (tmp_path / name / ZIP for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_incomplete_or_unknown_bundles_are_refused(bundle, tmp_path):
     with pytest.raises(FileNotFoundError, match="Did you mean 'baseline_acdc'"):
-        pack("baseline_acdcs", str(tmp_path), smoke=False)
+        pack("baseline_acdcs", output=str(tmp_path), smoke=False)
     (bundle / "configs" / "inference.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"made_up has no configs/inference\.json"):
-        pack(str(bundle), str(tmp_path), smoke=False)
-    with pytest.raises(ValueError, match="smoke must be true or false"):
-        pack(str(bundle), str(tmp_path), smoke="perhaps")
+    with pytest.raises(FileNotFoundError, match=r"baseline_acdc has no configs/inference\.json"):
+        pack(str(bundle), output=str(tmp_path), smoke=False)
+    with pytest.raises(ValueError, match="smoke: expected true or false"):
+        pack(str(bundle), output=str(tmp_path), smoke="perhaps")
     assert not list(tmp_path.glob("*.zip"))
 
 
 def test_every_packed_module_imports_with_the_repository_blocked(bundle, tmp_path):
-    pack(str(bundle), str(tmp_path), smoke=False)
-    with zipfile.ZipFile(tmp_path / "made_up_v0.3.0.zip") as archive:
+    pack(str(bundle), output=str(tmp_path), smoke=False)
+    with zipfile.ZipFile(tmp_path / ZIP) as archive:
         archive.extractall(tmp_path / "unpacked")
-    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL], cwd=tmp_path / "unpacked" / "made_up", capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    command = [sys.executable, "-c", IMPORT_ALL, str(REPOSITORY / "common" / "cli" / "smoke.py")]
+    done = subprocess.run(command, cwd=tmp_path / "unpacked" / "baseline_acdc", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     modules = list((REPOSITORY / "common").rglob("*.py"))
     assert int(done.stdout.split()[-1]) == len(modules) - 1  # a package counts by its __init__.py, the outermost not
 
 
+@pytest.mark.parametrize("name", ["identity", "pairwise"])
+def test_a_solver_is_refused(bundle, edit, tmp_path, name):
+    edit(bundle / "configs" / "inference.json", lambda config: config.update(architecture=name))
+    with pytest.raises(ValueError, match=f"packing needs a network with weights, and '{name}' is a solver"):
+        collect(bundle)
+
+
+def test_large_files_are_carried_or_named(bundle, tmp_path, capsys):
+    with open(bundle / "docs" / "large.bin", "wb") as stream:
+        stream.truncate(LARGEST_COMMIT + 1)
+    pack(str(bundle), output=str(tmp_path), smoke=False)
+    assert "over 1 MB: docs/large.bin; the model zoo takes them by link" in capsys.readouterr().out
+    (bundle / LARGE_FILES).write_text('{"large_files": []}')
+    pack(str(bundle), output=str(tmp_path), smoke=False)
+    assert "over 1 MB" not in capsys.readouterr().out
+    assert unzipped(tmp_path / ZIP)[f"baseline_acdc/{LARGE_FILES}"] == b'{"large_files": []}'
+
+
 @pytest.mark.slow
 def test_a_packed_bundle_that_cannot_run_fails_its_smoke_run(bundle, edit, tmp_path):
-    for name in ("train.json", "inference.json"):
-        edit(bundle / "configs" / name, lambda config: config["network_def"].update(name="voxelmorphs"))
-    with pytest.raises(RuntimeError, match=r"(?s)verify_net_in_out.*failed:.*Did you mean 'voxelmorph'"):
-        pack(str(bundle), str(tmp_path))
+    def widen(metadata):
+        metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
+
+    edit(bundle / "configs" / "metadata.json", widen)
+    with pytest.raises(RuntimeError, match=r"(?s)does not run by itself.*smoke-run failed:.*output channel number"):
+        pack(str(bundle), output=str(tmp_path))
 
 
 @pytest.mark.slow
@@ -169,16 +196,17 @@ def test_a_bundle_with_weights_packs_reproducibly_and_runs_elsewhere(name, tmp_p
     network = build_network(folder)  # random weights, as there are none yet
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     monkeypatch.setenv("PYTHONHASHSEED", "1")
-    pack(str(folder), str(tmp_path / "first"))
-    assert "smoke-run: ok, downloaded and registered a pair" in capsys.readouterr().out
-    monkeypatch.setenv("PYTHONHASHSEED", "2")
-    pack(str(folder), str(tmp_path / "second"), smoke=False)
+    pack(str(folder), output=str(tmp_path / "first"))
+    assert "smoke-run ok, registered a pair" in capsys.readouterr().out
+    assert os.environ["PYTHONHASHSEED"] == "1"
+    pack(str(folder), output=str(tmp_path / "second"), smoke=False)
     first, second = (next((tmp_path / name).glob("*.zip")) for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
     files = unzipped(first)
     extra = {"metadata.json": "", "inference.json": ""}
     exported = torch.jit.load(io.BytesIO(files[f"{name}/models/model.ts"]), _extra_files=extra)
-    assert {key: extra[key] for key in extra} == {key: files[f"{name}/configs/{key}"] for key in extra}
+    assert extra["metadata.json"] == files[f"{name}/configs/metadata.json"]
+    assert extra["inference.json"] == dump(export_inference(folder))
     dims = len(json.loads(extra["metadata.json"])["network_data_format"]["inputs"]["image"]["spatial_shape"])
     image = torch.rand(1, 2, *(33, 47, 21)[:dims], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -191,6 +219,6 @@ def test_a_smoke_run_without_outputs_fails(bundle, edit, tmp_path):
     keys = {"moving": None, "fixed": None, "output_dir": None, "inferring": ["$print('nothing written')"]}
     edit(bundle / "configs" / "inference.json", lambda config: config.update(keys))
     (bundle / "configs" / "logging.conf").unlink()
-    pack(str(bundle), str(tmp_path), smoke=False)
+    pack(str(bundle), output=str(tmp_path), smoke=False)
     with pytest.raises(RuntimeError, match=r"ran, but did not write warped\.nii\.gz, ddf\.nii\.gz"):
-        smoke_run(tmp_path / "made_up_v0.3.0.zip", "made_up")
+        smoke_run([tmp_path / ZIP])

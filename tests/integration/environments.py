@@ -41,7 +41,7 @@ LABEL: tuple[Sequence[str], ...] = (
 DEPLOY: tuple[Sequence[str], ...] = (
     ["torch>=2.6,<2.14"],
     ["--no-deps", "monai==1.6.1", "monai-deploy-app-sdk==4.0.0", "holoscan-cu13", "holoscan-cli"],
-    ["numpy", "scipy", "colorama", "typeguard", "nibabel", "pillow", "pydicom", "highdicom", "cloudpickle"],
+    ["numpy", "scipy", "tqdm", "colorama", "typeguard", "nibabel", "pillow", "pydicom", "highdicom", "cloudpickle"],
     ["wheel-axle-runtime", "tritonclient[http,grpc]", "psutil", "python-on-whales", "packaging", "pyyaml", "requests"],
 )
 RECIPES = {"label": LABEL, "deploy": DEPLOY}

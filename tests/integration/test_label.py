@@ -83,4 +83,4 @@ def test_the_server_offers_the_options_of_a_registration(server: Server) -> None
 def test_a_missing_image_is_named_in_the_servers_log(server: Server, pairs: dict[str, Pair]) -> None:
     with pytest.raises(urllib.error.HTTPError, match="500"):
         server.infer("adacs_acdc", study(pairs["stack"].moving), FLOAT)
-    assert "image, moving, fixed: expected the paths of two images" in server.log.read_text(errors="replace")
+    assert server.has_logged("image, moving, fixed: expected the paths of two images")
