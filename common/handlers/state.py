@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..atomic import atomic_path
-from ..networks.icon import lengthened
+from ..networks.composition import lengthened
 from ..runs.outputs import STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
         module: receives the weights.
         path: a file that ``save_weights`` wrote.
         argument: what errors call ``path``.
-        lengthen: the file may be of a chain of fewer steps, see ``networks.icon.lengthened``.
+        lengthen: the file may be of a chain of fewer steps, see ``networks.composition.lengthened``.
 
     Returns:
         ``module``.
