@@ -88,11 +88,7 @@ def registration_panel(
     draw_differences(figure, axes, images)
     draw_grid(axes["grid"], field)
     _draw_maps(figure, axes, maps, box)
-    for name in ("moving", "fixed", "warped"):
-        if box is not None and name != "warped":
-            draw_window(axes[name], box)
-        if directions is not None:
-            draw_directions(axes[name], directions)
+    _draw_marks(axes, box, directions)
     draw_legend(figure, labels, label_names or {}, windowed=box is not None)
     save_figure(figure, path)
 
@@ -107,6 +103,15 @@ def _registration_axes(maps: Sequence[str], shape: tuple[int, ...], title: str) 
     rows = [row + ["."] * (across - len(row)) for row in (*rows, bars)]
     figure = new_figure(across, 2, shape, title)
     return figure, figure.subplot_mosaic(rows, height_ratios=[1, 1, BAR_RATIO])
+
+
+def _draw_marks(axes: Mapping[str, Any], box: Any, directions: Sequence[str] | None) -> None:
+    """The network's window, and where the axes point."""
+    for name in ("moving", "fixed", "warped"):
+        if box is not None and name != "warped":
+            draw_window(axes[name], box)
+        if directions is not None:
+            draw_directions(axes[name], directions)
 
 
 def _draw_maps(figure: Any, axes: Mapping[str, Any], maps: Mapping[str, np.ndarray], box: Any) -> None:
