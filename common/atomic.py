@@ -31,6 +31,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Args:
         path: the file to write; its folder is created.
 
+    Yields:
+        Path of the temporary file.
+
     Raises:
         OSError: naming ``path``, where the disk is full.
     """
@@ -52,6 +55,9 @@ def temporary_folder(parent: str | Path) -> Iterator[Path]:
 
     Args:
         parent: created where it is absent.
+
+    Yields:
+        Path of the folder.
     """
     parent = Path(parent)
     parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +73,11 @@ def temporary_folder(parent: str | Path) -> Iterator[Path]:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove what processes that were killed have left of ``temporary_folder`` in ``parent``."""
+    """Remove what processes that were killed have left of ``temporary_folder`` in ``parent``.
+
+    Args:
+        parent: the folder that held them.
+    """
     for folder in parent.glob(f"{PREFIX}*"):
         try:
             if not (folder / LOCK).exists():  # about to be locked, or killed before that
@@ -100,6 +110,12 @@ class DiskFull(OSError):
 @contextmanager
 def named_if_full(path: Path) -> Iterator[None]:
     """Name ``path``, and what to do, in the error of a full disk: the system's own names no file.
+
+    Args:
+        path: the file that is written.
+
+    Yields:
+        Nothing.
 
     Raises:
         DiskFull: in place of that error; any other passes unchanged.

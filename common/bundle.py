@@ -47,12 +47,20 @@ def root(name: str) -> str:
 
 
 def rank() -> int:
-    """This process's number among those that torchrun started, 0 without it."""
+    """This process's number among those that torchrun started, 0 without it.
+
+    Returns:
+        From 0.
+    """
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Number of processes that torchrun started, 1 without it."""
+    """Number of processes that torchrun started, 1 without it.
+
+    Returns:
+        At least 1.
+    """
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -61,6 +69,9 @@ def select_device(value: Any) -> torch.device:
 
     Args:
         value: "cpu", "cuda", "cuda:1", "mps" or a ``torch.device``.
+
+    Returns:
+        The device.
 
     Raises:
         ValueError: for an unknown name, or CUDA where there is none.
@@ -80,6 +91,14 @@ def select_device(value: Any) -> torch.device:
 def choose(options: dict[str, Any], name: str, argument: str) -> Any:
     """One of several named things.
 
+    Args:
+        options: what there is, by name.
+        name: which one.
+        argument: what the error calls the choice.
+
+    Returns:
+        The entry of that name.
+
     Raises:
         ValueError: for a name that is not among them, with the nearest.
     """
@@ -88,6 +107,13 @@ def choose(options: dict[str, Any], name: str, argument: str) -> Any:
 
 def choose_objective(objectives: dict[str, Any], name: str) -> Any:
     """The entry of an objective.
+
+    Args:
+        objectives: what there is, by name.
+        name: which one.
+
+    Returns:
+        The entry of that name.
 
     Raises:
         ValueError: for a name that is not among them, with the nearest; for one of what registers without training,
@@ -109,8 +135,8 @@ def choose_objective(objectives: dict[str, Any], name: str) -> Any:
 def check_arguments(run_id: str | None = None) -> None:
     """First entry of every run list: check every option, before anything is loaded, built or written.
 
-    Where ``python -m monai.bundle run`` started the process, the command line is read as it was typed, and an error
-    that ends the process is from here on said in words (``runs.messages``).
+    Where ``python -m monai.bundle run`` started the process, the command line is read as it was typed. From then on an
+    error that ends the process is shown as a message (``runs.messages``).
 
     Args:
         run_id: of the list.
@@ -171,12 +197,12 @@ def start(seed: int, device: Any = "cpu") -> None:
     for noisy in ("ignite", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if world_size() > 1 and not dist.is_initialized():
-        chosen = select_device(device)
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
+        own_device = select_device(device)
+        if own_device.type == "cuda":
+            torch.cuda.set_device(own_device)
         # The others wait while the first process evaluates, which may take longer than torch's ten minutes. A process
         # that dies does not leave them waiting: torchrun ends them.
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
+        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     torch.manual_seed(int(seed))
 
 

@@ -17,6 +17,9 @@ def known_name(argument: str, name: object, known: Iterable[str]) -> str:
         name: what was given.
         known: all that there are, in the order to list them.
 
+    Returns:
+        ``name``.
+
     Raises:
         ValueError: for any other name, with the known ones and the nearest.
     """
@@ -30,6 +33,13 @@ def known_name(argument: str, name: object, known: Iterable[str]) -> str:
 
 def positive(argument: str, value: float) -> float:
     """The value as float.
+
+    Args:
+        argument: what the error calls it.
+        value: the number.
+
+    Returns:
+        The number.
 
     Raises:
         ValueError: where it is not above 0, or no number (NaN).
@@ -45,6 +55,9 @@ def switch(value: object, argument: str) -> bool:
     Args:
         value: bool, 0, 1, or one of true/false, yes/no, on/off in any case.
         argument: what the error calls it.
+
+    Returns:
+        True or False.
 
     Raises:
         ValueError: for anything else.

@@ -84,6 +84,9 @@ class Options:
 def options() -> Options:
     """The options of the configuration that this is called from: its top-level keys of the names of ``Options``.
 
+    Returns:
+        The options.
+
     Raises:
         RuntimeError: outside of a configuration.
         ValueError: as ``Options``.
@@ -96,7 +99,15 @@ def options() -> Options:
 
 
 def registration(method: Method, options: Options) -> nn.Module:
-    """What registers a pair: the network or solver, fitted to each pair where ``instance_iterations`` says so."""
+    """What registers a pair: the network or solver, fitted to each pair where ``instance_iterations`` says so.
+
+    Args:
+        method: what registers.
+        options: of the run.
+
+    Returns:
+        A network: cat(moving, fixed), (B, 2, *S), to ddf, (B, d, *S).
+    """
     if not options.instance_iterations:
         return method.network
     return InstanceOptimisation(
@@ -122,6 +133,9 @@ def trainer(
         validator: runs every ``val_interval`` epochs in the first process, while others wait.
         train_handlers: those of the method (stages, momentum) and of the user; they run before the shared ones, which
             are validation, log, decay of the learning rate, and checkpoints.
+
+    Returns:
+        The engine; ``run`` starts it.
 
     Raises:
         ValueError: where a solver takes the place of the network.
@@ -164,6 +178,9 @@ def validator(
         measures: see ``handlers.measures``.
         options: of the run.
         val_handlers: of the user; they run after the measures.
+
+    Returns:
+        The engine.
     """
     return RegistrationEvaluator(
         options.device,
@@ -186,6 +203,9 @@ def evaluator(
         measures: see ``handlers.measures``.
         options: of the run.
         val_handlers: of the user; they run after the shared ones.
+
+    Returns:
+        The engine.
     """
     settings = record.complete(options.output_dir)
     shared = evaluation_handlers(

@@ -2,6 +2,7 @@
 """The layout's rules, asserted by reading the sources."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,69 @@ def test_every_argument_is_typed(path):
             named = [a for a in every if a.arg not in ("self", "cls")] + extra
             untyped += [f"{function.name}({a.arg})" for a in named if a.annotation is None]
     assert not untyped
+
+
+DOCUMENTED = (ast.FunctionDef, ast.ClassDef)
+SECTION = re.compile(r"(Args|Returns|Yields|Raises|Reference|References):")
+
+
+def decorators(function):
+    return {getattr(node, "id", getattr(node, "attr", "")) for node in function.decorator_list}
+
+
+def arguments(node):
+    """Names that a call takes: of a class those of its constructor, or its fields."""
+    if isinstance(node, ast.ClassDef):
+        constructor = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        fields = [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+        return arguments(constructor[0]) if constructor else fields
+    every = node.args.posonlyargs + node.args.args + node.args.kwonlyargs + [node.args.vararg, node.args.kwarg]
+    return [argument.arg for argument in every if argument and argument.arg not in ("self", "cls")]
+
+
+def sections(docstring):
+    """Lines of each section of a docstring, without their indentation."""
+    found, lines = {}, []
+    for line in docstring.splitlines():
+        if SECTION.fullmatch(line):
+            lines = found.setdefault(line.rstrip(":"), [])
+        elif line.startswith("    "):
+            lines.append(line[4:])
+        elif line:
+            lines = []
+    return found
+
+
+def described(docstring):
+    """Names that the section Args describes."""
+    return [line.partition(":")[0] for line in sections(docstring).get("Args", ()) if line and line[0] != " "]
+
+
+def undocumented(function):
+    """What a public function takes or returns, but its docstring has no section for."""
+    docstring = ast.get_docstring(function)
+    if docstring is None or function.name.startswith("_") or decorators(function) & {"property", "cached_property"}:
+        return set()
+    lacking = set(arguments(function)) - set(described(docstring))
+    returns = function.returns is not None and ast.unparse(function.returns) not in ("None", "NoReturn")
+    return lacking | ({"Returns"} if returns and not {"Returns", "Yields"} & set(sections(docstring)) else set())
+
+
+@every_source
+def test_docstrings_have_sections_that_tools_can_read(path):
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, DOCUMENTED)]
+    wrong = []
+    for node in nodes:
+        docstring = ast.get_docstring(node) or ""
+        wrong += [
+            f"{node.name}: {line}" for line in docstring.splitlines() if re.search(SECTION.pattern + r" *\S", line)
+        ]
+        wrong += [f"{node.name}: no {name}" for name in described(docstring) if name not in arguments(node)]
+    assert not wrong
+
+
+@every_source
+def test_public_functions_describe_what_they_take_and_return(path):
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    lacking = {node.name: undocumented(node) for node in functions if undocumented(node)}
+    assert not lacking

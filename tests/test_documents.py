@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def name(path: Path) -> str:
 
 def test_the_documents_hold_commands_to_check() -> None:
     assert len(BUNDLES) == 5
-    assert len(DOCUMENTS) == 9 + len(BUNDLES)
+    assert len(DOCUMENTS) == 10 + len(BUNDLES)
     assert {name(document) for document, _ in BUNDLE_COMMANDS} >= {
         "README.md", *(name(bundle / "docs" / "README.md") for bundle in BUNDLES)
     }  # fmt: skip
@@ -198,6 +199,21 @@ def test_the_version_is_that_of_the_changelogs_top_entry() -> None:
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     entries = re.findall(r"(?m)^## \[?(\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     assert entries[0] == setup["metadata"]["version"]
+
+
+def test_the_python_example_of_the_readme_registers_a_pair(tmp_path: Path) -> None:
+    (example,) = fenced((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    assert len([line for line in example.splitlines() if line]) <= 10
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    measured = """
+before, after = ((image.array - load_image(fixed).array).square().mean() for image in (load_image(moving), warped))
+assert after < 0.6 * before, (before, after)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", example + measured]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (tmp_path / "registered" / "warped.nii.gz").is_file()
 
 
 def test_ci_ends_with_the_readmes_test_command() -> None:

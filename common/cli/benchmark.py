@@ -171,7 +171,14 @@ def _memory(run: Callable[[], Tensor], device: torch.device) -> tuple[float, flo
 
 
 def kept_for_backward(run: Callable[[], Tensor]) -> tuple[float, float]:
-    """The loss that ``run`` returns, and the bytes of the storages (weights among them) that autograd kept for it."""
+    """The loss that ``run`` returns, and the bytes of the storages (weights among them) that autograd kept for it.
+
+    Args:
+        run: returns a loss.
+
+    Returns:
+        The loss, and bytes.
+    """
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

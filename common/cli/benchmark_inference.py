@@ -34,6 +34,9 @@ def inference_table(shape: Sequence[int], repeats: int, device: torch.device) ->
         shape: grid of the volume, multiples of 16.
         repeats: rounds, each with a process of its own for every variant.
         device: where to run.
+
+    Returns:
+        The rows.
     """
     precisions = [precision for precision in PRECISIONS if precision == "float32" or fast_bfloat16(device)]
     lines = ["| precision | variant | s | ratio | peak MiB | ratio |", "| --- " * 6 + "|"]
@@ -56,7 +59,14 @@ def inference_table(shape: Sequence[int], repeats: int, device: torch.device) ->
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether convolutions in bfloat16 run on hardware: without, one of these volumes takes many minutes."""
+    """Whether convolutions in bfloat16 run on hardware: without, one of these volumes takes many minutes.
+
+    Args:
+        device: where to run.
+
+    Returns:
+        True or False.
+    """
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -69,6 +79,9 @@ def measure(variant: str, precision: str, shape: Sequence[int], device: str, thr
         shape: grid of the volume.
         device: where to run.
         threads: of the CPU.
+
+    Returns:
+        Seconds and bytes.
     """
     torch.set_num_threads(threads)
     where = torch.device(device)

@@ -16,6 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def find_bundles(names: tuple[str, ...] = ()) -> list[Path]:
     """Folders of bundles, given by path or by name; all of the repository where none is given.
 
+    Args:
+        names: paths or names.
+
+    Returns:
+        Their paths.
+
     Raises:
         FileNotFoundError: for an unknown one, with the nearest name.
     """
@@ -37,7 +43,17 @@ def find_bundles(names: tuple[str, ...] = ()) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; the error names the file."""
+    """Read a JSON object; the error names the file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: where the file holds none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -48,7 +64,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def configurations(bundle: Path) -> dict[str, dict[str, Any]]:
-    """Every JSON of a bundle but its metadata, by file name."""
+    """Every JSON of a bundle but its metadata, by file name.
+
+    Args:
+        bundle: its folder.
+
+    Returns:
+        Parsed JSON by file name.
+    """
     paths = sorted((bundle / "configs").glob("*.json"))
     return {path.name: read_json(path) for path in paths if path.name != "metadata.json"}
 
@@ -62,6 +85,9 @@ def rename_package(config: Any, package: str, key: str = "") -> Any:
         config: parsed JSON.
         package: the new name, "scripts.common".
         key: under which ``config`` stands.
+
+    Returns:
+        The changed JSON.
     """
     if isinstance(config, dict):
         return {name: rename_package(value, package, name) for name, value in config.items()}

@@ -17,7 +17,15 @@ MONAI_OPTIONS = {"config_file", "meta_file", "logging_file", "args_file"}
 
 
 def target_of(link: str, folder: str) -> str | None:
-    """Where a relative link of a document leads, from the same root as ``folder``; None for a web page or heading."""
+    """Where a relative link of a document leads, from the same root as ``folder``; None for a web page or heading.
+
+    Args:
+        link: as the document has it.
+        folder: of the document.
+
+    Returns:
+        The path.
+    """
     path = link.partition("#")[0]
     if not path or re.match(r"[a-z]+:", path):
         return None
@@ -34,6 +42,9 @@ def packed_readme(text: str, name: str, package: str) -> str:
         text: of docs/README.md in the repository.
         name: of the bundle.
         package: the packed package's name.
+
+    Returns:
+        The changed text.
     """
     root = f"bundles/{name}/"
 
@@ -48,13 +59,28 @@ def packed_readme(text: str, name: str, package: str) -> str:
 
 
 def dead_links(text: str, files: Collection[str]) -> list[str]:
-    """Links of docs/README.md that lead to no file of the packed bundle."""
+    """Links of docs/README.md that lead to no file of the packed bundle.
+
+    Args:
+        text: of the document.
+        files: all packed paths, relative to the bundle's folder.
+
+    Returns:
+        The links.
+    """
     links = [found[3] for found in LINK.finditer(text)]
     return [link for link in links if (target := target_of(link, "docs")) is not None and target not in files]
 
 
 def bundle_commands(text: str) -> list[list[str]]:
-    """Words of every ``monai.bundle run`` command in the bash blocks, from the run's id on."""
+    """Words of every ``monai.bundle run`` command in the bash blocks, from the run's id on.
+
+    Args:
+        text: of a document.
+
+    Returns:
+        A list of words a command.
+    """
     blocks = re.findall(r"(?ms)^ *```bash\n(.*?)^ *```", text)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     starts = [(line, line.index("monai.bundle") + 2) for line in lines if "monai.bundle" in line and "run" in line]
@@ -67,6 +93,9 @@ def wrong_commands(text: str, configs: Mapping[str, Mapping[str, Any]]) -> list[
     Args:
         text: of the packed README.
         configs: parsed configurations by path inside the packed bundle.
+
+    Returns:
+        The sentences.
     """
     wrong = []
     for run_id, *words in bundle_commands(text):

@@ -12,7 +12,14 @@ INDENT = 4
 
 
 def dumps(value: Mapping[str, Any]) -> str:
-    """Text of a JSON object, ending with a newline; the same for the same object."""
+    """Text of a JSON object, ending with a newline; the same for the same object.
+
+    Args:
+        value: what to write.
+
+    Returns:
+        The text.
+    """
     entries = [" " * INDENT + _entry(key, item, INDENT, 1) for key, item in value.items()]
     return "{\n" + ",\n".join(entries) + "\n}\n"
 

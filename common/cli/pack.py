@@ -29,7 +29,14 @@ LARGEST_COMMIT = 2**20  # bytes of a file that the model zoo's own check takes i
 
 
 def dump(config: Any) -> bytes:
-    """JSON as it is written into a packed bundle."""
+    """JSON as it is written into a packed bundle.
+
+    Args:
+        config: parsed JSON.
+
+    Returns:
+        Its text in UTF-8.
+    """
     return (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
 
 
@@ -47,6 +54,12 @@ def _weights(bundle: Path) -> list[str]:
 def packed_configurations(bundle: Path) -> dict[str, dict[str, Any]]:
     """Every JSON of the packed bundle by its path inside it; the metadata's ``weights`` are those that are there.
 
+    Args:
+        bundle: its folder in the repository.
+
+    Returns:
+        Parsed JSON by path.
+
     Raises:
         FileNotFoundError: for a bundle without inference.json.
     """
@@ -62,6 +75,9 @@ def packed_files(bundle: Path) -> dict[str, bytes]:
 
     Args:
         bundle: its folder in the repository.
+
+    Returns:
+        Content by path.
     """
     files = {name: dump(config) for name, config in packed_configurations(bundle).items()}
     kept = [*_tree(bundle / "configs"), *_tree(bundle / "docs"), bundle / "LICENSE"]
@@ -82,6 +98,9 @@ def torchscript_of(bundle: Path) -> bytes:
     Args:
         bundle: its folder in the repository.
 
+    Returns:
+        The content.
+
     Raises:
         ValueError: where a solver stands in place of the network.
     """
@@ -93,7 +112,14 @@ def torchscript_of(bundle: Path) -> bytes:
 
 
 def collect(bundle: Path) -> dict[str, bytes]:
-    """Everything of the packed bundle by its path inside it, the checksums last."""
+    """Everything of the packed bundle by its path inside it, the checksums last.
+
+    Args:
+        bundle: its folder in the repository.
+
+    Returns:
+        Content by path.
+    """
     files, script = packed_files(bundle), torchscript_of(bundle)
     if "models/model.pt" in files:
         files["models/model.ts"] = script
@@ -103,6 +129,10 @@ def collect(bundle: Path) -> dict[str, bytes]:
 
 def write(bundle: Path, output: str) -> tuple[Path, str]:
     """Pack one bundle.
+
+    Args:
+        bundle: its folder in the repository.
+        output: folder for the zip.
 
     Returns:
         The zip, and what there is to say of it.

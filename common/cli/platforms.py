@@ -7,12 +7,9 @@ pre-processing takes one dictionary, every tensor in it goes to the network, pos
 
 from __future__ import annotations
 
-import io
 import json
-import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,23 +21,26 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..engines.inferers import StackInferer
-from .bundles import PACKAGE, read_json
-from .pack import torchscript_of
+from .bundles import read_json
 from .smoke import write_pair
 from .torchscript import build_network
 
 OPTIONS = {"fixed": "", "moving": "", "moving_label": "", "answer": "image"}
 WINDOW = (48, 40, 32)  # voxels that the networks are tried on, whatever the bundle's own window
-ODD = 15  # less than WINDOW on every axis: a size that networks have to pad
 LABEL = 3  # value of the synthetic label map
-SCRIPT_TOLERANCE = 1e-5  # voxels, of a scripted network's ddf
 
 
-def _dims(bundle: Path) -> int:
-    """Axes that the network registers, from the metadata's input."""
+def dims_of(bundle: Path) -> int:
+    """Axes that the network registers, from the metadata's input.
+
+    Args:
+        bundle: its folder.
+
+    Returns:
+        2 or 3.
+    """
     inputs = read_json(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]
     return len(inputs["image"]["spatial_shape"])
 
@@ -51,20 +51,30 @@ def small_copy(bundle: Path, folder: Path) -> Path:
     Args:
         bundle: its folder.
         folder: receives NAME with the configurations; the weights are linked.
+
+    Returns:
+        Folder of the copy.
     """
     copy = folder / bundle.name
     shutil.copytree(bundle / "configs", copy / "configs")
     (copy / "models").symlink_to((bundle / "models").resolve(), target_is_directory=True)
     config = read_json(bundle / "configs" / "inference.json")
     if "spatial_size" in config:
-        config["spatial_size"] = list(WINDOW[: _dims(bundle)])
+        config["spatial_size"] = list(WINDOW[: dims_of(bundle)])
     (copy / "configs" / "inference.json").write_text(json.dumps(config), encoding="utf-8")
     return copy
 
 
 @contextmanager
 def inference(bundle: Path) -> Iterator[ConfigParser]:
-    """The parsed inference.json of ``small_copy``."""
+    """The parsed inference.json of ``small_copy``.
+
+    Args:
+        bundle: its folder.
+
+    Yields:
+        The parsed configuration.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy = small_copy(bundle, Path(folder))
         parser = ConfigParser()
@@ -73,8 +83,19 @@ def inference(bundle: Path) -> Iterator[ConfigParser]:
         yield parser
 
 
-def _compose(parser: ConfigParser, key: str) -> Compose:
-    """Pre- or post-processing: a Compose, as Deploy requires."""
+def compose_of(parser: ConfigParser, key: str) -> Compose:
+    """Pre- or post-processing: a Compose, as Deploy requires.
+
+    Args:
+        parser: of inference.json.
+        key: "preprocessing" or "postprocessing".
+
+    Returns:
+        The transforms.
+
+    Raises:
+        ValueError: where it is none.
+    """
     compose = parser.get_parsed_content(key) if key in parser else None
     if not isinstance(compose, Compose):
         raise ValueError(f"{key}: expected a monai.transforms.Compose, got {type(compose).__name__}. Write one.")
@@ -109,8 +130,20 @@ def _in_memory(files: dict[str, str]) -> MetaTensor:
     return MetaTensor(torch.from_numpy(stacked), affine=torch.from_numpy(images[1].affine))
 
 
-def _prepared(preprocessing: Compose, item: dict[str, Any], form: str) -> dict[str, Any]:
-    """The item after pre-processing, whose only tensor is the network's input."""
+def prepared_item(preprocessing: Compose, item: dict[str, Any], form: str) -> dict[str, Any]:
+    """The item after pre-processing, whose only tensor is the network's input.
+
+    Args:
+        preprocessing: of the bundle.
+        item: what goes in.
+        form: what the error calls the item.
+
+    Returns:
+        What comes out.
+
+    Raises:
+        ValueError: where preprocessing fails, or leaves something else than the network's input.
+    """
     try:
         prepared: dict[str, Any] = preprocessing(item)
     except Exception as error:
@@ -133,25 +166,33 @@ def _prepared(preprocessing: Compose, item: dict[str, Any], form: str) -> dict[s
 
 
 def check_transforms(bundle: Path) -> None:
-    """Every transform is a dictionary transform: Deploy applies others to each tensor by itself."""
+    """Every transform is a dictionary transform: Deploy applies others to each tensor by itself.
+
+    Args:
+        bundle: its folder.
+    """
     with inference(bundle) as parser:
         for key in ("preprocessing", "postprocessing"):
-            steps = _compose(parser, key).transforms
+            steps = compose_of(parser, key).transforms
             others = [type(step).__name__ for step in steps if not isinstance(step, MapTransform)]
             if others:
                 raise ValueError(f"{key}: {', '.join(others)} is no MapTransform. Derive it from that.")
 
 
 def check_pair(bundle: Path) -> None:
-    """The pair comes as image with fixed, image with moving, or two channels in memory; never ambiguously."""
+    """The pair comes as image with fixed, image with moving, or two channels in memory; never ambiguously.
+
+    Args:
+        bundle: its folder.
+    """
     with inference(bundle) as parser, tempfile.TemporaryDirectory() as folder:
-        preprocessing, files = _compose(parser, "preprocessing"), synthetic_files(Path(folder), _dims(bundle))
+        preprocessing, files = compose_of(parser, "preprocessing"), synthetic_files(Path(folder), dims_of(bundle))
         moving, fixed = files["moving"], files["fixed"]
-        named = _prepared(preprocessing, OPTIONS | {"image": moving, "fixed": fixed}, "image with fixed")
-        swapped = _prepared(preprocessing, OPTIONS | {"image": fixed, "moving": moving}, "image with moving")
+        named = prepared_item(preprocessing, OPTIONS | {"image": moving, "fixed": fixed}, "image with fixed")
+        swapped = prepared_item(preprocessing, OPTIONS | {"image": fixed, "moving": moving}, "image with moving")
         if not np.array_equal(named["image"], swapped["image"]):
             raise ValueError("preprocessing: image with fixed and image with moving differ. One of them is swapped.")
-        _prepared(preprocessing, {"image": _in_memory(files)}, "two channels in memory")
+        prepared_item(preprocessing, {"image": _in_memory(files)}, "two channels in memory")
         refused = {
             "image alone": {"image": moving},
             "image with both": {"image": moving, "moving": moving, "fixed": fixed},
@@ -165,19 +206,27 @@ def check_pair(bundle: Path) -> None:
 
 
 def check_options(bundle: Path) -> None:
-    """The panels of 3D Slicer and OHIF offer the second image, the label map and the choice of the answer."""
+    """The panels of 3D Slicer and OHIF offer the second image, the label map and the choice of the answer.
+
+    Args:
+        bundle: its folder.
+    """
     shown = read_json(bundle / "configs" / "inference.json").get("displayable_configs")
     if shown != OPTIONS:
         raise ValueError(f"inference.json: displayable_configs: expected {OPTIONS}, got {shown}. Copy the former.")
 
 
 def check_answer(bundle: Path) -> None:
-    """``pred`` has three axes on the grid of fixed, 2D too; with answer=label it holds the label map's own values."""
+    """``pred`` has three axes on the grid of fixed, 2D too; with answer=label it holds the label map's own values.
+
+    Args:
+        bundle: its folder.
+    """
     with inference(bundle) as parser, tempfile.TemporaryDirectory() as folder:
-        files = synthetic_files(Path(folder), _dims(bundle))
+        files = synthetic_files(Path(folder), dims_of(bundle))
         shape = (*_load(files["fixed"]).shape, 1)[:3]
         item = OPTIONS | {"image": files["fixed"], "moving": files["moving"], "moving_label": files["moving_label"]}
-        prepared = _prepared(_compose(parser, "preprocessing"), item, "image with moving and moving_label")
+        prepared = prepared_item(compose_of(parser, "preprocessing"), item, "image with moving and moving_label")
         stated = tuple(int(n) for n in getattr(prepared["image"], "meta", {}).get("spatial_shape", ()))
         if stated != shape:
             raise ValueError(f"image: expected three entries in spatial_shape, {shape}, got {stated}. See CropPaird.")
@@ -185,7 +234,7 @@ def check_answer(bundle: Path) -> None:
             inferer = parser.get_parsed_content("inferer")
             pred = inferer(inputs=prepared["image"][None], network=build_network(bundle))[0]
         for answer, values in (("image", None), ("label", {0, LABEL})):
-            returned = _compose(parser, "postprocessing")({**prepared, "pred": pred, "answer": answer})["pred"]
+            returned = compose_of(parser, "postprocessing")({**prepared, "pred": pred, "answer": answer})["pred"]
             if tuple(returned.shape) != (1, *shape):
                 raise ValueError(
                     f"pred: expected {(1, *shape)} with answer={answer}, got {tuple(returned.shape)}; MONAI Label "
@@ -198,7 +247,11 @@ def check_answer(bundle: Path) -> None:
 
 
 def check_weight_names(bundle: Path) -> None:
-    """model.pt has the shortest name of the weight files: MONAI Label loads the first by the length of the name."""
+    """model.pt has the shortest name of the weight files: MONAI Label loads the first by the length of the name.
+
+    Args:
+        bundle: its folder.
+    """
     others = [path.name for path in (bundle / "models").glob("*.pt") if path.name != "model.pt"]
     short = sorted(name for name in others if len(name) <= len("model.pt"))
     if short:
@@ -206,85 +259,3 @@ def check_weight_names(bundle: Path) -> None:
             f"models/{short[0]}: MONAI Label loads the weight file with the shortest name, which must be model.pt. "
             f"Rename it model_{short[0]}."
         )
-
-
-def _targets(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        yield from (str(value) for key, value in config.items() if key == "_target_")
-    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
-        yield from _targets(value)
-
-
-def lone_configuration(content: bytes) -> ConfigParser:
-    """The configuration inside model.ts, as MONAI Deploy reads it where it is given this file alone.
-
-    Args:
-        content: of model.ts.
-
-    Raises:
-        ValueError: where it needs code that the file does not carry.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        metadata, config = (json.loads(archive.read(f"model/extra/{name}.json")) for name in ("metadata", "inference"))
-    foreign = [target for target in _targets(config) if not target.startswith("monai.")]
-    foreign += re.findall(rf"\b(?:{re.escape(PACKAGE)}|scripts)\.[\w.]+", json.dumps(config))
-    if foreign:
-        raise ValueError(
-            f"the inference.json inside model.ts names {', '.join(sorted(set(foreign)))}: a lone model.ts carries no "
-            "Python, so that MONAI's own parts alone run. Embed what export_inference returns."
-        )
-    parser = ConfigParser()
-    parser.read_meta(metadata)
-    parser.read_config(config)
-    return parser
-
-
-def check_torchscript(bundle: Path) -> None:
-    """model.ts gives the network's ddf, on a size that has to be padded, and where MONAI Deploy has this file alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = small_copy(bundle, Path(folder))
-        network, content = build_network(copy), torchscript_of(copy)
-    scripted = torch.jit.load(io.BytesIO(content)).eval()
-    size = WINDOW[: _dims(bundle)]
-    image = torch.rand((1, 2, *(n - ODD for n in size)), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), torch.jit.optimized_execution(False):  # optimising takes longer than the few runs
-        difference = (scripted(image) - network(image)).abs().max().item()
-    if not difference < SCRIPT_TOLERANCE:
-        raise ValueError(f"TorchScript's ddf differs by {difference:.2g} voxels, allowed {SCRIPT_TOLERANCE:g}.")
-    stack = (*size, 2) if len(size) == 2 else size
-    image = torch.rand((2, *stack), generator=torch.Generator().manual_seed(1))
-    check_lone(lone_configuration(content), scripted, image, len(size))
-
-
-def check_lone(parser: ConfigParser, scripted: nn.Module, image: Tensor, dims: int) -> None:
-    """What Deploy does with a lone model.ts returns what the network returns of the same input.
-
-    Args:
-        parser: of the inference.json inside.
-        scripted: the network inside.
-        image: (2, *S), for 2D networks (2, *S, Z).
-        dims: axes that the network registers.
-
-    Raises:
-        ValueError: where the displacement differs at all, or does not come back on the image's grid.
-    """
-    item: dict[str, Any] = {"image": MetaTensor(image, affine=torch.eye(4))}
-    if "preprocessing" in parser:
-        item = _prepared(_compose(parser, "preprocessing"), item, "two channels in memory")
-    inputs = item["image"][None]
-    with torch.no_grad(), torch.jit.optimized_execution(False):
-        expected = StackInferer(spatial_dims=dims)(inputs, scripted)
-        pred = parser.get_parsed_content("inferer")(inputs=inputs, network=scripted)
-    difference = float((pred - expected).abs().max()) if pred.shape == expected.shape else np.inf
-    if difference != 0:
-        raise ValueError(
-            f"the inference.json inside model.ts gives another ddf than the network, shape {tuple(pred.shape)} for "
-            f"{tuple(expected.shape)}, largest difference {difference:.2g} voxels. Correct its inferer."
-        )
-    if "postprocessing" in parser:
-        returned = _compose(parser, "postprocessing")({**item, "pred": pred[0]})["pred"]
-        if returned.shape[1:] != image.shape[1:]:
-            raise ValueError(
-                f"the inference.json inside model.ts returns pred of shape {tuple(returned.shape)} for an image of "
-                f"{tuple(image.shape)}. Undo its preprocessing with Invertd."
-            )

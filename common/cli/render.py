@@ -26,6 +26,9 @@ def template(name: str, values: Mapping[str, str] | None = None) -> dict[str, An
     Args:
         name: "inference.json".
         values: text by the word in capitals that it stands for: NAME, DATASET, BATCH_SIZE.
+
+    Returns:
+        Parsed JSON.
     """
     text = (TEMPLATES / name).read_text(encoding="utf-8")
     for word, value in (values or {}).items():
@@ -35,6 +38,12 @@ def template(name: str, values: Mapping[str, str] | None = None) -> dict[str, An
 
 def dataset_module(bundle: Path | str) -> ModuleType:
     """The data-set module of a bundle, by the second part of its name: "acdc" of "adacs_acdc".
+
+    Args:
+        bundle: its folder or name.
+
+    Returns:
+        The module.
 
     Raises:
         ValueError: for a name without a method and a data set, or a data set that has no module.
@@ -59,6 +68,9 @@ def rendered(bundle: Path) -> dict[str, str]:
     Args:
         bundle: its folder; train.json and metadata.json are read there.
 
+    Returns:
+        Text by path.
+
     Raises:
         ValueError: for a bundle without train.json, or whose data set has no module.
     """
@@ -80,6 +92,9 @@ def inference(name: str, train: Mapping[str, Any], dataset: ModuleType) -> dict[
         name: of the bundle.
         train: its train.json.
         dataset: its data-set module, whose ``INFERENCE`` says how a pair of images is read.
+
+    Returns:
+        Parsed JSON.
     """
     filled = template("inference.json", {"NAME": name, "DATASET": dataset.__name__.rpartition(".")[2]})
     values = {**dataset.INFERENCE, **{key: train[key] for key in filled if key in train and filled[key] is None}}
@@ -121,6 +136,9 @@ def metadata_text(own: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     Args:
         own: the bundle's entries; those that the template fixes are replaced.
         train: its train.json.
+
+    Returns:
+        The text.
     """
     result = {}
     for key, value in template("metadata.json").items():
@@ -131,7 +149,14 @@ def metadata_text(own: Mapping[str, Any], train: Mapping[str, Any]) -> str:
 
 
 def data_format(dims: int) -> dict[str, Any]:
-    """``network_data_format``: a pair as two channels in, a displacement out."""
+    """``network_data_format``: a pair as two channels in, a displacement out.
+
+    Args:
+        dims: d, the image's axes.
+
+    Returns:
+        Parsed JSON.
+    """
     common = {"spatial_shape": ["16*n"] * dims, "dtype": "float32"}
     image = {"type": "image", "format": "magnitude", "num_channels": 2, **common, "value_range": [0, 1]}
     ddf = {"type": "array", "format": "raw", "num_channels": dims, **common, "value_range": []}

@@ -57,7 +57,14 @@ def scaffold(name: str) -> str:
 
 
 def new_train(name: str) -> dict[str, Any]:
-    """train.json of a new bundle: the template, the method's fragment or builder, the data set's options."""
+    """train.json of a new bundle: the template, the method's fragment or builder, the data set's options.
+
+    Args:
+        name: of the bundle.
+
+    Returns:
+        Parsed JSON.
+    """
     dataset = dataset_module(name)
     train = template("train.json", {"NAME": name, "DATASET": dataset.__name__.rpartition(".")[2]})
     options, call = _dataset_options(dataset)
@@ -136,7 +143,15 @@ def _method(name: str) -> dict[str, Any]:
 
 
 def new_metadata(name: str, dataset: ModuleType) -> dict[str, Any]:
-    """metadata.json of a new bundle, with what its author has to say left to be said."""
+    """metadata.json of a new bundle, with what its author has to say left to be said.
+
+    Args:
+        name: of the bundle.
+        dataset: its data-set module.
+
+    Returns:
+        Parsed JSON.
+    """
     title = " on ".join(part.replace("_", " ").capitalize() for part in name.rpartition("_")[::2])
     to_say = f"TO DO: say it in bundles/{name}/configs/metadata.json"
     own = {

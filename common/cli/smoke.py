@@ -21,13 +21,22 @@ OUTPUTS = ("warped.nii.gz", "ddf.nii.gz", "jacobian.nii.gz", "registration.png")
 
 
 class Blocked(MetaPathFinder):
-    """Refuses a package by name, however it is installed."""
+    """Refuses a package by name, however it is installed.
+
+    Args:
+        package: its name.
+    """
 
     def __init__(self, package: str) -> None:
         self.package = package
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         """Refuse the package, leave everything else to the finders behind.
+
+        Args:
+            name: of a module.
+            path: not read.
+            target: not read.
 
         Raises:
             ModuleNotFoundError: for the package and what lies in it.
@@ -61,7 +70,11 @@ def write_pair(folder: Path, spatial_dims: int) -> None:
 
 
 def run_monai(*words: str) -> None:
-    """``python -m monai.bundle WORDS`` in this process."""
+    """``python -m monai.bundle WORDS`` in this process.
+
+    Args:
+        words: of the command line.
+    """
     sys.argv = ["monai.bundle", *words]
     try:
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
@@ -109,6 +122,9 @@ def use(archive: Path, work: Path) -> str:
 def attempt(archive: str) -> tuple[str, str]:
     """``use`` in an empty folder, its output caught.
 
+    Args:
+        archive: path of a packed bundle.
+
     Returns:
         What was done, and "" or, where it failed, the end of all output with the error.
     """
@@ -131,7 +147,14 @@ def attempt(archive: str) -> tuple[str, str]:
 
 
 def main(archives: list[str]) -> int:
-    """Try every archive, two at a time; the exit status is 1 where one fails."""
+    """Try every archive, two at a time; the exit status is 1 where one fails.
+
+    Args:
+        archives: paths of packed bundles.
+
+    Returns:
+        The exit status.
+    """
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
     failed = 0

@@ -44,6 +44,9 @@ def build_network(bundle: Path) -> nn.Module:
 
     Args:
         bundle: its folder.
+
+    Returns:
+        The network.
     """
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
@@ -63,6 +66,9 @@ def clean_torchscript(content: bytes, extra: Mapping[str, bytes]) -> bytes:
     Args:
         content: of the .ts file.
         extra: replaces files of the archive's extra folder.
+
+    Returns:
+        The cleaned archive.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".debug_pkl")}
@@ -84,6 +90,9 @@ def export_torchscript(network: nn.Module, extra: Mapping[str, bytes]) -> bytes:
     Args:
         network: in evaluation mode.
         extra: files to embed, the metadata.json and inference.json that MONAI Deploy reads.
+
+    Returns:
+        The archive.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)

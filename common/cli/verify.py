@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from . import platforms, zoo
+from . import lone, platforms, zoo
 from .bundles import PACKAGE, REPOSITORY, configurations, find_bundles, read_json, rename_package
 from .metadata_schema import SCHEMA
 from .render import rendered
@@ -39,14 +39,22 @@ LONGEST_TRAIN_JSON, WIDEST_TRAIN_JSON = 100, 160
 
 
 def check_files(bundle: Path) -> None:
-    """All required files are there."""
+    """All required files are there.
+
+    Args:
+        bundle: its folder.
+    """
     missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
     if missing:
         raise ValueError(f"missing {', '.join(missing)}. Add them; another bundle shows their form.")
 
 
 def check_readme(bundle: Path) -> None:
-    """The README has the model zoo's sections and says so where there are no weights."""
+    """The README has the model zoo's sections and says so where there are no weights.
+
+    Args:
+        bundle: its folder.
+    """
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^#+ +(.+?) *#*$", text, flags=re.MULTILINE)
     missing = [section for section in SECTIONS if section not in headings]
@@ -57,7 +65,11 @@ def check_readme(bundle: Path) -> None:
 
 
 def check_weights(bundle: Path) -> None:
-    """The weight files are those that the metadata names."""
+    """The weight files are those that the metadata names.
+
+    Args:
+        bundle: its folder.
+    """
     named = set(read_json(bundle / "configs" / "metadata.json").get("weights", []))
     present = {path.name for path in (bundle / "models").glob("*.pt")}
     if named - present:
@@ -68,7 +80,11 @@ def check_weights(bundle: Path) -> None:
 
 
 def check_metadata(bundle: Path) -> None:
-    """The metadata satisfy the schema and the version has its entry in the changelog."""
+    """The metadata satisfy the schema and the version has its entry in the changelog.
+
+    Args:
+        bundle: its folder.
+    """
     metadata = read_json(bundle / "configs" / "metadata.json")
     errors = sorted(jsonschema.Draft202012Validator(SCHEMA).iter_errors(metadata), key=lambda error: error.json_path)
     if errors:
@@ -79,7 +95,14 @@ def check_metadata(bundle: Path) -> None:
 
 
 def requirements(setup: Path) -> dict[str, Requirement]:
-    """``install_requires`` of a setup.cfg, by normalised name."""
+    """``install_requires`` of a setup.cfg, by normalised name.
+
+    Args:
+        setup: path of the file.
+
+    Returns:
+        Requirement by name.
+    """
     parser = configparser.ConfigParser()
     if not parser.read(setup):
         raise FileNotFoundError(f"setup.cfg: expected at {setup}, there is none. Run from a clone of the repository.")
@@ -88,7 +111,11 @@ def requirements(setup: Path) -> dict[str, Requirement]:
 
 
 def check_versions(bundle: Path) -> None:
-    """The versions in the metadata lie within the bounds of setup.cfg."""
+    """The versions in the metadata lie within the bounds of setup.cfg.
+
+    Args:
+        bundle: its folder.
+    """
     metadata = read_json(bundle / "configs" / "metadata.json")
     stated = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
     stated |= {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}
@@ -102,7 +129,11 @@ def check_versions(bundle: Path) -> None:
 
 
 def check_names(bundle: Path) -> None:
-    """The package's name stands only where packing can rewrite it."""
+    """The package's name stands only where packing can rewrite it.
+
+    Args:
+        bundle: its folder.
+    """
     for name, config in configurations(bundle).items():
         rest = json.dumps(rename_package(config, "renamed"))
         found = re.findall(rf"[^\"]*\b{re.escape(PACKAGE)}\b[^\"]*", rest)
@@ -114,7 +145,11 @@ def check_names(bundle: Path) -> None:
 
 
 def check_length(bundle: Path) -> None:
-    """train.json can be read at a glance."""
+    """train.json can be read at a glance.
+
+    Args:
+        bundle: its folder.
+    """
     lines = (bundle / "configs" / "train.json").read_text(encoding="utf-8").splitlines()
     if len(lines) > LONGEST_TRAIN_JSON:
         raise ValueError(f"train.json has {len(lines)} lines, at most {LONGEST_TRAIN_JSON}. Move parts to a builder.")
@@ -124,7 +159,11 @@ def check_length(bundle: Path) -> None:
 
 
 def check_rendered(bundle: Path) -> None:
-    """What the templates give has not been changed by hand."""
+    """What the templates give has not been changed by hand.
+
+    Args:
+        bundle: its folder.
+    """
     texts = rendered(bundle)
     changed = [name for name, text in texts.items() if (bundle / name).read_text(encoding="utf-8") != text]
     if changed:
@@ -135,7 +174,11 @@ def check_rendered(bundle: Path) -> None:
 
 
 def check_copies(bundle: Path) -> None:
-    """What is written twice agrees: network_def, and the keys of the overlays on train.json."""
+    """What is written twice agrees: network_def, and the keys of the overlays on train.json.
+
+    Args:
+        bundle: its folder.
+    """
     configs = configurations(bundle)
     train = configs["train.json"]
     if train.get("network_def") is None or train["network_def"] != configs["inference.json"].get("network_def"):
@@ -150,7 +193,11 @@ def check_copies(bundle: Path) -> None:
 
 
 def check_properties(bundle: Path) -> None:
-    """MONAI finds every property that it requires of a training and of an inference."""
+    """MONAI finds every property that it requires of a training and of an inference.
+
+    Args:
+        bundle: its folder.
+    """
     for workflow, name in (("train", "train.json"), ("inference", "inference.json")):
         with tempfile.TemporaryDirectory() as folder:
             config = ConfigWorkflow(
@@ -164,7 +211,11 @@ def check_properties(bundle: Path) -> None:
 
 
 def check_network(bundle: Path) -> None:
-    """The network takes and returns what the metadata say (MONAI's verify_net_in_out)."""
+    """The network takes and returns what the metadata say (MONAI's verify_net_in_out).
+
+    Args:
+        bundle: its folder.
+    """
     metadata, config = (str(bundle / "configs" / name) for name in ("metadata.json", "inference.json"))
     verify_net_in_out("network_def", meta_file=metadata, config_file=config, device="cpu")
 
@@ -189,7 +240,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "transforms": platforms.check_transforms,
     "pair": platforms.check_pair,
     "answer": platforms.check_answer,
-    "torchscript": platforms.check_torchscript,
+    "torchscript": lone.check_torchscript,
 }
 
 
@@ -205,7 +256,14 @@ def _quiet() -> Iterator[None]:
 
 
 def verify_bundle(bundle: Path) -> dict[str, str]:
-    """Run every check; each one's failure in one line, "" where it passed."""
+    """Run every check; each one's failure in one line, "" where it passed.
+
+    Args:
+        bundle: its folder.
+
+    Returns:
+        Failure by name of the check.
+    """
     failures = {}
     for name, check in CHECKS.items():
         try:

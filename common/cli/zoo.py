@@ -25,6 +25,9 @@ def listed_files(bundle: Path) -> dict[str, dict[str, Any]]:
 
     Args:
         bundle: its folder.
+
+    Returns:
+        Entry by path.
     """
     path = bundle / LARGE_FILES
     entries = read_json(path).get("large_files", []) if path.is_file() else []
@@ -32,7 +35,11 @@ def listed_files(bundle: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_large_files(bundle: Path) -> None:
-    """Files above 25 MB are in large_files.json, each entry with a link and the hash of the file that is there."""
+    """Files above 25 MB are in large_files.json, each entry with a link and the hash of the file that is there.
+
+    Args:
+        bundle: its folder.
+    """
     listed = listed_files(bundle)
     for name, entry in listed.items():
         if not str(entry.get("url", "")).startswith("https://"):
@@ -54,7 +61,11 @@ def check_large_files(bundle: Path) -> None:
 
 
 def check_zoo_metadata(bundle: Path) -> None:
-    """Beside MONAI's schema the zoo shows a bundle's name and the measures that its weights reach."""
+    """Beside MONAI's schema the zoo shows a bundle's name and the measures that its weights reach.
+
+    Args:
+        bundle: its folder.
+    """
     metadata = read_json(bundle / "configs" / "metadata.json")
     if not metadata.get("name"):
         raise ValueError("metadata.json: name is missing, under which the model zoo shows the bundle. Add it.")
@@ -68,7 +79,11 @@ def check_zoo_metadata(bundle: Path) -> None:
 
 
 def check_packed_readme(bundle: Path) -> None:
-    """The README as it is packed leads to packed files, and its commands run in the bundle's folder."""
+    """The README as it is packed leads to packed files, and its commands run in the bundle's folder.
+
+    Args:
+        bundle: its folder.
+    """
     files = packed_files(bundle)
     text = files["docs/README.md"].decode()
     if PACKED_PLACE not in text:

@@ -33,12 +33,12 @@ from typing import Any
 import torch
 
 from ..checks import known_name
-from ..io.images import Image, load_grid, same_grid
-from ..io.orientation import slice_axis, spacing_is_unknown
-from ..transforms.crop import auto_centre, centroid
+from ..io.images import Image, same_grid
+from ..io.orientation import spacing_is_unknown
 from ..transforms.intensity import clipped
-from .acdc_folder import LAYOUT, patient_files, patient_folders
+from .acdc_folder import LAYOUT, patient_files, patient_folders, slice_count
 from .acdc_phantom import PHANTOM
+from .centres import CROP_CENTERS, slice_centres
 from .decoded import MEMORY, DecodedPairs
 from .layout import DatasetLayoutError, Invalid, dataset_root
 from .reading import read_case, read_displacement, slices_first
@@ -46,7 +46,6 @@ from .reading import read_case, read_displacement, slices_first
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "all")
-CROP_CENTERS = ("middle_slice", "slice", "volume", "auto")
 LABELS = {"myocardium": 2, "lv": 3, "rv": 1}
 ORIENTATION, SPACING, SPACING_RANGE = "LPS", (1.5, 1.5), (1.2, 2.0)  # mm, in the plane
 SPATIAL_SIZE = (128, 128)  # of the network's window
@@ -59,7 +58,17 @@ TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "true_d
 
 
 def root(dataset_dir: str | Path) -> Path:
-    """Folder of the data set; "phantom" makes the phantom, once. Raises ``DatasetLayoutError`` where it is absent."""
+    """Folder of the data set; "phantom" makes the phantom, once.
+
+    Args:
+        dataset_dir: see the module's layout, or "phantom".
+
+    Returns:
+        The folder.
+
+    Raises:
+        DatasetLayoutError: where it is absent.
+    """
     return dataset_root(dataset_dir, PHANTOM.folder, LAYOUT)
 
 
@@ -70,6 +79,9 @@ def split_of(subject: str) -> str:
 
     Args:
         subject: 'patient001'.
+
+    Returns:
+        Name of the split.
 
     Raises:
         ValueError: for a name of another form.
@@ -89,6 +101,9 @@ def subjects(dataset_dir: str | Path, split: str = "all") -> list[str]:
         dataset_dir: see the module's layout, or "phantom".
         split: one of ``SPLITS``; see ``split_of``.
 
+    Returns:
+        The names.
+
     Raises:
         DatasetLayoutError: when the folder is missing, holds no patient of the split, or a patient twice.
         ValueError: for an unknown split.
@@ -103,6 +118,9 @@ def frame_files(dataset_dir: str | Path, subject: str) -> tuple[Path, Path]:
         dataset_dir: see the module's layout, or "phantom".
         subject: 'patient001'.
 
+    Returns:
+        Paths of moving and fixed.
+
     Raises:
         DatasetLayoutError: as ``subjects``, and when the patient or one of its files is missing.
     """
@@ -114,7 +132,17 @@ def frame_files(dataset_dir: str | Path, subject: str) -> tuple[Path, Path]:
 
 
 def example_pair(dataset_dir: str | Path) -> tuple[Path, Path]:
-    """Image files, ED and ES, of the first validation patient. Raises as ``frame_files``."""
+    """Image files, ED and ES, of the first validation patient.
+
+    Args:
+        dataset_dir: see ``subjects``.
+
+    Returns:
+        Paths of moving and fixed.
+
+    Raises:
+        DatasetLayoutError: as ``frame_files``.
+    """
     folder = root(dataset_dir)
     return frame_files(folder, subjects(folder, "validation")[0])
 
@@ -123,7 +151,8 @@ def datalist(dataset_dir: str | Path, split: str = "train", skip_invalid: bool =
     """The files of a split, a dictionary a slice, in the order of ``load_pairs``; of images headers alone are read.
 
     Args:
-        dataset_dir, split: see ``subjects``.
+        dataset_dir: see ``subjects``.
+        split: see ``subjects``.
         skip_invalid: leave out patients whose files or headers are not as published, with a warning each.
 
     Returns:
@@ -150,7 +179,8 @@ def load_pairs(
     """Read a split: every short-axis slice a pair, moving = ED, fixed = ES. Each file is decoded once.
 
     Args:
-        dataset_dir, split: see ``subjects``.
+        dataset_dir: see ``subjects``.
+        split: see ``subjects``.
         crop_center: 'middle_slice': centroid of the ED myocardium in slice n // 2, for all slices of the patient (the
             nearest slice that has myocardium stands in); 'slice': in the slice itself, else as 'middle_slice';
             'volume': over all slices; 'auto': without labels, ``transforms.crop.auto_centre`` over the patient's stack.
@@ -217,7 +247,7 @@ def read_patient(part: Mapping[str, Any]) -> dict[str, Any]:
         }
         if "true_ddf" in part:
             stacks["true_ddf"] = read_displacement(part["true_ddf"], moving, ORIENTATION)
-        stacks["centre"] = torch.stack(_centres(stacks, part["crop_center"]))
+        stacks["centre"] = torch.stack(slice_centres(stacks, part["crop_center"], LABELS["myocardium"]))
     except DatasetLayoutError as error:
         raise DatasetLayoutError(f"{subject}: {error}") from error
     if moving.array.shape[2] == 1:
@@ -228,14 +258,14 @@ def read_patient(part: Mapping[str, Any]) -> dict[str, Any]:
 def _folders(dataset_dir: str | Path, split: str) -> list[Path]:
     known_name("split", split, SPLITS)
     folders = patient_folders(root(dataset_dir))
-    chosen = [folder for folder in folders if split in ("all", split_of(folder.name))]
-    if not chosen:
+    found = [folder for folder in folders if split in ("all", split_of(folder.name))]
+    if not found:
         raise DatasetLayoutError(
             f"split: {split!r} is empty; {dataset_dir} holds {len(folders)} patient(s), {folders[0].name} to "
             f"{folders[-1].name}. Test is patients above 100, validation those ending in 4 or 9, train the rest; add "
             "the missing folders or choose another split."
         )
-    return chosen
+    return found
 
 
 def _entries(folders: Sequence[Path], invalid: Invalid) -> list[dict[str, Any]]:
@@ -243,16 +273,8 @@ def _entries(folders: Sequence[Path], invalid: Invalid) -> list[dict[str, Any]]:
     for folder in folders:
         with invalid.left_out(folder.name):
             files = patient_files(folder)
-            entries += [{**files, "slice": number} for number in range(_slice_count(files))]
+            entries += [{**files, "slice": number} for number in range(slice_count(files))]
     return entries
-
-
-def _slice_count(files: Mapping[str, str]) -> int:
-    try:
-        grid = load_grid(files["moving_image"], "image")
-        return 1 if grid.array.dim() == 2 else grid.array.shape[slice_axis(grid)]
-    except ValueError as error:
-        raise DatasetLayoutError(f"{files['subject']}: {error}") from error
 
 
 def _frame(part: Mapping[str, Any], role: str) -> tuple[Image, Image]:
@@ -268,23 +290,3 @@ def _slice_pair(entry: Mapping[str, Any], patient: Mapping[str, Any]) -> dict[st
     tensors = {key: patient[key][number] for key in (*TENSORS, "centre") if key in patient}
     details = {key: entry[key] for key in ("subject", "group", "slice")}
     return tensors | details | {"spacing": patient["spacing"]}
-
-
-def _centres(stacks: Mapping[str, torch.Tensor], crop_center: str) -> list[torch.Tensor]:
-    """One centre (2,) a slice."""
-    count = len(stacks["moving_image"])
-    if crop_center == "auto":
-        return [auto_centre(stacks["moving_image"], stacks["fixed_image"])] * count
-    myocardium = stacks["moving_label"][:, 0] == LABELS["myocardium"]
-    own = [centroid(mask) for mask in myocardium]
-    present = {z: point for z, point in enumerate(own) if point is not None}
-    whole = centroid(myocardium)
-    if whole is None:
-        raise DatasetLayoutError(
-            f"expected myocardium (label {LABELS['myocardium']}) at ED to centre the crop on, got none; use "
-            "crop_center='auto'."
-        )
-    if crop_center == "volume":
-        return [whole[1:]] * count
-    middle = present[min(present, key=lambda z: abs(z - count // 2))]
-    return [present.get(z, middle) if crop_center == "slice" else middle for z in range(count)]

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from ..io.images import load_grid
+from ..io.orientation import slice_axis
 from .layout import DatasetLayoutError
 
 LAYOUT = (
@@ -17,6 +20,12 @@ LAYOUT = (
 
 def patient_folders(base: Path) -> list[Path]:
     """List the patient folders of an ACDC copy, by patient number.
+
+    Args:
+        base: where a copy of the data set lies.
+
+    Returns:
+        Their paths.
 
     Raises:
         DatasetLayoutError: when the folder holds no patient, or a patient twice.
@@ -38,6 +47,9 @@ def patient_folders(base: Path) -> list[Path]:
 def patient_files(folder: Path) -> dict[str, str]:
     """Files of a patient, moving = ED and fixed = ES, and what Info.cfg says of the patient.
 
+    Args:
+        folder: of the patient.
+
     Returns:
         Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label`` and, of phantoms, ``true_ddf``;
         ``subject``: 'patient001'; ``group``: diagnosis, '' where not given.
@@ -58,6 +70,25 @@ def patient_files(folder: Path) -> dict[str, str]:
     if truth.is_file():
         files["true_ddf"] = str(truth)
     return files | {"subject": folder.name, "group": info.get("Group", "")}
+
+
+def slice_count(files: Mapping[str, str]) -> int:
+    """Number of short-axis slices, of which the header alone is read.
+
+    Args:
+        files: as ``patient_files`` returns.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        DatasetLayoutError: for a stack whose slices cannot be told.
+    """
+    try:
+        grid = load_grid(files["moving_image"], "image")
+        return 1 if grid.array.dim() == 2 else grid.array.shape[slice_axis(grid)]
+    except ValueError as error:
+        raise DatasetLayoutError(f"{files['subject']}: {error}") from error
 
 
 def _info(folder: Path) -> dict[str, str]:

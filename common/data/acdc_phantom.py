@@ -12,8 +12,9 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from ..atomic import atomic_path
-from .heart import GROUPS, acquire, draw_patient, paint, polar, smooth_texture, true_displacement
+from .heart import GROUPS, draw_patient, paint, polar, true_displacement
 from .phantom_cache import Phantom, write_reproducible_nifti
+from .scanner import acquire, smooth_texture
 
 REFERENCE_SHAPE, PIXEL_MM, SLICE_MM = (160, 144), 1.5625, 10.0
 
@@ -101,7 +102,8 @@ def make_acdc_phantom(
         ValueError: a number is out of range.
         FileExistsError: ``root`` holds ``training`` or ``testing`` already.
 
-    Reference: Bernard et al., IEEE TMI 2018 (the data set whose layout and statistics are imitated).
+    Reference:
+        Bernard et al., IEEE TMI 2018 (the data set whose layout and statistics are imitated).
     """
     root = Path(root)
     _check(n_train, n_test, shape, n_slices, seed)

@@ -82,7 +82,11 @@ class DecodedPairs(Sequence[dict[str, Any]]):
         return self.join(self.datalist[index], *(self._part(number) for number in self.needed[index]))
 
     def drop(self, invalid: Invalid) -> None:
-        """Decode every pair, and leave out those of subjects that cannot be."""
+        """Decode every pair, and leave out those of subjects that cannot be.
+
+        Args:
+            invalid: notes the subjects that are left out.
+        """
         for number, entry in enumerate(self.datalist):
             with invalid.left_out(entry["subject"]):
                 self[number]

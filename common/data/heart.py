@@ -59,7 +59,15 @@ class _Patient(NamedTuple):
 
 
 def draw_patient(group: str, rng: Generator) -> _Patient:
-    """Size, pose, shape and motion of one patient of a diagnosis (a key of ``GROUPS``), drawn from ``rng``."""
+    """Draw size, pose, shape and motion of one patient.
+
+    Args:
+        group: diagnosis, a key of ``GROUPS``.
+        rng: advanced by the draws.
+
+    Returns:
+        The patient.
+    """
     form = GROUPS[group]
     size = rng.normal(1.0, 0.05)
     form = form._replace(endo=form.endo * size, wall=form.wall * rng.normal(1, 0.06),
@@ -95,7 +103,15 @@ def _inside(distance: Array, blur: float) -> Array:
 
 
 def polar(points: Array, centre: Array) -> tuple[Array, Array]:
-    """Radius and angle (radians) of in-plane points (2, ...) around a centre (2, ...)."""
+    """Radius and angle of in-plane points around a centre.
+
+    Args:
+        points: (2, ...) in reference pixels.
+        centre: (2, ...), likewise.
+
+    Returns:
+        Radius in reference pixels, and angle in radians.
+    """
     offset = points - centre
     return np.hypot(offset[0], offset[1]), np.arctan2(offset[1], offset[0])
 
@@ -138,7 +154,17 @@ def _contract(points: Array, patient: _Patient, level: Array) -> Array:
 
 
 def true_displacement(points: Array, patient: _Patient, level: Array, unit: float) -> Array:
-    """Backward displacement (2, X, Y, Z) of the ES grid in reference pixels: ES(x) shows ED(x + displacement)."""
+    """Backward displacement of the ES grid: ES(x) shows ED(x + displacement).
+
+    Args:
+        points: (2, X, Y, Z), the grid's points in reference pixels.
+        patient: whose motion it is.
+        level: (1, 1, Z), 0 at the base and 1 at the apex.
+        unit: voxels a reference pixel.
+
+    Returns:
+        (2, X, Y, Z) in reference pixels.
+    """
     waves = patient.breathing[:, :, :, None, None, None]
     phase = waves[:, :, 1] * points[0] + waves[:, :, 2] * points[1] + waves[:, :, 3] + level
     moved = points + (waves[:, :, 0] * np.sin(phase)).sum(1)
@@ -153,12 +179,6 @@ def true_displacement(points: Array, patient: _Patient, level: Array, unit: floa
     moved = moved + amount * offset
     displacement = _contract(moved, patient, level) - points
     return gaussian_filter(displacement, (0, 1.3 * unit, 1.3 * unit, 0))  # rounds the kinks at the two contours
-
-
-def smooth_texture(shape: tuple[int, ...], sigma: float, rng: Generator, depth: float = 0.6) -> Array:
-    """Smooth random field of unit variance; ``sigma`` in voxels in the plane, ``depth`` in slices."""
-    field = gaussian_filter(rng.standard_normal(shape), (sigma, sigma, depth))
-    return field / field.std()
 
 
 def _blend(image: Array, value: Array | float, member: Array) -> Array:
@@ -208,7 +228,20 @@ def _right_ventricle(points: Array, patient: _Patient, level: Array, epi: Array,
 def paint(
     points: Array, patient: _Patient, level: Array, blur: float, extent: Array, texture: Array, es: bool
 ) -> tuple[Array, NDArray[np.uint8]]:
-    """Signal in [0, 1] and label at material positions (2, X, Y, Z); ``es`` adds what ED has no counterpart of."""
+    """Signal and label at material positions.
+
+    Args:
+        points: (2, X, Y, Z) in reference pixels.
+        patient: what is painted.
+        level: (1, 1, Z), 0 at the base and 1 at the apex.
+        blur: width of edges in reference pixels.
+        extent: (2,), half the image's size in reference pixels.
+        texture: see ``smooth_texture``.
+        es: add what ED has no counterpart of.
+
+    Returns:
+        Signal in [0, 1], and label.
+    """
     image = _chest(points, patient, level, blur, extent, texture)
     radius, angle = polar(points, _centre(patient, level))
     endo, epi = _contours(patient, angle, level)
@@ -254,10 +287,3 @@ def _through_plane(
         image = np.where(apex, _blend(image, 0.4 + 0.05 * texture, 0.8 * _inside(outside, 4 * blur)), image)
         label = np.where(apex, 0, label)
     return image, label
-
-
-def acquire(signal: Array, coil: Array, noise_factor: Array, rng: Generator, unit: float) -> NDArray[np.int16]:
-    """Scanner: coil shading with a part of its own in each frame, and Rician noise that varies over the image."""
-    own = np.exp(0.06 * smooth_texture(signal.shape, 28 * unit, rng, 2.0))
-    noise = 0.022 * noise_factor * rng.standard_normal((2, *signal.shape))
-    return np.rint(400 * np.hypot(signal * coil * own + noise[0], noise[1])).astype(np.int16)

@@ -7,10 +7,10 @@ Layout, as published::
                                      labelsTr/hippocampus_001.nii.gz    labels: 1 anterior, 2 posterior
 
 ``imagesTs`` has no labels and is not read. Files are read by their headers (``common.data.reading``): axes brought to
-RAS, voxels to 1 mm, labels laid where their affine places them.
+RAS, voxels to 1 mm, labels where their affine places them.
 
-Volumes differ in shape. Each is laid with its geometric centre on that of one working grid, not corner on corner: the
-identity's Dice is 0.55 then, and 0.46 with aligned corners. What a volume lacks is padded, what is too large cut off.
+Volumes differ in shape. Each is centred on one working grid: the identity's Dice is 0.55 then, and 0.46 with aligned
+corners. Small volumes are padded, large ones cut.
 
 Pairs follow from the sorted names of a split, and from nothing else (``common.data.pairing``): consecutive numbers,
 which resemble each other (identity's Dice 0.63, else 0.55: perhaps both sides of one person), are paired last.
@@ -56,7 +56,17 @@ LAYOUT = (
 
 
 def root(dataset_dir: str | Path) -> Path:
-    """Folder of the data set; "phantom" makes the phantom, once. Raises ``DatasetLayoutError`` where it is absent."""
+    """Folder of the data set; "phantom" makes the phantom, once.
+
+    Args:
+        dataset_dir: see the module's layout, or "phantom".
+
+    Returns:
+        The folder.
+
+    Raises:
+        DatasetLayoutError: where it is absent.
+    """
     return dataset_root(dataset_dir, PHANTOM.folder, LAYOUT)
 
 
@@ -65,6 +75,9 @@ def split_of(subject: str) -> str:
 
     Args:
         subject: 'hippocampus_001'.
+
+    Returns:
+        Name of the split.
 
     Raises:
         ValueError: for a name of another form.
@@ -81,24 +94,37 @@ def subjects(dataset_dir: str | Path, split: str = "all") -> list[str]:
         dataset_dir: see the module's layout, or "phantom".
         split: one of ``SPLITS``; see ``split_of``.
 
+    Returns:
+        The names.
+
     Raises:
         DatasetLayoutError: when the folder is missing or holds no subject of the split.
         ValueError: for an unknown split.
     """
     known_name("split", split, SPLITS)
     folder = _folder(dataset_dir)
-    files = (folder / "imagesTr").glob("hippocampus_*.nii.gz")
-    names = sorted(
-        name for path in files if re.fullmatch(r"hippocampus_\d+", name := path.name.removesuffix(".nii.gz"))
-    )
-    chosen = [name for name in names if split in ("all", split_of(name))]
-    if not chosen:
+    files = [path for path in (folder / "imagesTr").iterdir() if re.fullmatch(NAME + r"\.nii\.gz", path.name)]
+    names = sorted(path.name.removesuffix(".nii.gz") for path in files)
+    found = [name for name in names if split in ("all", split_of(name))]
+    if not found:
         raise DatasetLayoutError(f"split: no subject of {split!r} among the {len(names)} in {folder}; {LAYOUT}.")
-    return chosen
+    return found
 
 
 def image_files(dataset_dir: str | Path, moving: str, fixed: str) -> tuple[Path, Path]:
-    """Image files of two subjects. Raises ``DatasetLayoutError`` where one is absent."""
+    """Image files of two subjects.
+
+    Args:
+        dataset_dir: see ``subjects``.
+        moving: 'hippocampus_001'.
+        fixed: likewise.
+
+    Returns:
+        Paths of moving and fixed.
+
+    Raises:
+        DatasetLayoutError: where one is absent.
+    """
     names = subjects(dataset_dir)
     absent = [name for name in (moving, fixed) if name not in names]
     if absent:
@@ -108,7 +134,17 @@ def image_files(dataset_dir: str | Path, moving: str, fixed: str) -> tuple[Path,
 
 
 def example_pair(dataset_dir: str | Path) -> tuple[Path, Path]:
-    """Image files, moving and fixed, of the first two validation subjects. Raises as ``subjects``."""
+    """Image files of the first two validation subjects.
+
+    Args:
+        dataset_dir: see ``subjects``.
+
+    Returns:
+        Paths of moving and fixed.
+
+    Raises:
+        DatasetLayoutError: as ``subjects``.
+    """
     folder = root(dataset_dir)
     moving, fixed = (subjects(folder, "validation") * 2)[:2]
     return image_files(folder, moving, fixed)
@@ -120,7 +156,8 @@ def datalist(
     """The files of a split, a dictionary a pair, in the order of ``load_pairs``; none is read.
 
     Args:
-        dataset_dir, split: see ``subjects``.
+        dataset_dir: see ``subjects``.
+        split: see ``subjects``.
         partners: of each subject; see ``data.pairing.pair_names``.
         pairs: file with a list of pairs to take instead (``data.pairing.read_pairs``); it may name any subject of the
             data set, as ``hippocampus_001``, ``hippocampus_001.nii.gz`` (with any folder before) or ``1``.
@@ -143,8 +180,7 @@ def datalist(
         {
             **_files(folder, "moving", moving),
             **_files(folder, "fixed", fixed),
-            "subject": fixed,
-            "case": f"{moving}_to_{fixed}",
+            **{"subject": fixed, "case": f"{moving}_to_{fixed}"},
         }
         for moving, fixed in listed
     ]
@@ -162,7 +198,10 @@ def load_pairs(
     """Read a split, each file once, and pair its subjects.
 
     Args:
-        dataset_dir, split, partners, pairs: see ``datalist``.
+        dataset_dir: see ``datalist``.
+        split: see ``datalist``.
+        partners: see ``datalist``.
+        pairs: see ``datalist``.
         spatial_size: working grid in voxels, three numbers; every volume is centred on it.
         percentiles: lower and upper, in per cent, to which the intensities of each volume are clipped, as single voxels
             several times brighter than all tissue would set its range; None leaves them.

@@ -18,8 +18,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from .heart import Array, smooth_texture
 from .phantom_cache import Phantom, write_reproducible_nifti
+from .scanner import Array, smooth_texture
 
 SHAPE_RANGE = ((31, 43), (40, 59), (24, 47))  # voxels, smallest and largest of the data set
 AFFINE = np.array([[1.0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
@@ -165,7 +165,8 @@ def make_hippocampus_phantom(root: str | Path, n_train: int = 12, n_validation: 
         ValueError: a number is out of range.
         FileExistsError: ``root`` holds ``imagesTr`` or ``labelsTr`` already.
 
-    Reference: Antonelli et al., Nature Communications 13, 2022 (the data set whose layout and statistics are imitated).
+    Reference:
+        Antonelli et al., Nature Communications 13, 2022 (the data set whose layout and statistics are imitated).
     """
     root = Path(root)
     training, validation = ([n for n in range(1, 1000) if (n % 5 == 4) == held_out] for held_out in (False, True))

@@ -25,6 +25,9 @@ def dataset_root(dataset_dir: str | Path, phantom: Callable[[], Path], layout: s
         phantom: makes them, once, and returns their folder.
         layout: what the error says of the layout, and where to get the data.
 
+    Returns:
+        The folder.
+
     Raises:
         DatasetLayoutError: where there is no such folder.
     """
@@ -49,7 +52,14 @@ class Invalid:
 
     @contextmanager
     def left_out(self, subject: str) -> Iterator[None]:
-        """Catch the layout error of a block that reads a subject, where subjects may be left out."""
+        """Catch the layout error of a block that reads a subject, where subjects may be left out.
+
+        Args:
+            subject: whom the block reads.
+
+        Yields:
+            Nothing.
+        """
         try:
             yield
         except DatasetLayoutError as error:
@@ -63,7 +73,8 @@ class Invalid:
         """Say how many were left out.
 
         Args:
-            split, dataset_dir: what was read.
+            split: that was read.
+            dataset_dir: where it lies.
             kept: number of pairs that are left.
 
         Raises:

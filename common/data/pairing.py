@@ -21,6 +21,9 @@ def pair_names(names: Sequence[str], partners: int) -> list[tuple[str, str]]:
         names: sorted subjects, at least two.
         partners: of each subject, from 1; all others where there are fewer.
 
+    Returns:
+        Names of moving and fixed, a tuple a pair.
+
     Raises:
         ValueError: for fewer than two subjects or no partners.
     """
@@ -42,6 +45,9 @@ def read_pairs(
         path: the file.
         names: the subjects that there are.
         name_of: a subject's name, from what stands in the file.
+
+    Returns:
+        Names of moving and fixed, a tuple a pair.
 
     Raises:
         DatasetLayoutError: for an absent file, one without these columns or without rows, for a row without both, for

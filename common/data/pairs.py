@@ -165,9 +165,9 @@ class SeededSampler(DistributedSampler):
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         mine = range(self.rank, self.total_size, self.num_replicas)
         if self.samples is not None:
-            chosen = torch.randint(count, (self.samples,), generator=generator).tolist()
+            drawn = torch.randint(count, (self.samples,), generator=generator).tolist()
             seeds = torch.randint(2**62, (self.samples,), generator=generator).tolist()
-            return iter([(chosen[i], seeds[i]) for i in mine])
+            return iter([(drawn[i], seeds[i]) for i in mine])
         draws = torch.randint(2**62, (count,), generator=generator).tolist()
         order = torch.randperm(count, generator=generator).tolist()
         return iter([(order[i % count], draws[order[i % count]]) for i in mine])
@@ -188,6 +188,9 @@ def training_loader(
         num_workers: processes that prepare batches; 0 prepares them in this one, which is usually fast enough.
         updates_per_epoch: batches of an epoch, whose pairs are drawn at random with replacement; None takes every pair
             once an epoch.
+
+    Returns:
+        The loader.
 
     Raises:
         ValueError: for less than one update.
@@ -216,6 +219,14 @@ def evaluation_loader(dataset: PairDataset, batch_size: int, num_workers: int = 
     """All pairs once, in order, not sharded over processes.
 
     Tensors and numbers are stacked, strings stay lists; ``spacing`` ``(B, d)`` is NaN where unknown.
+
+    Args:
+        dataset: of the pairs.
+        batch_size: pairs at a time.
+        num_workers: see ``training_loader``.
+
+    Returns:
+        The loader.
     """
     return DataLoader(
         dataset,

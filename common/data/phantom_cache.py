@@ -51,6 +51,9 @@ class Phantom(NamedTuple):
             cache_dir: holds ``registration-bundles``; default: the environment's REGISTRATION_BUNDLES_CACHE, else
                 XDG_CACHE_HOME, else ``~/.cache``.
 
+        Returns:
+            Path of the folder.
+
         Raises:
             DatasetLayoutError: for a file that is missing or no longer the one that was made, naming what to delete.
             OSError: where the cache cannot be written, naming the variable that moves it.

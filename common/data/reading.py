@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from ..io.affine import file_affine
-from ..io.images import Image, load_image, load_label, resample_like, same_grid
+from ..io.images import Image, load_image, load_label, same_grid
 from ..io.nifti import open_nifti, read_values
-from ..io.orientation import reorient, resample_to_spacing, training_spacing
-from ..io.resampling import WHOLE, extent_in
+from ..io.orientation import reorient, training_spacing
+from ..io.resampling import WHOLE, extent_in, resample_like
+from ..io.spacing import resample_to_spacing
 from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,13 @@ def read_case(
 ) -> tuple[Image, Image]:
     """Read a volume or stack and its labels, on one grid of the data set's orientation and spacing.
 
-    The labels are laid on the image's grid where their affine places them: exactly where only the axes' order and
-    direction differ, else by the nearest voxel. Where one of the two files gives no orientation and the shapes are
-    equal, voxel lies on voxel.
+    Labels go onto the image's grid where their affine places them: exactly where only the axes' order and direction
+    differ, else by the nearest voxel. Where one of the two files gives no orientation and the shapes are equal, voxels
+    correspond by their indices.
 
     Args:
-        image_file, label_file: NIfTI files, three axes; (X, Y, 1) is a stack of one slice where ``spatial_dims`` is 2.
+        image_file: NIfTI file, three axes; (X, Y, 1) is a stack of one slice where ``spatial_dims`` is 2.
+        label_file: likewise.
         labels: all values that labels may have.
         spatial_dims: 3, or 2 for a stack: its slices are found and come last.
         orientation: of the volume, or of the plane of a stack; see ``io.orientation.reorient``.
@@ -153,5 +155,12 @@ def read_displacement(path: str | Path, image: Image, orientation: str) -> torch
 
 
 def slices_first(array: torch.Tensor) -> torch.Tensor:
-    """(X, Y, Z) -> (Z, 1, X, Y), contiguous, so that each slice is."""
+    """(X, Y, Z) -> (Z, 1, X, Y), contiguous, so that each slice is.
+
+    Args:
+        array: a stack.
+
+    Returns:
+        Its slices, each with a channel.
+    """
     return array.movedim(-1, 0)[:, None].contiguous()

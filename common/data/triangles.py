@@ -25,15 +25,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..checks import known_name
 from ..io.images import Image, save_image
 from .layout import PHANTOM_NAME, DatasetLayoutError
+from .shapes import SHAPES, draw_shape, signed_distance
 
 COUNTS = {"train": 1000, "validation": 100, "test": 100}
 SPLITS = (*COUNTS, "all")
@@ -48,76 +48,23 @@ INFERENCE = {
 PHANTOM = None
 LAYOUT = "the pairs of this data set are generated; leave dataset_dir at 'phantom'"
 STYLES = ("outlines", "filled")
-SHAPES = ("triangle", "circle")
 
-RADIUS, SHIFT, MARGIN, EDGE = (0.2, 0.4), 0.15, 0.05, 1 / 80  # of the shortest side
+EDGE = 1 / 80  # of the shortest side
 MIN_EDGE, MIN_SIZE = 0.5, 16  # voxels
 
 
-class Shape(NamedTuple):
-    """A ball or the regular simplex inside it, in a space of d = 2 or 3 dimensions.
-
-    ``centre`` float64 ``(d,)``, voxels; ``radius`` in voxels; ``directions`` float64 ``(d + 1, d)``: unit vectors, the
-    simplex's vertices are ``centre + radius * directions``; None for a ball.
-    """
-
-    centre: Tensor
-    radius: float
-    directions: Tensor | None
-
-
-def draw_shape(kind: str, spatial_size: Sequence[int], rng: np.random.Generator) -> Shape:
-    """Draw radius, centre and orientation at random, see the module's ranges.
+def root(dataset_dir: str | Path) -> Path:
+    """The name "phantom", as there are no files.
 
     Args:
-        kind: 'triangle' (3D: tetrahedron) or 'circle' (3D: ball).
-        spatial_size: voxels of the image, one number an axis.
-        rng: advanced by the draws.
-
-    Raises:
-        ValueError: for an unknown kind, with the nearest known one.
-    """
-    known_name("kind", kind, SHAPES)
-    last = np.array(spatial_size) - 1.0
-    unit, d = last.min(), len(last)
-    radius = unit * rng.uniform(*RADIUS)
-    reach = np.minimum(unit * SHIFT, last / 2 - radius - unit * MARGIN)
-    centre = last / 2 + reach * rng.uniform(-1, 1, d)
-    directions = None
-    if kind == "triangle":
-        # The polar factor of centred normal numbers has orthonormal columns that sum to 0, and is uniform among those
-        # matrices: its rows are the vertices of a regular simplex in a uniform orientation.
-        numbers = rng.standard_normal((d + 1, d))
-        left, _, right = np.linalg.svd(numbers - numbers.mean(0), full_matrices=False)
-        directions = torch.from_numpy(left @ right * np.sqrt((d + 1) / d))
-    return Shape(torch.from_numpy(centre), float(radius), directions)
-
-
-def signed_distance(shape: Shape, spatial_size: Sequence[int]) -> Tensor:
-    """Signed distance D to a shape's boundary, negative inside.
-
-    Ball: B(x) = |x - c| - r. Simplex, with n_i the outward normals of its faces, which are opposite the directions to
-    the vertices: D(x) = max(max_i n_i (x - c) - r / d, B(x)). That is the Euclidean distance inside and beside the
-    faces; beyond edges and corners it is a lower bound, which B, without effect inside, keeps from reaching far out.
-
-    Args:
-        shape: as ``draw_shape`` returns.
-        spatial_size: voxels of the image.
+        dataset_dir: "phantom".
 
     Returns:
-        float64 ``(*S)``, voxels.
+        The name.
+
+    Raises:
+        DatasetLayoutError: for any other.
     """
-    axes = [torch.arange(n, dtype=torch.float64) - c for n, c in zip(spatial_size, shape.centre, strict=True)]
-    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    ball = offsets.square().sum(0).sqrt() - shape.radius
-    if shape.directions is None:
-        return ball
-    faces = torch.tensordot(-shape.directions, offsets, dims=1) - shape.radius / len(axes)
-    return torch.maximum(faces.amax(0), ball)
-
-
-def root(dataset_dir: str | Path) -> Path:
-    """The name "phantom", as there are no files. Raises ``DatasetLayoutError`` for any other."""
     if str(dataset_dir) != PHANTOM_NAME:
         raise DatasetLayoutError(f"dataset_dir: expected 'phantom', got {str(dataset_dir)!r}; {LAYOUT}.")
     return Path(PHANTOM_NAME)
@@ -128,6 +75,9 @@ def split_of(subject: str) -> str:
 
     Args:
         subject: 'train_00017'.
+
+    Returns:
+        Name of the split.
 
     Raises:
         ValueError: for a name of another form.
@@ -147,6 +97,9 @@ def subjects(
         dataset_dir: "phantom".
         split: 'train', 'validation' or 'test', or 'all'.
         count: see ``datalist``.
+
+    Returns:
+        The names.
 
     Raises:
         DatasetLayoutError: for another ``dataset_dir``.
@@ -193,18 +146,18 @@ def datalist(
     """
     names = sorted(subjects(dataset_dir, split, count), key=lambda name: (list(COUNTS).index(split_of(name)), name))
     known_name("style", style, STYLES)
-    chosen = set(shapes)
-    for name in sorted(chosen):
+    wanted = set(shapes)
+    for name in sorted(wanted):
         known_name("shapes", name, SHAPES)
     if len(spatial_size) not in (2, 3) or min(spatial_size) < MIN_SIZE:
         raise ValueError(
             f"spatial_size: expected 2 or 3 numbers of at least {MIN_SIZE} voxels, got {tuple(spatial_size)}; smaller "
             "shapes would be no more than a few voxels."
         )
-    if not chosen or seed < 0:
-        raise ValueError(f"expected at least one name in shapes and seed of 0 or more, got {chosen or ()} and {seed}.")
+    if not wanted or seed < 0:
+        raise ValueError(f"expected at least one name in shapes and seed of 0 or more, got {wanted or ()} and {seed}.")
     how = {"spatial_size": [int(n) for n in spatial_size], "style": style, "seed": seed,
-           "shapes": [name for name in SHAPES if name in chosen]}  # fmt: skip
+           "shapes": [name for name in SHAPES if name in wanted]}  # fmt: skip
     return [{"subject": name, "generated": how} for name in names]
 
 
@@ -220,7 +173,13 @@ def load_pairs(
     """Generate the pairs of a split. A pair takes 10 bytes a voxel.
 
     Args:
-        dataset_dir, split, count, spatial_size, style, seed, shapes: see ``datalist``.
+        dataset_dir: see ``datalist``.
+        split: see ``datalist``.
+        count: see ``datalist``.
+        spatial_size: see ``datalist``.
+        style: see ``datalist``.
+        seed: see ``datalist``.
+        shapes: see ``datalist``.
 
     Returns:
         A dict a pair, see ``generate``.
@@ -239,7 +198,8 @@ def example_pair(
 
     Args:
         dataset_dir: "phantom".
-        spatial_size, style: see ``datalist``; by default as gradicon_triangles has them.
+        spatial_size: see ``datalist``; by default that of gradicon_triangles.
+        style: see ``datalist``.
 
     Returns:
         Files of moving and fixed.
@@ -258,7 +218,10 @@ def generate(subject: str, spatial_size: Sequence[int], style: str, seed: int, s
 
     Args:
         subject: 'train_00017'.
-        spatial_size, style, seed, shapes: see ``datalist``; shapes in the order of ``SHAPES``.
+        spatial_size: see ``datalist``.
+        style: see ``datalist``.
+        seed: see ``datalist``.
+        shapes: in the order of ``SHAPES``.
 
     Returns:
         ``moving_image``, ``fixed_image``: float32 ``(1, *S)`` in [0, 1]; ``moving_label``, ``fixed_label``: uint8

@@ -12,6 +12,9 @@ def all_mean(value: Tensor) -> Tensor:
 
     Args:
         value: of one shape in every process, floating point.
+
+    Returns:
+        The mean, of the same shape.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         value = value.clone()

@@ -44,7 +44,8 @@ class Elastix(Solver):
     The parameters are this project's: elastix's own defaults for rigid, affine and B-spline registration but for the
     metric, ``grid_spacing`` and ``bending_weight``, which are given. They were not tuned on any data set.
 
-    Reference: Klein et al., elastix, IEEE TMI 2010; Klein et al., IJCV 2009 (the optimiser).
+    Reference:
+        Klein et al., elastix, IEEE TMI 2010; Klein et al., IJCV 2009 (the optimiser).
     """
 
     name = "elastix"

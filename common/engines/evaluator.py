@@ -18,7 +18,15 @@ from .instance import InstanceOptimisation
 
 
 def condition_tensor(condition: Sequence[float] | float | None, image: Tensor) -> Tensor | None:
-    """K numbers for every image of a batch, (B, K); None stays None."""
+    """K numbers for every image of a batch, (B, K); None stays None.
+
+    Args:
+        condition: K numbers, one, or None.
+        image: gives batch size and device.
+
+    Returns:
+        (B, K) float32, or None.
+    """
     if condition is None:
         return None
     values = [condition] if isinstance(condition, (int, float)) else list(condition)
@@ -84,7 +92,14 @@ class RegistrationEvaluator(Evaluator):
         return output
 
     def register(self, image: Tensor) -> Tensor:
-        """Displacements of cat(moving, fixed), (B, 2, *S) -> (B, d, *S), under the engine's condition."""
+        """Register a batch under the engine's condition.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S).
+
+        Returns:
+            Displacements in voxels, (B, d, *S).
+        """
         with self._inference(image):
             return self.network(image, None, self._conditions(image))
 

@@ -39,7 +39,8 @@ class StackInferer(Inferer):
         Args:
             inputs: (B, C, *S) with d axes S, or (B, C, *S, Z): Z slices, each on its own.
             network: takes (N, C, *S).
-            args, kwargs: for the network, the same for every chunk of slices.
+            args: for the network, the same for every chunk of slices.
+            kwargs: likewise.
 
         Returns:
             What the network returns, (B, C', *S), with slices (B, C', *S, Z).

@@ -42,7 +42,8 @@ class InstanceOptimisation(nn.Module):
         ValueError: for an unknown target, a value out of range, "field" where the method has no ``field_weight``,
             "weights" where there are none to fit.
 
-    Reference: Tian et al., GradICON, CVPR 2023 (50 iterations, Adam, in the released code).
+    Reference:
+        Tian et al., GradICON, CVPR 2023 (50 iterations, Adam, in the released code).
     """
 
     def __init__(

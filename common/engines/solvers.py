@@ -90,6 +90,9 @@ def is_solver(module: Any) -> bool:
 
     Args:
         module: a network or a solver.
+
+    Returns:
+        True or False.
     """
     return isinstance(module, Solver)
 

@@ -21,7 +21,14 @@ PAIR_KEYS = {  # what a registration of fixed onto moving reads in the other's p
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """The layout that convolutions are fastest in, for tensors of 4 or 5 axes; others as they are."""
+    """The layout that convolutions are fastest in, for tensors of 4 or 5 axes; others as they are.
+
+    Args:
+        tensor: any.
+
+    Returns:
+        The same values.
+    """
     layout = CHANNELS_LAST.get(tensor.dim())
     return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
@@ -75,7 +82,14 @@ class EstimatorView(nn.Module):
 
 
 def both_directions(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Every pair of a batch twice: cat(A, B) as moving, cat(B, A) as fixed, their labels and masks likewise."""
+    """Every pair of a batch twice: cat(A, B) as moving, cat(B, A) as fixed, their labels and masks likewise.
+
+    Args:
+        batch: tensors of a batch by key.
+
+    Returns:
+        Twice as many samples by key.
+    """
     return {key: torch.cat([batch[key], batch[PAIR_KEYS[key]]]) for key in PAIR_KEYS if key in batch}
 
 
@@ -204,12 +218,20 @@ class RegistrationStep:
 
     @property
     def moving_label(self) -> Tensor:
-        """Label map of the moving image, (B, 1, *S). Raises ValueError where the batch has none."""
+        """Label map of the moving image, (B, 1, *S).
+
+        Raises:
+            ValueError: where the batch has none.
+        """
         return self._label("moving_label")
 
     @property
     def fixed_label(self) -> Tensor:
-        """Label map of the fixed image, (B, 1, *S). Raises ValueError where the batch has none."""
+        """Label map of the fixed image, (B, 1, *S).
+
+        Raises:
+            ValueError: where the batch has none.
+        """
         return self._label("fixed_label")
 
     def _label(self, key: str) -> Tensor:

@@ -37,7 +37,14 @@ class NonFiniteLoss(RuntimeError):
 
 
 def draw_seed(*numbers: int) -> int:
-    """A seed for torch that is a function of these numbers (>= 0), and another one for any others."""
+    """A seed for torch that is a function of some numbers, and another one for any others.
+
+    Args:
+        numbers: whole, at least 0.
+
+    Returns:
+        The seed.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -146,7 +153,14 @@ class RegistrationTrainer(Trainer):
         self._displacement, self._estimator, *_ = [*(_wrapped(view, device) for view in self._views), None]
 
     def optimizer(self, update: Update) -> Optimizer:
-        """The optimiser of an update, over what it trains and no stage has frozen; built when it is first asked for."""
+        """The optimiser of an update, over what it trains and no stage has frozen; built when it is first asked for.
+
+        Args:
+            update: of the method.
+
+        Returns:
+            Its optimiser.
+        """
         if update.name not in self.optimizers:
             modules = [self.method.modules[name] for name in update.trains]
             parameters = [p for module in modules for p in module.parameters() if p.requires_grad]

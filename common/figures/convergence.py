@@ -33,7 +33,8 @@ def convergence_curves(histories: Mapping[str, str | Path], path: str | Path) ->
         FileNotFoundError: if a history file is absent.
         ValueError: if a file is no history, or none has anything to draw.
 
-    Reference: Tian et al., GradICON, CVPR 2023, Fig. 3.
+    Reference:
+        Tian et al., GradICON, CVPR 2023, Fig. 3.
     """
     from matplotlib.figure import Figure
 

@@ -49,7 +49,8 @@ def training_curves(history_csv: str | Path, path: str | Path) -> None:
         FileNotFoundError: if there is no history file.
         ValueError: if it has no rows, no ``epoch``, nothing to draw, or a cell that is not a number.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Figs. 5 and 6.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Figs. 5 and 6.
     """
     from matplotlib.figure import Figure
 
@@ -145,6 +146,9 @@ def words(column: str, brief: bool = False) -> str:
     Args:
         column: ``update/term``.
         brief: leave out the update.
+
+    Returns:
+        The words.
     """
     update, _, term = column.partition("/")
     text = " ".join(WORDS.get(part, part) for part in term.split("_"))
@@ -154,7 +158,15 @@ def words(column: str, brief: bool = False) -> str:
 
 
 def finite_line(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points to draw: those with a value, and NaN between them where the line is to break."""
+    """The points to draw: those with a value, and NaN between them where the line is to break.
+
+    Args:
+        epochs: (N,).
+        values: (N,), NaN where there are none.
+
+    Returns:
+        Epochs and values.
+    """
     # Validation every few epochs is one line; a term that paused for a phase is two.
     x, y = epochs[np.isfinite(values)], values[np.isfinite(values)]
     if len(x) < 3:
@@ -164,7 +176,13 @@ def finite_line(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def style_axis(axis: Any, title: str, epochs: np.ndarray) -> None:
-    """Title, grid and ticks of an axes over these epochs."""
+    """Title, grid and ticks of an axes over these epochs.
+
+    Args:
+        axis: of matplotlib.
+        title: heading.
+        epochs: those shown.
+    """
     from matplotlib.ticker import MaxNLocator
 
     axis.set_title(title, fontsize=9)

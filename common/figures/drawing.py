@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a panel: images, outlines, grids, maps and legends on matplotlib's axes.
+"""Parts of a panel: images, outlines, windows and legends on matplotlib's axes.
 
 Arrays are (X, Y), shown with axis 0 to the right and axis 1 downwards.
 """
@@ -16,7 +16,7 @@ from ..atomic import atomic_path
 
 # Okabe and Ito's palette, told apart with any colour vision, and bright enough on grey images: a colour a label.
 LABEL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-FOLDING_COLOUR, LINE_COLOUR, WINDOW_COLOUR, LETTER_COLOUR = "#E00000", "#0072B2", "#FFFFFF", "#F0E442"
+LINE_COLOUR, WINDOW_COLOUR, LETTER_COLOUR = "#0072B2", "#FFFFFF", "#F0E442"
 # Of labels with more values than this the legend names the first ones.
 LEGEND_LABELS = 14
 Window = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
@@ -46,7 +46,17 @@ def save_figure(figure: Any, path: str | Path) -> None:
 
 
 def new_figure(columns: int, rows: int, shape: tuple[int, ...], title: str) -> Any:
-    """A figure for panels of images of a shape (H, W), with room for a row of colour bars."""
+    """A figure for panels of images of one shape, with room for a row of colour bars.
+
+    Args:
+        columns: number of panels across.
+        rows: number of panels down.
+        shape: (H, W) of the images.
+        title: heading.
+
+    Returns:
+        The figure.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -62,7 +72,17 @@ def new_figure(columns: int, rows: int, shape: tuple[int, ...], title: str) -> A
 
 
 def show(axis: Any, array: np.ndarray, title: str, **options: Any) -> Any:
-    """An image (H, W) on an axes, options as for ``imshow``."""
+    """Show an image.
+
+    Args:
+        axis: of matplotlib.
+        array: (H, W).
+        title: heading.
+        options: of ``imshow``.
+
+    Returns:
+        What ``imshow`` returns.
+    """
     picture = axis.imshow(array.T, origin="upper", interpolation="nearest", **options)
     axis.set_title(title, fontsize=9)
     axis.set_xticks([])
@@ -72,7 +92,14 @@ def show(axis: Any, array: np.ndarray, title: str, **options: Any) -> Any:
 
 
 def colour_bar(figure: Any, picture: Any, axis: Any, label: str = "") -> None:
-    """A horizontal colour bar that fills an axes; of a scale with a centre, its ends and centre are marked."""
+    """A horizontal colour bar that fills an axes; of a scale with a centre, its ends and centre are marked.
+
+    Args:
+        figure: of matplotlib.
+        picture: what ``show`` returned.
+        axis: to fill.
+        label: text under the bar.
+    """
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
 
@@ -104,7 +131,15 @@ def _outline(axis: Any, label: np.ndarray | None, style: str = "solid") -> None:
 def zoom(
     window: tuple[Sequence[int], Sequence[int]], shape: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[np.ndarray, np.ndarray]]:
-    """The part of a slice to show, and the window in it."""
+    """The part of a slice to show, and the window in it.
+
+    Args:
+        window: first and last voxel of what the network saw.
+        shape: (H, W) of the slice.
+
+    Returns:
+        A slice object an axis, and first and last voxel in that part.
+    """
     first, last = (np.array(end, dtype=int) for end in window)
     size = last - first + 1
     if 10 * size.prod() > np.prod(shape):
@@ -114,7 +149,12 @@ def zoom(
 
 
 def draw_window(axis: Any, window: Window) -> None:
-    """Outline the voxels from the first to the last of a window."""
+    """Outline the voxels from the first to the last of a window.
+
+    Args:
+        axis: of matplotlib.
+        window: first and last voxel.
+    """
     from matplotlib.patches import Rectangle
 
     first, last = (np.asarray(end, dtype=float) for end in window)
@@ -125,7 +165,12 @@ def draw_window(axis: Any, window: Window) -> None:
 
 
 def draw_directions(axis: Any, directions: Sequence[str]) -> None:
-    """Letters at the edges of a panel: where axes 0 and 1 point, and their opposites."""
+    """Letters at the edges of a panel: where axes 0 and 1 point, and their opposites.
+
+    Args:
+        axis: of matplotlib.
+        directions: of axes 0 and 1, two of R, L, A, P, S, I.
+    """
     from matplotlib.patheffects import withStroke
 
     across, down = directions
@@ -139,7 +184,13 @@ def draw_directions(axis: Any, directions: Sequence[str]) -> None:
 
 
 def draw_images(axes: Mapping[str, Any], images: Mapping[str, Any], labels: Mapping[str, np.ndarray]) -> None:
-    """Moving, fixed and warped, on axes of these names, with outlines of the labels."""
+    """Moving, fixed and warped, on axes of these names, with outlines of the labels.
+
+    Args:
+        axes: "moving", "fixed" and "warped".
+        images: (H, W), of the same names.
+        labels: (H, W), by ``moving_label`` and so on.
+    """
     for name in ("moving", "fixed", "warped"):
         # One scale for all three: a change of brightness by the warp must be seen.
         low = min(images[key].min() for key in ("moving", "fixed"))
@@ -152,7 +203,13 @@ def draw_images(axes: Mapping[str, Any], images: Mapping[str, Any], labels: Mapp
 
 
 def draw_differences(figure: Any, axes: Mapping[str, Any], images: Mapping[str, np.ndarray]) -> None:
-    """What moving and warped differ from fixed, on the axes "before" and "after"."""
+    """What moving and warped differ from fixed, on the axes "before" and "after".
+
+    Args:
+        figure: of matplotlib.
+        axes: "before", "after" and "difference_bar".
+        images: (H, W), by name.
+    """
     before, after = (np.abs(images["fixed"] - images[name]) for name in ("moving", "warped"))
     largest = max(before.max(), after.max()) or 1.0
     for axis, values, name in ((axes["before"], before, "moving"), (axes["after"], after, "warped")):
@@ -161,54 +218,17 @@ def draw_differences(figure: Any, axes: Mapping[str, Any], images: Mapping[str, 
     colour_bar(figure, picture, axes["difference_bar"])
 
 
-def draw_grid(axis: Any, ddf: np.ndarray) -> None:
-    """The grid x + ddf(x), ddf (2, H, W) in voxels."""
-    from matplotlib.collections import LineCollection
-
-    height, width = ddf.shape[1:]
-    points = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij")) + ddf
-    step = max(1, round(max(height, width) / 32))
-    lines = [points[:, index].T for index in sorted({*range(0, height, step), height - 1})]
-    lines += [points[:, :, index].T for index in sorted({*range(0, width, step), width - 1})]
-    axis.add_collection(LineCollection(lines, colors=LINE_COLOUR, linewidths=0.7))
-    axis.set(xlim=(-0.5, height - 0.5), ylim=(width - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
-    axis.spines[:].set(linewidth=0.5, color="0.6")
-    axis.set_title(f"deformation grid, |u| ≤ {np.linalg.norm(ddf, axis=0).max():.3g} voxels", fontsize=9)
-
-
-def draw_displacement(axis: Any, ddf: np.ndarray, longest: float) -> Any:
-    """Length and arrows of a displacement (2, H, W) in voxels; ``longest`` ends the scale."""
-    length = np.linalg.norm(ddf, axis=0)
-    picture = show(axis, length, "displacement", cmap="cividis", vmin=0, vmax=longest or 1)
-    step = max(1, round(max(length.shape) / 16))
-    start = step // 2
-    x, y = np.meshgrid(*(np.arange(start, size, step) for size in length.shape), indexing="ij")
-    u, v = ddf[:, start::step, start::step]
-    axis.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, color="white", width=0.007)
-    return picture
-
-
-def draw_jacobian(axis: Any, determinant: np.ndarray, window: Window | None = None) -> Any:
-    """A determinant (H, W) around 1, foldings in red; the scale ends where 99 % of the values in the window do."""
-    from matplotlib.colors import ListedColormap, TwoSlopeNorm
-
-    # Extremes of single voxels must not wash out the rest; shrinking and growing need not be alike.
-    inside = slice(None) if window is None else tuple(slice(int(a), int(b) + 1) for a, b in zip(*window, strict=True))
-    low, high = np.percentile(determinant[inside], [0.5, 99.5])
-    folded = determinant <= 0
-    title = f"Jacobian determinant, {100 * folded.mean():.2g} % ≤ 0" + (" (red)" if folded.any() else "")
-    norm = TwoSlopeNorm(1.0, min(float(low), 0.95), max(float(high), 1.05))
-    picture = show(axis, determinant, title, cmap="PRGn", norm=norm)
-    if folded.any():
-        overlay = np.where(folded, 1.0, np.nan)
-        axis.imshow(overlay.T, origin="upper", interpolation="nearest", cmap=ListedColormap([FOLDING_COLOUR]))
-    return picture
-
-
 def draw_legend(
     figure: Any, labels: Mapping[str, np.ndarray], names: Mapping[int, str], windowed: bool = False
 ) -> None:
-    """Name the labels' colours (``names`` of values), what lines are broken, and the window where one is drawn."""
+    """Name the labels' colours, what lines are broken, and the window where one is drawn.
+
+    Args:
+        figure: of matplotlib.
+        labels: (H, W), by ``moving_label`` and so on.
+        names: of label values.
+        windowed: whether a window is drawn.
+    """
     from matplotlib.lines import Line2D
 
     values = sorted({int(value) for label in labels.values() for value in np.unique(label) if value != 0})

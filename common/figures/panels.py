@@ -20,10 +20,7 @@ from .drawing import (
     colour_bar,
     draw_differences,
     draw_directions,
-    draw_displacement,
-    draw_grid,
     draw_images,
-    draw_jacobian,
     draw_legend,
     draw_window,
     new_figure,
@@ -31,6 +28,7 @@ from .drawing import (
     show,
     zoom,
 )
+from .maps import draw_displacement, draw_grid, draw_jacobian
 
 
 def registration_panel(
@@ -53,10 +51,13 @@ def registration_panel(
 
     Args:
         path: image file to write; its suffix chooses the format (.png, .pdf, .svg).
-        moving, fixed, warped: (H, W); for volumes pass a slice.
+        moving: (H, W); for volumes pass a slice.
+        fixed: (H, W); for volumes pass a slice.
+        warped: (H, W); for volumes pass a slice.
         ddf: (2, H, W), in-plane displacement in voxels. The grid shown is x + ddf(x).
-        moving_label, fixed_label, warped_label: (H, W) integer, 0 the background; each structure is outlined in a
-            colour of its own, that of fixed by a broken line.
+        moving_label: (H, W) integer, 0 the background; each structure is outlined in a colour of its own.
+        fixed_label: (H, W) integer, outlined by broken lines.
+        warped_label: (H, W) integer.
         score: (H, W) in [0, 1].
         jacobian_determinant: (H, W), white at 1, foldings (≤ 0) in red; the bar ends where 99 % of the
             values in the window do.
@@ -72,9 +73,8 @@ def registration_panel(
     shape = np.asarray(fixed).shape
     images = _checked_all({"moving": moving, "fixed": fixed, "warped": warped}, shape)
     given = {"moving_label": moving_label, "fixed_label": fixed_label, "warped_label": warped_label}
-    labels = _checked_all({name: array for name, array in given.items() if array is not None}, shape)
-    given = {"score": score, "jacobian_determinant": jacobian_determinant}
-    maps = _checked_all({name: array for name, array in given.items() if array is not None}, shape)
+    labels = _checked_all(_given(given), shape)
+    maps = _checked_all(_given({"score": score, "jacobian_determinant": jacobian_determinant}), shape)
     field = _checked("ddf", ddf, (2, *shape))
     box = None
     if window is not None:
@@ -88,11 +88,10 @@ def registration_panel(
     draw_differences(figure, axes, images)
     draw_grid(axes["grid"], field)
     _draw_maps(figure, axes, maps, box)
-    if box is not None:
-        for name in ("moving", "fixed"):
+    for name in ("moving", "fixed", "warped"):
+        if box is not None and name != "warped":
             draw_window(axes[name], box)
-    if directions is not None:
-        for name in ("moving", "fixed", "warped"):
+        if directions is not None:
             draw_directions(axes[name], directions)
     draw_legend(figure, labels, label_names or {}, windowed=box is not None)
     save_figure(figure, path)
@@ -137,7 +136,8 @@ def score_panel(
         ValueError: if there are no cases, a key is missing, a shape differs from that of the fixed image, or a value
             is not finite.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Fig. 4.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Fig. 4.
     """
     if not cases:
         raise ValueError("score_panel: cases must hold at least one case; got none. Pass a list of dictionaries.")
@@ -183,6 +183,10 @@ def _checked(name: str, array: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
+def _given(arrays: Mapping[str, ArrayLike | None]) -> dict[str, ArrayLike]:
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
 def _checked_all(arrays: Mapping[str, ArrayLike], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {name: _checked(name, array, shape) for name, array in arrays.items()}
 
@@ -199,6 +203,6 @@ def _checked_case(index: int, case: Mapping[str, Any]) -> dict[str, Any]:
     checked["ddf"] = _checked("ddf", case["ddf"], (2, *shape))
     checked["error"] = (checked["fixed"] - checked["warped"]) ** 2
     names = ("moving_label", "fixed_label", "warped_label")
-    checked["labels"] = _checked_all({name: case[name] for name in names if case.get(name) is not None}, shape)
+    checked["labels"] = _checked_all(_given({name: case.get(name) for name in names}), shape)
     checked["title"] = str(case.get("title", ""))
     return checked

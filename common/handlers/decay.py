@@ -26,7 +26,11 @@ class PolynomialDecay:
         self._initial: list[tuple[dict, float]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationTrainer``."""
+        """Register on a ``RegistrationTrainer``.
+
+        Args:
+            engine: the trainer.
+        """
         engine.add_event_handler(Events.ITERATION_STARTED, self._lower)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._raise)
 

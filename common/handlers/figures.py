@@ -36,7 +36,14 @@ RANKS = (Rank("dice", "Dice", 1.0), Rank("dice_vessels", "Dice", 1.0), Rank("mse
 
 
 def middle_plane(array: Tensor) -> Tensor:
-    """The plane to show: (..., H, W) of 2D images as it is, of (C, H, W, D) the middle of the last axis."""
+    """The plane to show: (..., H, W) of 2D images as it is, of (C, H, W, D) the middle of the last axis.
+
+    Args:
+        array: an image or field.
+
+    Returns:
+        (C, H, W).
+    """
     return array if array.dim() == 3 else array[..., array.shape[-1] // 2]
 
 
@@ -68,7 +75,11 @@ class FigurePanels:
         self.labels: dict[str, int] = labelled[0].labels if labelled else {}
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationEvaluator``, after ``CaseMeasures``."""
+        """Register on a ``RegistrationEvaluator``, after ``CaseMeasures``.
+
+        Args:
+            engine: the evaluator.
+        """
         engine.add_event_handler(Events.COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
@@ -154,6 +165,9 @@ def validation_handlers(measures: Sequence[Measure]) -> list[Any]:
 
     Args:
         measures: those of the evaluation.
+
+    Returns:
+        The handlers in order.
     """
     return [CaseMeasures(measures, thorough=False)]
 
@@ -165,7 +179,18 @@ def evaluation_handlers(
     estimator: nn.Module | None = None,
     estimator_input: str = "fixed",
 ) -> list[Any]:
-    """The handlers of a full evaluation: progress, measures with tables, figures. Arguments as those of the classes."""
+    """The handlers of a full evaluation: progress, measures with tables, figures.
+
+    Args:
+        measures: see ``handlers.measures``.
+        output_dir: where tables and figures go.
+        settings: what ``summary.json`` says of the run, or a function that returns it at the end.
+        estimator: score or variance network, whose maps are drawn.
+        estimator_input: "fixed" or "fixed_warped".
+
+    Returns:
+        The handlers in order.
+    """
     cases = CaseMeasures(measures, output_dir, settings)
     return [
         ProgressBar(desc="registering", mininterval=1.0),

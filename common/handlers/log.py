@@ -24,7 +24,14 @@ HISTORY_FILE = "history.csv"
 
 
 def read_history(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a history file as text, none where it is absent."""
+    """Rows of a history file as text, none where it is absent.
+
+    Args:
+        path: of ``history.csv``.
+
+    Returns:
+        A dictionary a row.
+    """
     path = Path(path)
     if not path.is_file():
         return []
@@ -62,7 +69,11 @@ class TrainingLog:
         self._writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationTrainer``, after the validation and before ``TrainingState``."""
+        """Register on a ``RegistrationTrainer``, after the validation and before ``TrainingState``.
+
+        Args:
+            engine: the trainer.
+        """
         engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)

@@ -53,7 +53,11 @@ class CaseMeasures:
         self.sums: dict[str, dict[str, Tensor]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationEvaluator``, before handlers that read ``state.metrics``."""
+        """Register on a ``RegistrationEvaluator``, before handlers that read ``state.metrics``.
+
+        Args:
+            engine: the evaluator.
+        """
         engine.add_event_handler(Events.STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)

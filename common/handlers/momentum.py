@@ -15,7 +15,15 @@ from ..losses.terms import Momentum
 
 
 def momentum_activation(mu: Tensor, form: str = "paper") -> Tensor:
-    """b(μ): cos(π/2·μ) in the paper (Eq. 6), cos(3.14·50·μ) in the published code."""
+    """b(μ): cos(π/2·μ) in the paper (Eq. 6), cos(3.14·50·μ) in the published code.
+
+    Args:
+        mu: mean residual, any shape.
+        form: "paper" or "official".
+
+    Returns:
+        b(μ), of the same shape.
+    """
     return torch.cos((math.pi / 2 if form == "paper" else 3.14 * 50) * mu)
 
 
@@ -43,7 +51,8 @@ class ScoreMomentum:
     Raises:
         ValueError: for another form.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Eqs. 5-8.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Eqs. 5-8.
     """
 
     def __init__(
@@ -64,7 +73,11 @@ class ScoreMomentum:
         self._count = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationTrainer``."""
+        """Register on a ``RegistrationTrainer``.
+
+        Args:
+            engine: the trainer.
+        """
         if self.form == "none":
             return
         engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)

@@ -77,8 +77,9 @@ class Stages:
         ValueError: for no stage, one without updates, an unknown key, a stage after one without length, or (on
             attaching) a name that is no update, or no part of the modules.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Algorithm 1; Mok and Chung, Conditional LapIRN, MICCAI 2021 (levels);
-    Tian et al., GradICON, CVPR 2023, A.2.1 (resolutions).
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Algorithm 1; Mok and Chung, Conditional LapIRN, MICCAI 2021 (levels);
+        Tian et al., GradICON, CVPR 2023, A.2.1 (resolutions).
     """
 
     def __init__(self, stages: Sequence[Mapping[str, Any]]) -> None:
@@ -99,7 +100,11 @@ class Stages:
         self._position, self._epoch, self._iteration = -1, 0, 0
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationTrainer``, before handlers that read which updates are active."""
+        """Register on a ``RegistrationTrainer``, before handlers that read which updates are active.
+
+        Args:
+            engine: the trainer.
+        """
         names = {update.name for update in engine.method.updates}
         for stage in self.stages:
             for name in stage.updates:
@@ -114,11 +119,20 @@ class Stages:
         engine.add_event_handler(Events.ITERATION_STARTED, self._new_iteration)
 
     def state_dict(self) -> dict[str, int]:
-        """The stage that runs, and the epochs and iterations that were complete when it began."""
+        """The stage that runs, and the epochs and iterations that were complete when it began.
+
+        Returns:
+            "position", "epoch" and "iteration".
+        """
         return {"position": self._position, "epoch": self._epoch, "iteration": self._iteration}
 
     def restore(self, engine: Engine, state: Mapping[str, int]) -> None:
-        """Go on in the stage that ``state_dict`` was taken in; its weights come with the training's state."""
+        """Go on in the stage that ``state_dict`` was taken in; its weights come with the training's state.
+
+        Args:
+            engine: the trainer.
+            state: what ``state_dict`` returned.
+        """
         self._enter(engine, state["position"], copies=False)
         self._epoch, self._iteration = state["epoch"], state["iteration"]
 
@@ -193,7 +207,8 @@ def copy_weights(modules: Mapping[str, nn.Module], source: str, target: str) -> 
 
     Args:
         modules: by name.
-        source, target: a name, or a part's below it, "model.step.first".
+        source: a name, or a part's below it, "model.step.first".
+        target: likewise.
 
     Raises:
         ValueError: for a part that does not exist, or parts of unlike shapes.

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..atomic import atomic_path
-from ..networks.icon import lengthened
+from ..networks.composition import lengthened
 from ..runs.outputs import STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,12 @@ REMEDY = "Leave --resume out to start anew: what is there moves to previous_<k>.
 
 
 def save_weights(module: nn.Module, path: str | Path) -> None:
-    """Write a module's state dict atomically, on the CPU."""
+    """Write a module's state dict atomically, on the CPU.
+
+    Args:
+        module: whose weights.
+        path: of the file.
+    """
     with atomic_path(path) as temporary:
         torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, temporary)
 
@@ -37,7 +42,7 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
         module: receives the weights.
         path: a file that ``save_weights`` wrote.
         argument: what errors call ``path``.
-        lengthen: the file may be of a chain of fewer steps, see ``networks.icon.lengthened``.
+        lengthen: the file may be of a chain of fewer steps, see ``networks.composition.lengthened``.
 
     Returns:
         ``module``.
@@ -119,7 +124,11 @@ class TrainingState:
         self.resume, self.interval = bool(resume), int(interval)
 
     def attach(self, engine: Engine) -> None:
-        """Register on a ``RegistrationTrainer``."""
+        """Register on a ``RegistrationTrainer``.
+
+        Args:
+            engine: the trainer.
+        """
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)

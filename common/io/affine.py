@@ -26,6 +26,14 @@ def file_affine(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path")
     origin 0. Where the sform's voxels are not of the size that pixdim gives, as in ACDC's frames (sform of 1 mm), they
     are taken to be of pixdim's, as ITK does, and a warning says so. Metres and microns (``xyzt_units``) become mm.
 
+    Args:
+        nifti: the opened file.
+        path: what errors and warnings call it.
+        argument: the option that gave the path.
+
+    Returns:
+        (4, 4) float64.
+
     Raises:
         ValueError: if the affine is not invertible, or its axes are not orthogonal to ITK's tolerance.
     """
@@ -62,13 +70,29 @@ def file_affine(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path")
 
 
 def is_orthonormal(affine: np.ndarray) -> bool:
-    """Whether ITK opens a file with this (4, 4) affine: its axes are orthogonal to ITK's tolerance."""
+    """Whether ITK opens a file with this (4, 4) affine: its axes are orthogonal to ITK's tolerance.
+
+    Args:
+        affine: (4, 4).
+
+    Returns:
+        True or False.
+    """
     axes = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).astype(np.float32)
     return float(np.abs(axes @ axes.T - np.eye(3, dtype=np.float32)).max()) <= ORTHONORMAL
 
 
 def largest_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance in mm between where two (4, 4) affines place the voxels of a grid."""
+    """Largest distance in mm between where two (4, 4) affines place the voxels of a grid.
+
+    Args:
+        first: (4, 4).
+        second: (4, 4).
+        shape: of the grid.
+
+    Returns:
+        In mm.
+    """
     # The distance is convex in the position, hence largest at a corner of the grid.
     sizes = (list(shape) + [1, 1])[:3]
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in sizes))])
@@ -111,5 +135,12 @@ def _warn_of_qform(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path, 
 
 
 def sizes_text(sizes: Iterable[float]) -> str:
-    """Sizes as messages show them: "1.5 x 1.5 x 10"."""
+    """Sizes as messages show them: "1.5 x 1.5 x 10".
+
+    Args:
+        sizes: numbers.
+
+    Returns:
+        The text.
+    """
     return " x ".join(f"{size:.4g}" for size in sizes)

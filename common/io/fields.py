@@ -48,10 +48,18 @@ def save_ddf(path: str | Path, ddf: Tensor, like: Image, stack: bool = False) ->
 
 
 def field_mm(ddf: Tensor, like: Image, stack: bool = False) -> Tensor:
-    """A displacement field as ITK takes it; arguments and errors as ``save_ddf``.
+    """A displacement field as ITK takes it.
+
+    Args:
+        ddf: (axes, *S) in voxels, see ``save_ddf``.
+        like: the fixed image.
+        stack: whether it holds slices that were registered one by one.
 
     Returns:
         (axes, *S) float32 in mm, LPS, on the CPU. Of images of the form (X, Y, 1): (3, X, Y, 2), the slice twice.
+
+    Raises:
+        ValueError: as ``save_ddf``.
     """
     _check_field(ddf, like, stack)
     check_grid(like)
@@ -127,7 +135,15 @@ def load_ddf(path: str | Path, argument: str = "path") -> tuple[Tensor, np.ndarr
 
 
 def field_voxels(ddf_mm: Tensor, affine: np.ndarray) -> Tensor:
-    """Inverse of ``field_mm``: (axes, *S) in mm, LPS, to voxels of the grid with this (4, 4) affine, RAS."""
+    """Inverse of ``field_mm``.
+
+    Args:
+        ddf_mm: (axes, *S) in mm, LPS.
+        affine: (4, 4) of the grid, RAS.
+
+    Returns:
+        (axes, *S) in voxels of the grid.
+    """
     grid = plane_affine(affine) if len(ddf_mm) == 2 else affine
     return _slabwise(lambda part: physical_to_voxel(flip_ras_lps(part, channel=0), grid), ddf_mm)
 

@@ -78,6 +78,9 @@ def open_nifti(path: str | Path, argument: str = "path") -> nib.Nifti1Pair:
         path: the file.
         argument: what errors call it: the option that gave the path.
 
+    Returns:
+        The opened file.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is a folder, or not a NIfTI file: naming the format and how to convert it.
@@ -104,6 +107,14 @@ def open_nifti(path: str | Path, argument: str = "path") -> nib.Nifti1Pair:
 def read_values(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path") -> np.ndarray:
     """All values of an opened file as float32, scaled as its header says.
 
+    Args:
+        nifti: the opened file.
+        path: what errors call it.
+        argument: the option that gave the path.
+
+    Returns:
+        Values in the file's shape.
+
     Raises:
         ValueError: if the file is cut short, or holds colours, complex numbers, NaN or infinite values.
     """
@@ -120,6 +131,11 @@ def read_values(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path")
 
 def read_whole_numbers(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path") -> tuple[np.ndarray, bool]:
     """All values of an opened file as integers, which never pass through float32.
+
+    Args:
+        nifti: the opened file.
+        path: what errors call it.
+        argument: the option that gave the path.
 
     Returns:
         int32 where the values fit, else int64; and whether the file holds just these values, as integers unscaled.

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
-from scipy import ndimage
 from torch import Tensor
 
 from .affine import sizes_text
@@ -32,14 +30,28 @@ class Axes(NamedTuple):
     flipped: tuple[bool, ...]
 
     def apply(self, array: Tensor) -> Tensor:
-        """From the stored array ``(..., *S)`` to the reoriented one."""
+        """From the stored array to the reoriented one.
+
+        Args:
+            array: (..., *S).
+
+        Returns:
+            (..., *S').
+        """
         lead = array.dim() - len(self.order)
         moved = array.permute(*range(lead), *(lead + axis for axis in self.order))
         ends = [lead + axis for axis, flip in enumerate(self.flipped) if flip]
         return (moved.flip(ends) if ends else moved).contiguous()
 
     def restore(self, array: Tensor) -> Tensor:
-        """From the reoriented array ``(..., *S)`` back to the stored one."""
+        """From the reoriented array back to the stored one.
+
+        Args:
+            array: (..., *S').
+
+        Returns:
+            (..., *S).
+        """
         lead = array.dim() - len(self.order)
         ends = [lead + axis for axis, flip in enumerate(self.flipped) if flip]
         back = (array.flip(ends) if ends else array).permute(
@@ -53,6 +65,12 @@ def slice_axis(image: Image) -> int:
 
     The one along which voxels are clearly larger (1.5 times at least) than along both others; where none is, the one
     with clearly fewer voxels.
+
+    Args:
+        image: a stack.
+
+    Returns:
+        Number of the axis.
 
     Raises:
         ValueError: for a 2D image, and where neither says it.
@@ -72,7 +90,16 @@ def slice_axis(image: Image) -> int:
 
 
 def stored_axes(image: Image, orientation: str = "RAS", spatial_dims: int = 3) -> Axes:
-    """How ``reorient`` permutes and flips the axes of an image; arguments as there."""
+    """How ``reorient`` permutes and flips the axes of an image.
+
+    Args:
+        image: as stored.
+        orientation: where axes shall point, as "RAS".
+        spatial_dims: 3, or 2 for slices.
+
+    Returns:
+        Order and flips.
+    """
     dims = image.array.dim()
     free, last = list(range(dims)), []
     if spatial_dims == 2 and spacing_is_unknown(image):
@@ -121,7 +148,15 @@ def reorient(image: Image, orientation: str = "RAS", spatial_dims: int = 3) -> I
 
 
 def reoriented(image: Image, axes: Axes) -> Image:
-    """An image with its axes permuted and flipped as ``axes`` says, its affine with them."""
+    """An image with its axes permuted and flipped as ``axes`` says, its affine with them.
+
+    Args:
+        image: as stored.
+        axes: order and flips.
+
+    Returns:
+        The image on its new axes.
+    """
     if axes == Axes(tuple(range(image.array.dim())), (False,) * image.array.dim()):
         return image
     stored_from_new = np.eye(4)
@@ -142,7 +177,14 @@ def reoriented(image: Image, axes: Axes) -> Image:
 
 
 def spacing_is_unknown(image: Image) -> bool:
-    """Whether all axes have 1 mm, as in copies of stacks that have lost their spacing."""
+    """Whether all axes have 1 mm, as in copies of stacks that have lost their spacing.
+
+    Args:
+        image: any.
+
+    Returns:
+        True or False.
+    """
     return bool(np.abs(np.array(image.spacing) - 1).max() < 1e-3)
 
 
@@ -168,70 +210,6 @@ def training_spacing(
     if ((low <= own) & (own <= high)).all():
         return list(image.spacing)
     return [*wanted.tolist(), *image.spacing[spatial_dims:]]
-
-
-def resample_to_spacing(image: Image, spacing: Sequence[float], mode: str) -> Image:
-    """Resample to another voxel size about the same centre of the field of view; borders go on with their values.
-
-    Intensities are smoothed before along axes that become coarser (Gaussian of (factor − 1)/2 voxels).
-
-    Args:
-        image: image or label map.
-        spacing: mm an axis, one entry an axis of the image.
-        mode: "bilinear" (trilinear in 3D) or "nearest" (labels, not smoothed).
-
-    Returns:
-        Image of round(size · old / new) voxels an axis, one at least; the image itself where the spacing is met.
-
-    Raises:
-        ValueError: for spacings that are not positive or not one an axis, or an unknown mode.
-    """
-    if mode not in ("bilinear", "nearest"):
-        raise ValueError(f"mode: expected 'bilinear' (images) or 'nearest' (labels), got {mode!r}.")
-    grid = grid_of_spacing(image, spacing)
-    if grid is image:
-        return image
-    values = image.array.numpy()
-    factor = np.array(grid.spacing) / np.array(image.spacing)
-    if mode == "bilinear":
-        values = ndimage.gaussian_filter(values, np.maximum((factor - 1) / 2, 0), mode="nearest", truncate=3.0)
-    return grid._replace(array=resample_axes(torch.from_numpy(values), image, grid, order=int(mode == "bilinear")))
-
-
-def resample_axes(array: Tensor, source: Image, target: Image, order: int = 1) -> Tensor:
-    """Values on another grid whose axes are those of their own, of other spacing or origin.
-
-    Args:
-        array: on the grid of ``source``.
-        source, target: grids whose axes point the same ways; 2D ones lie in one plane.
-        order: 1: linear. 0: the nearest voxel's. Beyond the border the border's value.
-
-    Returns:
-        On the grid of ``target``, of the type of ``array``.
-    """
-    dims = array.dim()
-    relative = np.linalg.inv(source.affine) @ target.affine
-    values = ndimage.affine_transform(
-        array.numpy(), np.diag(relative)[:dims], relative[:dims, 3], tuple(target.array.shape), order=order,
-        mode="nearest",
-    )  # fmt: skip
-    return torch.from_numpy(values)
-
-
-def grid_of_spacing(image: Image, spacing: Sequence[float]) -> Image:
-    """The grid of ``resample_to_spacing``, its voxels empty; the image itself where the spacing is met."""
-    dims = image.array.dim()
-    if len(spacing) != dims or not all(np.isfinite(mm) and mm > 0 for mm in spacing):
-        raise ValueError(f"spacing: expected {dims} numbers above 0 in mm, got {list(spacing)}.")
-    if np.allclose(image.spacing, spacing, rtol=1e-4, atol=0):
-        return image
-    old = np.array(image.array.shape)
-    factor = np.array(spacing, dtype=float) / np.array(image.spacing)
-    new = np.maximum(np.round(old / factor), 1).astype(int)
-    affine = image.affine.copy()
-    affine[:3, 3] += affine[:3, :dims] @ ((old - 1) / 2 - factor * (new - 1) / 2)
-    affine[:3, :dims] *= factor
-    return image._replace(array=torch.empty(*new.tolist()), affine=affine, spacing=tuple(float(mm) for mm in spacing))
 
 
 def _directions(orientation: str) -> np.ndarray:

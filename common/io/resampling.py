@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..spatial.warp import identity_grid, sample
-from .images import Image, same_grid
+from .images import Image, check_plane, same_grid
 
 # Positions this near to whole numbers, in voxels, are whole: headers hold float32.
 WHOLE = 1e-3
@@ -22,12 +22,27 @@ SLAB = 16
 
 
 def grid_only(image: Image) -> Image:
-    """The image without its values: geometry that costs no memory."""
+    """The image without its values: geometry that costs no memory.
+
+    Args:
+        image: any.
+
+    Returns:
+        The same grid, its array on the meta device.
+    """
     return image._replace(array=image.array.to("meta"))
 
 
 def relative_affine(image: Image, grid: Image) -> np.ndarray:
-    """Voxels of ``grid`` to voxels of ``image``, (d + 1, d + 1); of 2D images the two axes of their one plane."""
+    """Voxels of one grid to voxels of another; of 2D images the two axes of their one plane.
+
+    Args:
+        image: the grid that the coordinates lead to.
+        grid: the grid that they come from.
+
+    Returns:
+        (d + 1, d + 1).
+    """
     relative = np.linalg.inv(image.affine) @ grid.affine
     return relative if image.array.dim() == 3 else relative[np.ix_([0, 1, 3], [0, 1, 3])]
 
@@ -105,6 +120,7 @@ def points_in(image: Image, fixed: Image, ddf: Tensor, first: int = 0) -> Tensor
         image: another grid.
         fixed: the grid of ``ddf``.
         ddf: (axes, *S) in voxels of ``fixed``, all of its axes, or only the planes from ``first`` on of the first one.
+        first: number of the first plane in ``ddf``.
 
     Returns:
         (axes, *S).
@@ -119,7 +135,15 @@ def points_in(image: Image, fixed: Image, ddf: Tensor, first: int = 0) -> Tensor
 
 
 def warped_values(image: Image, points: Tensor) -> Tensor:
-    """Linear interpolation at points of an image, (axes, *S) in its voxels; 0 outside. Returns (*S)."""
+    """Linear interpolation at points of an image; 0 outside.
+
+    Args:
+        image: what is sampled.
+        points: (axes, *S) in its voxels.
+
+    Returns:
+        (*S).
+    """
     values = sample(image.array[None, None].to(points.dtype), points[None], padding="zeros")[0, 0]
     for axis, size in enumerate(image.array.shape):
         if size == 1:  # which has no extent for the sampler: everything would lie in it
@@ -128,7 +152,15 @@ def warped_values(image: Image, points: Tensor) -> Tensor:
 
 
 def nearest_values(label: Image, points: Tensor) -> Tensor:
-    """The label at the nearest voxel, of its own type; 0 outside. Arguments as ``warped_values``."""
+    """The label at the nearest voxel, of its own type; 0 outside.
+
+    Args:
+        label: what is sampled.
+        points: (axes, *S) in its voxels.
+
+    Returns:
+        (*S).
+    """
     index = points.round().long()
     limit = torch.tensor(label.array.shape).reshape([-1] + [1] * label.array.dim())
     inside = ((index >= 0) & (index < limit)).all(0)
@@ -159,7 +191,15 @@ def warped_by(image: Image, fixed: Image, ddf: Tensor, read: Callable[[Image, Te
 
 
 def share_within(image: Image, other: Image) -> float:
-    """Share of an image's voxels that lie in the field of view of another, to a few per cent."""
+    """Share of an image's voxels that lie in the field of view of another, to a few per cent.
+
+    Args:
+        image: whose voxels are counted.
+        other: whose field of view it is.
+
+    Returns:
+        From 0 to 1.
+    """
     axes = [np.linspace(0, n - 1, min(n, 33)) for n in image.array.shape]
     points = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones([len(axis) for axis in axes])], -1)
     points = (points @ relative_affine(other, image).T)[..., :-1]
@@ -171,7 +211,8 @@ def extent_in(image: Image, grid: Image) -> tuple[np.ndarray, np.ndarray]:
     """The box around an image's field of view, half a voxel beyond its outer voxels' centres, on another grid.
 
     Args:
-        image, grid: of as many axes; 2D ones lie in one plane. Their voxels are not read.
+        image: its voxels are not read.
+        grid: of as many axes; 2D ones lie in one plane.
 
     Returns:
         Lowest and highest coordinate along each axis of ``grid``, (d,) each, in its voxels. The field of view of
@@ -183,7 +224,58 @@ def extent_in(image: Image, grid: Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def excess_voxels(image: Image, other: Image) -> float:
-    """How far the field of view of an image reaches beyond that of another, in voxels of the other; 0 if nowhere."""
+    """How far the field of view of an image reaches beyond that of another; 0 if nowhere.
+
+    Args:
+        image: the one.
+        other: the other.
+
+    Returns:
+        In voxels of the other.
+    """
     lowest, highest = extent_in(image, other)
     beyond = np.maximum(-0.5 - lowest, highest - (np.array(other.array.shape) - 0.5)).max()
     return max(float(beyond), 0.0) if math.isfinite(beyond) else math.inf
+
+
+def resample_like(moving: Image, fixed: Image, mode: str) -> Image:
+    """Bring ``moving`` onto the grid of ``fixed`` by their affines; zeros outside.
+
+    Args:
+        moving: image or label map.
+        fixed: gives the grid; as many axes as ``moving``. 2D images must lie in one plane.
+        mode: "bilinear" (trilinear in 3D) for images, "nearest" for labels.
+
+    Returns:
+        Image on the grid of ``fixed``, of the type of ``moving``.
+
+    Raises:
+        ValueError: if the mode is unknown, the dimensions differ, or 2D images lie in different planes.
+    """
+    if mode not in ("bilinear", "nearest"):
+        raise ValueError(f"resample_like: mode must be 'bilinear' (images) or 'nearest' (labels); got {mode!r}.")
+    dims = moving.array.dim()
+    if dims != fixed.array.dim():
+        raise ValueError(
+            f"resample_like: moving must be {fixed.array.dim()}D as fixed; got {dims}D. Choose a slice, or a volume."
+        )
+    # Moving voxels to fixed voxels: the frame in which two slices of one (tilted) plane differ in the plane only.
+    relative = np.linalg.inv(fixed.affine) @ moving.affine
+    if dims == 2:
+        check_plane(moving, fixed, "resample_like", "moving", "fixed")
+        relative = relative[np.ix_([0, 1, 3], [0, 1, 3])]
+    backward = np.linalg.inv(relative)
+    array, values = moving.array, torch.empty(0)
+    if array.dtype == torch.int64:  # numbers that float64 does not hold: resample their ranks, 0 outside
+        values, ranks = array.unique(return_inverse=True)
+        array = (ranks + 1).int()
+    order = 1 if mode == "bilinear" else 0
+    resampled = torch.from_numpy(
+        ndimage.affine_transform(
+            array.numpy(), backward[:-1, :-1], backward[:-1, -1], tuple(fixed.array.shape), order=order,
+            mode="grid-constant",
+        )
+    )  # fmt: skip
+    if len(values):
+        resampled = torch.cat([values.new_zeros(1), values])[resampled.long()]
+    return fixed._replace(array=resampled, stored=moving.stored)

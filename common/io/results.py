@@ -126,6 +126,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     Args:
         header: a text a column.
         rows: of as many texts each.
+
+    Returns:
+        The table.
     """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -168,7 +171,11 @@ def undeformed(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, MONAI, PyTorch, NumPy and Python; "unknown" for what is not installed as a package."""
+    """Versions of this package, MONAI, PyTorch, NumPy and Python; "unknown" for what is not installed as a package.
+
+    Returns:
+        Version by name.
+    """
     found = {}
     for name in (DISTRIBUTION, "monai", "torch", "numpy"):
         try:

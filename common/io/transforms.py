@@ -55,7 +55,14 @@ class Transform:
             )
 
     def placed(self, image: Image) -> Image:
-        """An image of moving's space where the placement puts it in fixed's, P⁻¹ · A; nothing is resampled."""
+        """An image of moving's space where the placement puts it in fixed's, P⁻¹ · A; nothing is resampled.
+
+        Args:
+            image: on a grid in moving's space.
+
+        Returns:
+            The image on a grid in fixed's space.
+        """
         return _carried(image, np.linalg.inv(self.placement))
 
     def apply(self, image: Image, mode: str) -> Image:
@@ -124,14 +131,28 @@ class Transform:
         return Transform(placement, inner + torch.einsum("ij,j...->i...", turn, outer), first.grid)
 
     def on(self, grid: Image) -> Transform:
-        """The same transform with its field at the voxels of another grid of fixed's space."""
+        """The same transform with its field at the voxels of another grid of fixed's space.
+
+        Args:
+            grid: of fixed's space.
+
+        Returns:
+            The transform.
+        """
         return self.after(Transform(np.eye(4), None, grid))
 
     def inverse(self, iterations: int = 50, tolerance: float = 1e-4) -> Transform:
-        """φ⁻¹, from points of moving to points of fixed; arguments as ``common.spatial.fields.invert``.
+        """φ⁻¹, from points of moving to points of fixed.
 
         φ⁻¹ = G (id + v) G⁻¹ · P⁻¹ has placement P⁻¹ and field v on the grid P · G, which is the fixed grid carried into
         moving's space: nothing but the field is inverted. ``inverse().on(moving)`` brings it to the grid of moving.
+
+        Args:
+            iterations: most steps of ``common.spatial.fields.invert``.
+            tolerance: in voxels, likewise.
+
+        Returns:
+            The inverse.
 
         Raises:
             ValueError: for a field that is not finite. Where the map folds, a warning.
@@ -163,6 +184,12 @@ class Transform:
 
 def checked_placement(placement: np.ndarray) -> np.ndarray:
     """A placement as (4, 4) float64.
+
+    Args:
+        placement: mm of fixed to mm of moving, RAS.
+
+    Returns:
+        The matrix.
 
     Raises:
         ValueError: where it is no invertible affine.

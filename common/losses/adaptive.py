@@ -49,7 +49,8 @@ def scale_distances(warped: Tensor, fixed: Tensor, sigma: float = 2.0) -> Tensor
     aliases less, and our windows count only the voxels inside.
 
     Args:
-        warped, fixed: (B, C, *S), one to three axes.
+        warped: (B, C, *S), one to three axes.
+        fixed: (B, C, *S), one to three axes.
         sigma: standard deviation of the blur in voxels of the scale blurred.
 
     Returns:
@@ -72,7 +73,8 @@ class MultiScaleNCC(nn.Module):
 
     A pair has one value, not a map: weighting it by a map multiplies it by the map's mean.
 
-    Reference: Tian et al., GradICON, CVPR 2023, Sec. 6.2 ("multi_avg").
+    Reference:
+        Tian et al., GradICON, CVPR 2023, Sec. 6.2 ("multi_avg").
     """
 
     def __init__(self, sigma: float = 2.0) -> None:
@@ -113,7 +115,8 @@ class AdaptiveMultiScaleNCC(nn.Module):
     Departure: Eq. 7 has no clamp; without it scales that are anti-correlated (D > 1) would give all finer ones
     negative weight.
 
-    Reference: Tian et al., GradICON, CVPR 2023, Eqs. 7-8 (alpha 0.1, beta 1.3).
+    Reference:
+        Tian et al., GradICON, CVPR 2023, Eqs. 7-8 (alpha 0.1, beta 1.3).
     """
 
     def __init__(

@@ -57,7 +57,8 @@ class GaussianLNCC(nn.Module):
     Departures: border handling is ours (windows are normalised by the weight inside the image; the published code pads
     with zeros); moments are taken in float64, because in float32 the variance of a flat region is rounding noise.
 
-    Reference: Tian et al., uniGradICON, MICCAI 2024 (sigma 5, 1 - mean).
+    Reference:
+        Tian et al., uniGradICON, MICCAI 2024 (sigma 5, 1 - mean).
     """
 
     def __init__(self, sigma: float = 5.0, variance_floor: float = 1e-5) -> None:

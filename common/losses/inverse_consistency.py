@@ -60,11 +60,20 @@ class InverseConsistencyPenalty(nn.Module):
 
     Beyond the grid displacements go on with their value at the border.
 
-    Reference: Tian et al., GradICON, CVPR 2023, Eq. 2; Greer et al., ICON, ICCV 2021.
+    Reference:
+        Tian et al., GradICON, CVPR 2023, Eq. 2; Greer et al., ICON, ICCV 2021.
     """
 
     def __init__(self, kind: str = "gradicon", preset: str = "paper_v1") -> None:
-        """Args: kind, "gradicon" or "icon"; preset, "paper_v1" or "released". Raises: ValueError for any other."""
+        """Choose the penalty.
+
+        Args:
+            kind: "gradicon" or "icon".
+            preset: "paper_v1" or "released".
+
+        Raises:
+            ValueError: for any other.
+        """
         super().__init__()
         self.kind, self.preset = known_name("kind", kind, KINDS), known_name("preset", preset, PRESETS)
 
@@ -75,6 +84,9 @@ class InverseConsistencyPenalty(nn.Module):
             ddf_ab: displacement of Φ_AB in voxels, (B, d, *S).
             ddf_ba: displacement of Φ_BA in voxels, on the same grid.
             generator: of the points of "released", on the device of the fields; None is torch's global one.
+
+        Returns:
+            A scalar.
 
         Raises:
             ValueError: the shapes differ, are not (B, d, *S), or have an axis shorter than 2.

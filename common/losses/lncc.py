@@ -122,15 +122,17 @@ def local_squared_ncc(first: Tensor, second: Tensor, window: int = 9, variance_f
     are accumulated in float64, so that flat regions give 0 instead of rounding noise. Differentiable once.
 
     Args:
-        first, second: (B, C, *S), one floating type (float32 or float64), each channel correlated by itself.
+        first: (B, C, *S), float32 or float64; each channel is correlated by itself.
+        second: of the same shape and type.
         window: edge of the window in voxels, odd.
         variance_floor: least sum of squared deviations over the window; below it the image counts as flat.
 
     Returns:
         (B, C, *S).
 
-    Reference: Avants et al., Medical Image Analysis 2008 (cross-correlation); Balakrishnan et al., VoxelMorph,
-    IEEE TMI 2019, Eq. 7.
+    Reference:
+        Avants et al., Medical Image Analysis 2008 (cross-correlation); Balakrishnan et al., VoxelMorph,
+        IEEE TMI 2019, Eq. 7.
     """
     return _LocalSquaredNCC.apply(first, second, window, variance_floor)
 

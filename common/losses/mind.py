@@ -86,8 +86,9 @@ class MIND(nn.Module):
     contrast has the descriptor 1 everywhere. Memory for the backward pass: some 60 maps in 3D (24 in 2D) of the
     image's size, against the 5 of `lncc`.
 
-    Reference: Heinrich et al., Towards Realtime Multimodal Fusion for Image-Guided Interventions Using
-    Self-Similarities, MICCAI 2013; Heinrich et al., MIND, Medical Image Analysis 2012, Eqs. 4-7.
+    Reference:
+        Heinrich et al., Towards Realtime Multimodal Fusion for Image-Guided Interventions Using
+        Self-Similarities, MICCAI 2013; Heinrich et al., MIND, Medical Image Analysis 2012, Eqs. 4-7.
     """
 
     def __init__(self, radius: int = 1, dilation: int = 2, variance_floor: float = 1e-8) -> None:

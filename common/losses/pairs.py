@@ -8,7 +8,18 @@ from torch import Tensor
 
 
 def paired(warped: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-    """Check two images of one shape (B, C, *S) and return them in float32 (float64 where one of them has it)."""
+    """Check that two images have one shape, and bring them to one floating type.
+
+    Args:
+        warped: (B, C, *S).
+        fixed: (B, C, *S).
+
+    Returns:
+        Both in float32, or in float64 where one of them has it.
+
+    Raises:
+        ValueError: for other shapes.
+    """
     if warped.shape != fixed.shape:
         raise ValueError(
             f"warped and fixed: expected one shape (B, C, *S), got {tuple(warped.shape)} and {tuple(fixed.shape)}; "

@@ -72,8 +72,9 @@ class Tukey(nn.Module):
     Departure: the customary rho is c^2/6 (…) of r/s; ours is 2 s^2 times that, so that inliers cost r^2 as in
     `SquaredError` and the smoothness weight keeps its meaning.
 
-    Reference: Belagiannis et al., Robust Optimization for Deep Regression, ICCV 2015, Eqs. 3-6; c = 4.6851 (95 %
-    efficiency on Gaussian noise) as in the AdaCS paper's table of robust losses.
+    Reference:
+        Belagiannis et al., Robust Optimization for Deep Regression, ICCV 2015, Eqs. 3-6; c = 4.6851 (95 %
+        efficiency on Gaussian noise) as in the AdaCS paper's table of robust losses.
     """
 
     def __init__(self, c: float = 4.6851, scale_floor: float = 0.01) -> None:
@@ -91,7 +92,14 @@ class Tukey(nn.Module):
         self.scale_floor = positive("scale_floor", scale_floor)
 
     def scale(self, residual: Tensor) -> Tensor:
-        """Robust standard deviation of each residual image (B, C, *S), detached: (B, 1, …, 1)."""
+        """Robust standard deviation of each residual image, detached.
+
+        Args:
+            residual: (B, C, *S).
+
+        Returns:
+            (B, 1, …, 1).
+        """
         values = residual.detach().flatten(1)
         deviation = (values - values.median(dim=1, keepdim=True).values).abs().median(dim=1).values
         scale = (deviation / 0.6745).clamp(min=self.scale_floor)

@@ -13,7 +13,8 @@ class Diffusion(nn.Module):
     L = 1/d sum_i mean_x[ a(x) * mean_c (u_c(x + e_i) - u_c(x))^2 ], the mean over x taken over the differences that
     exist along axis i. Forward (not central) differences, so that a pattern of period 2 costs something.
 
-    Reference: Balakrishnan et al., VoxelMorph, IEEE TMI 2019, Eq. 8; the weight a as in Wong and Soatto, CVPR 2019.
+    Reference:
+        Balakrishnan et al., VoxelMorph, IEEE TMI 2019, Eq. 8; the weight a as in Wong and Soatto, CVPR 2019.
     """
 
     def forward(self, field: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -22,6 +23,9 @@ class Diffusion(nn.Module):
         Args:
             field: (B, C, *S), displacement or velocity in voxels, or a score map.
             weight: (B, 1, *S) factor on the squared difference that starts at its voxel; None is 1 everywhere.
+
+        Returns:
+            A scalar.
 
         Raises:
             ValueError: an axis shorter than 2, or a weight of another grid or batch.

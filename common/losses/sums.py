@@ -58,5 +58,9 @@ class SimilaritySum(nn.Module):
         return total
 
     def extra_repr(self) -> str:
-        """The weights, beside the similarities that ``repr`` lists."""
+        """The weights, beside the similarities that ``repr`` lists.
+
+        Returns:
+            Text.
+        """
         return f"weights={self.weights}"

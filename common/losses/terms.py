@@ -20,7 +20,8 @@ class ScoreWeight(nn.Module):
     Args:
         update: name of the update that trains the score.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 2.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Eq. 2.
     """
 
     def __init__(self, update: str = "score") -> None:
@@ -48,7 +49,8 @@ class Similarity(nn.Module):
         weight: module step -> detached data weight w, (B, 1, *S), or None for 1; None is 1 throughout.
         both_ways: the sum of the two directions' means, not their mean; for steps that are bidirectional.
 
-    Reference: AdaCS, Eq. 2; Tian et al., GradICON, CVPR 2023, Sec. 5.1 (both ways).
+    Reference:
+        AdaCS, Eq. 2; Tian et al., GradICON, CVPR 2023, Sec. 5.1 (both ways).
     """
 
     def __init__(self, weight: nn.Module | None = None, both_ways: bool = False) -> None:
@@ -93,7 +95,8 @@ class InverseConsistency(nn.Module):
     Args:
         penalty: (ddf_ab, ddf_ba) -> scalar, see ``inverse_consistency``.
 
-    Reference: Tian et al., GradICON, CVPR 2023, Eq. 2.
+    Reference:
+        Tian et al., GradICON, CVPR 2023, Eq. 2.
     """
 
     def __init__(self, penalty: nn.Module) -> None:
@@ -116,7 +119,8 @@ class LabelOverlap(nn.Module):
     Raises:
         ValueError: for no label.
 
-    Reference: Balakrishnan et al., VoxelMorph, IEEE TMI 2019, Sec. III-D (weak supervision by segmentations).
+    Reference:
+        Balakrishnan et al., VoxelMorph, IEEE TMI 2019, Sec. III-D (weak supervision by segmentations).
     """
 
     def __init__(self, labels: Sequence[int]) -> None:
@@ -144,7 +148,8 @@ class ScoredResidual(nn.Module):
     Args:
         leak: keep the published code's gradient into the displacement network.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 3.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Eq. 3.
     """
 
     def __init__(self, leak: bool = False) -> None:
@@ -162,7 +167,8 @@ class ScoredResidual(nn.Module):
 class Distrust(nn.Module):
     """mean_x[ (1 − S(x))² ], which keeps a score from falling to 0; only where the step's ``mask`` is.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 4.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Eq. 4.
     """
 
     def forward(self, step: Step) -> Tensor:
@@ -173,7 +179,8 @@ class Distrust(nn.Module):
 class Momentum(nn.Module):
     """The momentum m of the residuals, a buffer that ``handlers.momentum.ScoreMomentum`` advances; 1 without it.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 7.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Eq. 7.
     """
 
     value: Tensor
@@ -192,7 +199,8 @@ class ScoreSmoothness(nn.Module):
     Args:
         momentum: m; None is 1.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 8.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Eq. 8.
     """
 
     def __init__(self, momentum: Momentum | None = None) -> None:
@@ -208,7 +216,8 @@ class ScoreSmoothness(nn.Module):
 class MeanResidual(nn.Module):
     """μ, the mean of the residual map, for the log.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Eq. 5.
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Eq. 5.
     """
 
     def forward(self, step: Step) -> Tensor:

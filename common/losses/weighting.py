@@ -79,8 +79,9 @@ def adareg_weight(residual_abs: Tensor, c: float = 50.0, form: str = "paper") ->
     Raises:
         ValueError: another number of channels than 1, or an unknown form.
 
-    Reference: Wong and Soatto, CVPR 2019 (bilateral cyclic constraint and adaptive regularization); constants of the
-    AdaCS paper, "Adaptive weighting schemes".
+    Reference:
+        Wong and Soatto, CVPR 2019 (bilateral cyclic constraint and adaptive regularization); constants of the
+        AdaCS paper, "Adaptive weighting schemes".
     """
     _checked_form("form", form)
     residual = _checked_residual(residual_abs)
@@ -110,8 +111,9 @@ def adaframe_weight(residual_abs: Tensor, a0: float = 0.1, b0: float = 10.0, eps
     Raises:
         ValueError: another number of channels than 1.
 
-    Reference: Wong et al., An Adaptive Framework for Learning Unsupervised Depth Completion, IEEE RA-L 2021;
-    constants of the AdaCS paper, "Adaptive weighting schemes".
+    Reference:
+        Wong et al., An Adaptive Framework for Learning Unsupervised Depth Completion, IEEE RA-L 2021;
+        constants of the AdaCS paper, "Adaptive weighting schemes".
     """
     residual = _checked_residual(residual_abs)
     mean = _per_image_mean(residual)
@@ -128,7 +130,15 @@ class AdaRegSmoothness(nn.Module):
     """
 
     def __init__(self, c: float = 50.0, preset: str = "paper") -> None:
-        """Args: c, steepness; preset, "paper" or "official". Raises: ValueError, an unknown preset."""
+        """Choose the weight.
+
+        Args:
+            c: steepness.
+            preset: "paper" or "official".
+
+        Raises:
+            ValueError: for an unknown preset.
+        """
         super().__init__()
         self.c = float(c)
         self.preset = _checked_form("preset", preset)
@@ -140,6 +150,9 @@ class AdaRegSmoothness(nn.Module):
         Args:
             field: (B, C, *S), displacement or velocity in voxels.
             residual_abs: (B, 1, *S'), |residual| on the image's grid.
+
+        Returns:
+            A scalar.
         """
         weight = resample_weight(adareg_weight(residual_abs, self.c, self.preset), field.shape[2:])
         if self.preset == "official":

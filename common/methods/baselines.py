@@ -40,10 +40,14 @@ def plain(
         smoothness: None is the diffusion energy.
         form: further arguments of ``Method``.
 
+    Returns:
+        The method.
+
     Raises:
         ValueError: for a negative λ.
 
-    Reference: Balakrishnan et al., VoxelMorph, IEEE TMI 2019; Zhang et al., AdaCS, ECCV 2024, Sec. 4 (baselines).
+    Reference:
+        Balakrishnan et al., VoxelMorph, IEEE TMI 2019; Zhang et al., AdaCS, ECCV 2024, Sec. 4 (baselines).
     """
     if not smoothness_weight >= 0:
         raise ValueError(f"smoothness_weight: expected at least 0, got {smoothness_weight!r}.")
@@ -60,7 +64,18 @@ def plain(
 def adaframe(
     network: nn.Module, similarity: nn.Module, optimizer: OptimizerFactory, smoothness_weight: float, **form: Any
 ) -> Method:
-    """``plain`` with AdaFrame's data weight (see ``losses.weighting.adaframe_weight``)."""
+    """``plain`` with AdaFrame's data weight, see ``losses.weighting.adaframe_weight``.
+
+    Args:
+        network: displacement network.
+        similarity: ρ, (warped, fixed) -> residual map.
+        optimizer: parameters -> optimiser.
+        smoothness_weight: λ.
+        form: further arguments of ``Method``.
+
+    Returns:
+        The method.
+    """
     weight = DATA_WEIGHTS["adaframe"]()
     return plain(network, similarity, optimizer, smoothness_weight, data_weight=weight, **form)
 
@@ -68,7 +83,18 @@ def adaframe(
 def adareg(
     network: nn.Module, similarity: nn.Module, optimizer: OptimizerFactory, smoothness_weight: float, **form: Any
 ) -> Method:
-    """``plain`` with AdaReg's adaptive smoothness (see ``losses.weighting.AdaRegSmoothness``)."""
+    """``plain`` with AdaReg's adaptive smoothness, see ``losses.weighting.AdaRegSmoothness``.
+
+    Args:
+        network: displacement network.
+        similarity: ρ, (warped, fixed) -> residual map.
+        optimizer: parameters -> optimiser.
+        smoothness_weight: λ.
+        form: further arguments of ``Method``.
+
+    Returns:
+        The method.
+    """
     smoothness = SMOOTHNESS["adareg"]()
     return plain(network, similarity, optimizer, smoothness_weight, smoothness=smoothness, **form)
 
@@ -94,6 +120,9 @@ def build(
         similarity: (warped, fixed) -> residual map.
         optimizer: parameters -> optimiser.
         form: further arguments of ``Method``.
+
+    Returns:
+        The method.
 
     Raises:
         ValueError: for an entry without what its builder needs, or with something else.

@@ -52,6 +52,9 @@ class Cases:
             measure: what the error calls the measure that asks.
             keys: what it needs.
 
+        Returns:
+            Tensors in the order of ``keys``.
+
         Raises:
             ValueError: naming the keys that the data lack, and those that they hold.
         """
@@ -73,7 +76,14 @@ class Measure(Protocol):
     headlines: Sequence[str]
 
     def __call__(self, cases: Cases) -> dict[str, Tensor]:
-        """Values by column, each (B,), NaN where a case has none; ``NAME_before`` is NAME before registration."""
+        """Values by column, each (B,), NaN where a case has none; ``NAME_before`` is NAME before registration.
+
+        Args:
+            cases: a batch.
+
+        Returns:
+            (B,) by column.
+        """
         ...
 
 
@@ -82,5 +92,12 @@ class SubjectMeasure(Protocol):
     """A measure that also says something of all cases of a subject together, such as the Dice of a volume."""
 
     def of_subject(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Columns of a table that has a row a subject, from the sums over its cases of what ``Cases.sums`` held."""
+        """Columns of a table that has a row a subject, from the sums over its cases of what ``Cases.sums`` held.
+
+        Args:
+            sums: by name, each summed over the subject's cases.
+
+        Returns:
+            Value by column.
+        """
         ...

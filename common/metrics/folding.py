@@ -51,7 +51,15 @@ def check_mask(mask: Tensor | None, like: Tensor, name: str) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` (B, *S) over the voxels of ``mask`` (B, *S) -> (B,); NaN where the mask is empty."""
+    """Mean of values over the voxels of a mask.
+
+    Args:
+        values: (B, *S).
+        mask: (B, *S), bool.
+
+    Returns:
+        (B,); NaN where the mask is empty.
+    """
     axes = list(range(1, values.dim()))
     return torch.where(mask, values, torch.zeros_like(values)).sum(axes) / mask.sum(axes)
 

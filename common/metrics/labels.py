@@ -98,7 +98,14 @@ class LabelMeasures:
         return columns
 
     def of_subject(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """``dice_3d`` and ``dice_3d_before``, and ``dice_3d_<label>`` and ``dice_3d_before_<label>``."""
+        """``dice_3d`` and ``dice_3d_before``, and ``dice_3d_<label>`` and ``dice_3d_before_<label>``.
+
+        Args:
+            sums: by name, each summed over the subject's cases.
+
+        Returns:
+            Value by column.
+        """
         counts = sums["labels"].double()  # (K, 6)
         known = (counts[:, 4] > 0) & (counts[:, 5] > 0)
         after, before = (
@@ -112,7 +119,17 @@ class LabelMeasures:
 
 
 def label_masks(moving: Tensor, fixed: Tensor, ddf: Tensor, value: int) -> Masks:
-    """Masks of one label of two label maps (B, 1, *S), before and after warping by ``ddf`` (B, d, *S)."""
+    """Masks of one label, before and after warping.
+
+    Args:
+        moving: label map (B, 1, *S).
+        fixed: label map (B, 1, *S).
+        ddf: (B, d, *S) in voxels.
+        value: of the label.
+
+    Returns:
+        Masks (B, 1, *S).
+    """
     mask = moving == value
     soft = warp(mask.to(ddf.dtype), ddf)
     return Masks(mask, fixed == value, soft >= 0.5, soft > ABOVE_ZERO)

@@ -22,6 +22,9 @@ class Overlap(NamedTuple):
     def dice(self) -> Tensor:
         """Dice coefficient 2 |P ∩ R| / (|P| + |R|), (B,) float32; NaN where the reference is empty.
 
+        Returns:
+            (B,).
+
         Reference:
             Dice, Ecology 1945.
         """
@@ -29,6 +32,9 @@ class Overlap(NamedTuple):
 
     def jaccard(self) -> Tensor:
         """Jaccard index |P ∩ R| / |P ∪ R|, (B,) float32; NaN where the reference is empty.
+
+        Returns:
+            (B,).
 
         Reference:
             Jaccard, New Phytologist 1912.

@@ -22,7 +22,14 @@ class SurfaceDistances(NamedTuple):
     asd: float
 
     def scaled(self, size: float) -> SurfaceDistances:
-        """In mm, from distances in voxels that are ``size`` mm wide along every axis."""
+        """In mm, from distances in voxels.
+
+        Args:
+            size: width of a voxel in mm, equal along every axis.
+
+        Returns:
+            The distances in mm.
+        """
         return SurfaceDistances(*(value * size for value in self))
 
 
@@ -59,7 +66,14 @@ class Surface:
         return KDTree(self.points, leafsize=32)  # twice the default: faster for a tree that is asked once or twice
 
     def distances_to(self, other: Surface) -> NDArray[np.float32]:
-        """Distance of every edge voxel to the nearest one of another surface, (N,); none may be empty."""
+        """Distance of every edge voxel to the nearest one of another surface, (N,); none may be empty.
+
+        Args:
+            other: a surface that is not empty.
+
+        Returns:
+            (N,).
+        """
         return other._tree.query(self.points)[0].astype(np.float32)
 
 
@@ -96,7 +110,15 @@ def surface_distances(predicted: Surface, reference: Surface) -> SurfaceDistance
 
 
 def directed_distance(start: Surface, end: Surface) -> float:
-    """Mean distance from the edge voxels of one surface to another, one direction; NaN where one is empty."""
+    """Mean distance from the edge voxels of one surface to another, one direction.
+
+    Args:
+        start: where distances begin.
+        end: to whose nearest edge voxel they lead.
+
+    Returns:
+        In voxels or mm, as the surfaces; NaN where one is empty.
+    """
     if not len(start.points) or not len(end.points):
         return math.nan
     return float(start.distances_to(end).mean())

@@ -58,6 +58,9 @@ class DisplacementNetwork(Protocol):
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
             condition: as ``forward``.
+
+        Returns:
+            The displacement, and what the network has beside it.
         """
         ...
 

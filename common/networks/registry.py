@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..checks import known_name
-from .icon import build_icon
+from .composition import build_icon
 from .unet import PixelEstimator
 from .voxelmorph import VoxelMorph
 
@@ -47,6 +47,9 @@ def build_estimator(spatial_dims: int, seed: int | None = None, **parameters: An
         spatial_dims: 2 or 3.
         seed: as ``build``; of one seed the estimator's draws differ from the network's.
         parameters: further arguments of ``PixelEstimator``.
+
+    Returns:
+        The estimator.
     """
     if seed is not None:
         seed = int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])

@@ -8,67 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .convolution import channels_last, convolution, convolve, convolve_up, may_overwrite, weights_channels_last
+
 ENCODER = (16, 32, 32, 32)
 DECODER = (32, 32, 32, 32, 32, 16, 16)
 
 
-def convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
-    """A 3^d convolution that keeps the size."""
-    conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-    return conv(in_channels, out_channels, kernel_size=3, padding=1)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The layout in which convolutions are fastest: (B, C, *S) of the same values; no copy where it has it already."""
-    if x.dim() == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous(memory_format=torch.channels_last_3d)
-
-
-def weights_channels_last(module: nn.Module) -> None:
-    """Lay out the weights of all convolutions channels last, so that no forward has to; values stay."""
-    for parameter in module.parameters():
-        if parameter.dim() in (4, 5):
-            parameter.data = channels_last(parameter.data)
-
-
-def may_overwrite() -> bool:
-    """Whether intermediate results may be changed in place: no backward pass needs them, no export records them."""
-    return not (torch.is_grad_enabled() or torch.jit.is_tracing())
-
-
-# Where an axis has one or two voxels, the functions below append the zeros of the padding as data: of kernel taps that
-# see little else, oneDNN leaves the bfloat16 gradient unset.
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, stride: int = 1) -> Tensor:
-    """3^d convolution with padding 1: (B, I, *S) -> (B, O, *ceil(S/stride))."""
-    padding = 1
-    if min(x.shape[2:]) < 3:
-        x = F.pad(x, [1] * (2 * (x.dim() - 2)))
-        padding = 0
-    if x.dim() == 4:
-        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
-    return F.conv3d(x, weight, bias, stride=stride, padding=padding)
-
-
-def convolve_up(x: Tensor, weight: Tensor, bias: Optional[Tensor], size: list[int]) -> Tensor:
-    """4^d transposed convolution, stride 2, padding 1, cut at the end: (B, I, *S) -> (B, O, *size), size <= 2S."""
-    first = 0
-    if min(x.shape[2:]) < 3:
-        x = F.pad(x, [1] * (2 * (x.dim() - 2)))
-        first = 2
-    if x.dim() == 4:
-        x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
-    else:
-        x = F.conv_transpose3d(x, weight, bias, stride=2, padding=1)
-    for axis in range(len(size)):
-        x = x.narrow(2 + axis, first, size[axis])
-    return x
-
-
 class ConvBlock(nn.Module):
-    """3^d convolution and LeakyReLU(0.2)."""
+    """3^d convolution and LeakyReLU(0.2).
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of the input.
+        out_channels: of the output.
+    """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -92,6 +45,12 @@ class UpConvBlock(nn.Module):
     and no large intermediate. The parameters are those of the plain block.
 
     Shape: (B, low_channels, *ceil(S/2)), (B, skip_channels, *S) -> (B, out_channels, *S).
+
+    Args:
+        spatial_dims: 2 or 3.
+        low_channels: of the small image.
+        skip_channels: of the skip.
+        out_channels: of the output.
     """
 
     def __init__(self, spatial_dims: int, low_channels: int, skip_channels: int, out_channels: int) -> None:
@@ -137,6 +96,8 @@ class UNet(nn.Module):
 
     Odd sizes are rounded up on the way down, the last block then being half a one, and cut on the way up.
 
+    Shape: (B, in_channels, *S) -> (B, decoder[-1], *S), or (B, decoder[-1], *ceil(S/2)) with ``half_resolution``.
+
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the input.
@@ -145,12 +106,11 @@ class UNet(nn.Module):
         half_resolution: leave the last up-sampling and its skip out; what the decoder holds beyond runs on half the
             size.
 
-    Shape: (B, in_channels, *S) -> (B, decoder[-1], *S), or (B, decoder[-1], *ceil(S/2)) with ``half_resolution``.
-
     Raises:
         ValueError: for another number of dimensions, or a decoder shorter than the encoder.
 
-    Reference: Balakrishnan et al., IEEE TMI 38(8), 2019; layer widths of its released torch code.
+    Reference:
+        Balakrishnan et al., IEEE TMI 38(8), 2019; layer widths of its released torch code.
     """
 
     def __init__(
@@ -206,6 +166,8 @@ class UNet(nn.Module):
 class PixelEstimator(nn.Module):
     """One value a pixel from a U-Net: AdaCS's score (sigmoid) or a log variance (linear).
 
+    Shape: (B, in_channels, *S) -> (B, 1, *S).
+
     Args:
         spatial_dims: 2 or 3.
         in_channels: 1 where it sees the fixed image, 2 for cat(fixed, warped).
@@ -213,14 +175,14 @@ class PixelEstimator(nn.Module):
         initial: the value at every pixel before training, in (0, 1) for a sigmoid; None leaves PyTorch's random
             initialisation, which the papers do not mention and which starts a score near 0.5. From there Adam has been
             seen to overshoot AdaCS's optimum (close to 1) into the sigmoid's flat end, where the score stays 1.
-        encoder, decoder: as ``UNet``.
-
-    Shape: (B, in_channels, *S) -> (B, 1, *S).
+        encoder: as ``UNet``.
+        decoder: as ``UNet``.
 
     Raises:
         ValueError: for another activation, or an initial value that it cannot take.
 
-    Reference: Zhang et al., AdaCS, ECCV 2024, Sec. 4.1 (score); Zhang et al., MICCAI 2024 (variance).
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Sec. 4.1 (score); Zhang et al., MICCAI 2024 (variance).
     """
 
     def __init__(

@@ -10,7 +10,8 @@ from ..spatial.fields import compose
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
 from .contract import Estimate, pair_image, refuse_condition
-from .unet import DECODER, ENCODER, UNet, convolution, convolve, weights_channels_last
+from .convolution import convolution, convolve, weights_channels_last
+from .unet import DECODER, ENCODER, UNet
 
 
 class VoxelMorph(nn.Module):
@@ -23,16 +24,19 @@ class VoxelMorph(nn.Module):
         spatial_dims: 2 or 3.
         integration_steps: squarings; 0 takes the velocity as displacement (the first VoxelMorph).
         velocity_downsample: factor between the image's and the velocity's grid (published 2).
-        encoder, decoder, half_resolution: as ``UNet``; the U-Net at half resolution (313,507 parameters in 3D) is an
-            option of the released code: a velocity on half the grid needs no finer one.
+        encoder: as ``UNet``.
+        decoder: as ``UNet``.
+        half_resolution: as ``UNet`` (313,507 parameters in 3D); an option of the released code, as a velocity on half
+            the grid needs no finer one.
         passes: how often the network is applied (published 1). Each pass sees the moving image warped so far; the maps
             are composed, the first one outermost. All passes share the weights, and gradients flow through all.
 
     Raises:
         ValueError: for less than one pass.
 
-    Reference: Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019; passes: Zhao et al., Recursive
-    Cascaded Networks, ICCV 2019 (there with shared weights at test time, in training with weights of their own).
+    Reference:
+        Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019; passes: Zhao et al., Recursive
+        Cascaded Networks, ICCV 2019 (there with shared weights at test time, in training with weights of their own).
     """
 
     def __init__(
@@ -59,13 +63,28 @@ class VoxelMorph(nn.Module):
         weights_channels_last(self)
 
     def velocity(self, image: Tensor) -> Tensor:
-        """Velocity on its reduced grid, float32 whatever the precision of the convolutions."""
+        """Velocity on its reduced grid, float32 whatever the precision of the convolutions.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+
+        Returns:
+            (B, d, *S') in voxels of that grid.
+        """
         flow = convolve(self.unet(image), self.flow.weight, self.flow.bias).float()
         size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in image.shape[2:]]
         return resize_field(flow, size)
 
     def displacement(self, velocity: Tensor, size: list[int]) -> Tensor:
-        """Integrate a velocity and bring it to the image's grid."""
+        """Integrate a velocity and bring it to the image's grid.
+
+        Args:
+            velocity: (B, d, *S') in voxels of its grid.
+            size: of the image.
+
+        Returns:
+            ddf, (B, d, *size) in voxels.
+        """
         return resize_field(integrate_svf(velocity, self.integration_steps), size)
 
     def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
@@ -90,6 +109,9 @@ class VoxelMorph(nn.Module):
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
             condition: must be None.
+
+        Returns:
+            Displacement and velocity.
         """
         refuse_condition(condition, "VoxelMorph")
         velocity = self.velocity(image)
@@ -109,6 +131,9 @@ class VoxelMorph(nn.Module):
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
             condition: must be None.
+
+        Returns:
+            Displacement and velocity.
 
         Raises:
             ValueError: with several passes, whose map has no one velocity, or a condition.

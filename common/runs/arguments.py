@@ -52,7 +52,14 @@ def check(parser: ConfigParser, words: Words, run_id: str | None = None) -> None
 
 
 def reads(parser: ConfigParser) -> dict[str, Any]:
-    """The files that a run reads, by the option that names them."""
+    """The files that a run reads, by the option that names them.
+
+    Args:
+        parser: of the run.
+
+    Returns:
+        Path by option.
+    """
     stage = stage_of(parser.config)
     names = [name for name, option in OPTIONS.items() if option.reads and stage in option.stages]
     found = {name: parser.get_parsed_content(name) for name in names if name in parser.config}

@@ -33,7 +33,11 @@ class Words(NamedTuple):
 
 
 def started_by_monai() -> bool:
-    """Whether this process is ``python -m monai.bundle run …`` (or torchrun's)."""
+    """Whether this process is ``python -m monai.bundle run …`` (or torchrun's).
+
+    Returns:
+        True or False.
+    """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec is not None and spec.name == MAIN and sys.argv[1:2] == ["run"]
 
@@ -42,6 +46,12 @@ def read(arguments: Sequence[str]) -> Words:
     """Split the words after ``run`` into options and the rest, as ``fire`` does, values as text.
 
     Values of ``--args_file`` come first, so that the command line overrides them.
+
+    Args:
+        arguments: words of the command line after ``run``.
+
+    Returns:
+        Words and options.
     """
     words = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     positional: list[str] = []
@@ -71,6 +81,10 @@ def _is_option(word: str) -> bool:
 
 def check_words(words: Words, config: Mapping[str, Any]) -> None:
     """Refuse words that no option carries: ``fire`` takes them as ids of MONAI, which ignores those it does not know.
+
+    Args:
+        words: of the command line.
+        config: the configuration that they act on.
 
     Raises:
         ValueError: naming the word and how to give it.
@@ -116,5 +130,12 @@ def exact_path(name: str, value: Any, typed: Any, config: Mapping[str, Any]) -> 
 
 
 def typed_none(words: Words) -> list[str]:
-    """Top-level options that were given as None, which MONAI drops."""
+    """Top-level options that were given as None, which MONAI drops.
+
+    Args:
+        words: of the command line.
+
+    Returns:
+        Names of the options.
+    """
     return [name for name, value in words.options.items() if value in NONE and name in OPTIONS]

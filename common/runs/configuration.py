@@ -37,6 +37,9 @@ def current_parser() -> ConfigParser | None:
     """The parser that is evaluating the expression we are called from; None outside of one.
 
     MONAI gives an expression no name for it, but it stands on the call stack.
+
+    Returns:
+        The parser.
     """
     frame = sys._getframe(1)
     while frame is not None:
@@ -47,19 +50,39 @@ def current_parser() -> ConfigParser | None:
 
 
 def stage_of(config: Mapping[str, Any]) -> str:
-    """Which of train, evaluate, inference a configuration is for."""
+    """Which kind of run a configuration is for.
+
+    Args:
+        config: parsed JSON.
+
+    Returns:
+        "train", "evaluate" or "inference".
+    """
     return INFERENCE if "inferring" in config else EVALUATE if "evaluating" in config else TRAIN
 
 
 def put(parser: ConfigParser, key: str, value: Any) -> None:
-    """Set a top-level key in the midst of a run, keeping what has been built already."""
+    """Set a top-level key in the midst of a run, keeping what has been built already.
+
+    Args:
+        parser: of the run.
+        key: name of the entry.
+        value: its new value.
+    """
     parser.config[key] = value
     parser.ref_resolver.items[key] = ConfigItem(config=value, id=key)
     parser.ref_resolver.resolved_content.pop(key, None)
 
 
 def shipped(parser: ConfigParser) -> dict[str, Any]:
-    """The configuration as the bundle's own files have it, without any override; {} where there are no such files."""
+    """The configuration as the bundle's own files have it, without any override; {} where there are no such files.
+
+    Args:
+        parser: of the run.
+
+    Returns:
+        The configuration.
+    """
     folder = Path(parser.get_parsed_content("bundle_root")) / "configs" if "bundle_root" in parser else Path("configs")
     files = [folder / name for name in FILES[stage_of(parser.config)]]
     if not all(file.is_file() for file in files):
@@ -71,7 +94,16 @@ def shipped(parser: ConfigParser) -> dict[str, Any]:
 
 
 def differences(base: Any, config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Path and value of every leaf that ``config`` has otherwise than ``base``."""
+    """Path and value of every leaf that ``config`` has otherwise than ``base``.
+
+    Args:
+        base: parsed JSON.
+        config: parsed JSON.
+        path: of the two in their files.
+
+    Yields:
+        Path and value of a leaf.
+    """
     if isinstance(base, dict) and isinstance(config, dict):
         for key in config:
             yield from differences(base.get(key, differences), config[key], (*path, str(key)))
@@ -87,6 +119,10 @@ def check_keys(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:
 
     A key is known where the bundle's files have it, where another value refers to it, or where it is an argument of the
     callable that the ``_target_`` beside it names. Entries of ``objectives`` and ``architectures`` may be added.
+
+    Args:
+        config: what runs.
+        base: what the bundle's own files hold.
 
     Raises:
         ValueError: naming the key and the nearest known one.
@@ -181,7 +217,14 @@ def _references(value: Any) -> Iterable[str]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object; {} where the file is none."""
+    """A JSON object; {} where the file is none.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The object.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -27,12 +27,23 @@ def install(debug: bool) -> None:
 
 
 def training_in(state: Path) -> None:
-    """Tell who interrupts the process that it can go on from this file."""
+    """Tell who interrupts the process that it can go on from this file.
+
+    Args:
+        state: path of ``last.pt``.
+    """
     _resume_from[:] = [state]
 
 
 def words(error: BaseException) -> str:
-    """What to tell a person: the first exception that is not one of MONAI's wrappers, not what caused it in turn."""
+    """What to tell a person: the first exception that is not one of MONAI's wrappers, not what caused it in turn.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        One or more sentences.
+    """
     while str(error).startswith(WRAPPERS) and error.__cause__ is not None:
         error = error.__cause__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

@@ -112,7 +112,7 @@ OPTIONS: dict[str, Option] = {
     "learning_rate_decay": Option("power of the polynomial decay, 0 for none", (TRAIN,), least=0, fixed=True),
     "val_interval": Option("epochs between validations", (TRAIN,), least=1),
     # the method
-    "architecture": Option("network, by name", fixed=True),
+    "architecture": Option("network, or solver without weights (pairwise, elastix, identity), by name", fixed=True),
     "architectures": Option("parameters of each network", kind="table", fixed=True),
     "objective": Option("what is minimised, by name", METHOD, fixed=True),
     "objectives": Option("parameters of each objective", METHOD, kind="table", fixed=True),
@@ -154,17 +154,40 @@ GROUPS = {
 
 
 def is_part(name: str, value: Any) -> bool:
-    """Whether a top-level key holds a part of the run and not an option of it."""
+    """Whether a top-level key holds a part of the run and not an option of it.
+
+    Args:
+        name: of the key.
+        value: what it holds.
+
+    Returns:
+        True or False.
+    """
     return name in GROUPS or (isinstance(value, Mapping) and "_target_" in value)
 
 
 def is_expression(value: Any) -> bool:
-    """Whether MONAI computes the value: "$…", or "@…", the value of another key."""
+    """Whether MONAI computes the value: "$…", or "@…", the value of another key.
+
+    Args:
+        value: of a key.
+
+    Returns:
+        True or False.
+    """
     return isinstance(value, str) and value.startswith(("$", "@"))
 
 
 def kind_of(name: str, default: Any) -> str:
-    """Name of a key's kind, from its entry or else from the type of its default."""
+    """Name of a key's kind, from its entry or else from the type of its default.
+
+    Args:
+        name: of the key.
+        default: value in the bundle's JSON.
+
+    Returns:
+        A key of ``KINDS``.
+    """
     option = OPTIONS.get(name)
     if option is not None and option.kind is not None:
         return option.kind
@@ -181,6 +204,9 @@ def checked(name: str, value: Any, default: Any) -> Any:
         name: the key.
         value: what was given.
         default: what the bundle's JSON has, which shows the type and an example.
+
+    Returns:
+        The converted value.
 
     Raises:
         ValueError: naming the option, what was expected, what came, and an example.

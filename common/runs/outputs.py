@@ -68,7 +68,11 @@ def claim(
 
 
 def release(output_dir: str | Path | None = None) -> None:
-    """Give a folder back, or all that this process holds."""
+    """Give a folder back, or all that this process holds.
+
+    Args:
+        output_dir: the folder; None gives back all of them.
+    """
     for folder in [Path(output_dir).resolve()] if output_dir is not None else list(_held):
         lock = _held.pop(folder, None)
         if lock is not None:
@@ -76,7 +80,16 @@ def release(output_dir: str | Path | None = None) -> None:
 
 
 def check(output_dir: str | Path, name: str, reads: Mapping[str, str | Path] | None = None) -> None:
-    """Refuse early what ``replaced_set`` would refuse after the work. Arguments as there."""
+    """Refuse early what ``replaced_set`` would refuse after the work.
+
+    Args:
+        output_dir: the folder.
+        name: of the set of files.
+        reads: files that the run reads, by option.
+
+    Raises:
+        ValueError: as ``replaced_set``, and where the run would replace a file that it reads.
+    """
     folder = Path(output_dir)
     if folder.exists():
         _make(folder)
@@ -93,6 +106,9 @@ def replaced_set(output_dir: str | Path, name: str) -> Iterator[Path]:
     Args:
         output_dir: the folder; created.
         name: of the set.
+
+    Yields:
+        Path of the folder to write into.
 
     Raises:
         ValueError: for a foreign file of our names, or where a training or evaluation is running there.

@@ -28,6 +28,9 @@ def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
     Args:
         parser: of the run; by default the one that evaluates the expression we are called from.
 
+    Returns:
+        Value by option or path of an override.
+
     Raises:
         RuntimeError: outside of a configuration.
     """
@@ -59,6 +62,9 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
     Args:
         output_dir: of the run.
         parser: as in ``settings``.
+
+    Returns:
+        The function.
     """
     parser = parser or current_parser()
     found = settings(parser)
@@ -78,18 +84,39 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
 
 
 def weights_read(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of ``settings`` that name a file of weights, where one is given."""
+    """The options of ``settings`` that name a file of weights, where one is given.
+
+    Args:
+        values: what ``settings`` returns.
+
+    Returns:
+        Path by option.
+    """
     names = ("initial_weights", "ckpt_path")
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def fixed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that a resumed training must have as it was started with."""
+    """Those settings that a resumed training must have as it was started with.
+
+    Args:
+        values: what ``settings`` returns.
+
+    Returns:
+        Part of them.
+    """
     return {key: value for key, value in values.items() if "#" in key or (key in OPTIONS and OPTIONS[key].fixed)}
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file's content."""
+    """SHA-256 of a file's content.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        In hexadecimal digits.
+    """
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

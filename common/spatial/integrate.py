@@ -48,7 +48,8 @@ def integrate_svf(velocity: Tensor, steps: int = 7) -> Tensor:
     Returns:
         Displacement at time 1, (B, d, *S) in voxels.
 
-    Reference: Arsigny et al., MICCAI 2006; Dalca et al., MICCAI 2018.
+    Reference:
+        Arsigny et al., MICCAI 2006; Dalca et al., MICCAI 2018.
     """
     displacement = velocity * (1.0 / float(2**steps))
     for _ in range(steps):

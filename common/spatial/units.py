@@ -32,7 +32,8 @@ def unit_to_voxel(field_unit: Tensor) -> Tensor:
     Raises:
         ValueError: if the channels do not match the axes.
 
-    Reference: Greer et al., ICON, ICCV 2021 (maps [0, 1]^d → [0, 1]^d).
+    Reference:
+        Greer et al., ICON, ICCV 2021 (maps [0, 1]^d → [0, 1]^d).
     """
     return field_unit * _voxels_per_unit("unit_to_voxel", field_unit)
 
@@ -49,7 +50,8 @@ def voxel_to_unit(field: Tensor) -> Tensor:
     Raises:
         ValueError: if the channels do not match the axes.
 
-    Reference: Greer et al., ICON, ICCV 2021.
+    Reference:
+        Greer et al., ICON, ICCV 2021.
     """
     return field / _voxels_per_unit("voxel_to_unit", field)
 

@@ -165,6 +165,7 @@ class CropToCentred(MapTransform):
         centre_key: entry with the centre, ``(d,)`` in voxels.
         jitter: the centre moves by whole voxels drawn uniformly from [-jitter, jitter] along each axis, in calls that
             are given a generator; other calls are exact.
+        shift: move windows inside the image, as ``crop_window``.
     """
 
     def __init__(

@@ -49,6 +49,9 @@ def clipped(image: torch.Tensor, percentiles: Sequence[float] | None) -> torch.T
         image: ``(C, *S)``, the whole file's values.
         percentiles: lower and upper, in per cent; None leaves the image.
 
+    Returns:
+        The image, of the same shape.
+
     Raises:
         ValueError: for percentiles that are not two, or out of order.
     """
@@ -67,7 +70,8 @@ def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.
 
     Args:
         image: ``(C, *S)``, floating point; all channels share the percentiles.
-        lower, upper: in per cent, 0 <= lower < upper <= 100.
+        lower: in per cent, from 0.
+        upper: in per cent, above lower, to 100.
 
     Returns:
         The clipped image, same shape; one whose percentiles coincide is returned as it is.

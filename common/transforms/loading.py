@@ -13,8 +13,9 @@ from monai.transforms import MapTransform
 from ..io.affine import sizes_text
 from ..io.fields import check_grid
 from ..io.images import Image, check_plane
-from ..io.orientation import Axes, grid_of_spacing, reoriented, spacing_is_unknown, stored_axes, training_spacing
+from ..io.orientation import Axes, reoriented, spacing_is_unknown, stored_axes, training_spacing
 from ..io.resampling import grid_only, share_within
+from ..io.spacing import grid_of_spacing
 from ..io.transforms import Transform, checked_placement
 from .sources import Source, entry, read_label, read_pair
 
@@ -166,10 +167,10 @@ def _between_centres(moving: Image, fixed: Image) -> np.ndarray:
     shift = relative[:3] @ np.append((sizes[0] - 1) / 2, 1) - (sizes[1] - 1) / 2  # voxels of fixed
     axes = np.abs(relative[:3, :3].round())
     if np.abs(np.abs(relative[:3, :3]) - axes).max() < 1e-3 and np.array_equal(axes @ axes.T, np.eye(3)):
-        # Laid on an even grid of g voxels, the first of n voxels lies at g / 2 - ceil(n / 2): see crop.centre_on_grid.
+        # Centred on an even grid of g voxels, the first of n voxels lies at g / 2 - ceil(n / 2): crop.centre_on_grid.
         extent = axes @ sizes[0]
-        laid = np.ceil(sizes[1] / 2) - np.ceil(extent / 2)
-        shift += (sizes[1] - extent) / 2 - laid
+        placed = np.ceil(sizes[1] / 2) - np.ceil(extent / 2)
+        shift += (sizes[1] - extent) / 2 - placed
     if fixed.array.dim() == 2:
         shift[2] = 0
     return fixed.affine[:3, :3] @ shift

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..io.images import Image
-from ..io.orientation import Axes, resample_axes
+from ..io.orientation import Axes
 from ..io.resampling import SLAB, relative_affine
+from ..io.spacing import resample_axes
 from ..spatial.jacobian import jacobian_determinant
 
 
@@ -23,6 +24,9 @@ def to_stack(image: Tensor, dims: int) -> Tensor:
     Args:
         image: with ``dims`` axes after the channels, or one more for slices.
         dims: d, the axes that a network sees.
+
+    Returns:
+        (Z, C, *S), Z = 1 without slices.
 
     Raises:
         ValueError: for another number of axes.
@@ -38,7 +42,15 @@ def to_stack(image: Tensor, dims: int) -> Tensor:
 
 
 def from_stack(stack: Tensor, sliced: bool) -> Tensor:
-    """Inverse of ``to_stack``: (Z, C, *S) -> (C, *S, Z) where ``sliced``, else (1, C, *S) -> (C, *S)."""
+    """Inverse of ``to_stack``.
+
+    Args:
+        stack: (Z, C, *S).
+        sliced: whether there are slices.
+
+    Returns:
+        (C, *S, Z) where there are, else (C, *S).
+    """
     return stack.movedim(0, -1).contiguous() if sliced else stack[0]
 
 
@@ -49,6 +61,9 @@ def overlap(start: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> 
         start: voxel coordinates of the crop's first voxel, negative where it was padded.
         size: of the crop.
         shape: of the image.
+
+    Returns:
+        Voxel coordinates of first and last.
     """
     first = [max(s, 0) for s in start]
     return first, [min(s + w, n) - 1 for s, w, n in zip(start, size, shape, strict=True)]
@@ -108,7 +123,16 @@ def _faded(kept: Tensor, first: Sequence[int], last: Sequence[int], shape: Seque
 
 
 def resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
-    """(d, *S[, Z]) in voxels of the working grid to voxels of one with the same axes; the field itself if it is it."""
+    """Bring a field to another grid with the same axes; the field itself where the grid is the same.
+
+    Args:
+        field: (d, *S[, Z]) in voxels of the working grid.
+        working: that grid.
+        turned: the other grid.
+
+    Returns:
+        (d, *S'[, Z']) in voxels of the other grid.
+    """
     if working.array.shape == turned.array.shape and np.allclose(working.spacing, turned.spacing, rtol=1e-6):
         return field
     channels = [
@@ -119,7 +143,15 @@ def resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
 
 
 def determinant_of(field: Tensor, dims: int) -> Tensor:
-    """Jacobian determinant of (d, *S[, Z]), (*S[, Z]): 1 far from where anything is displaced."""
+    """Jacobian determinant of a field, 1 far from where anything is displaced.
+
+    Args:
+        field: (d, *S[, Z]) in voxels.
+        dims: d, the axes along which it is differentiated.
+
+    Returns:
+        (*S[, Z]).
+    """
     determinant = field.new_ones(field.shape[1:])
     moved = (field != 0).any(0)
     box = []
@@ -145,7 +177,17 @@ def determinant_of(field: Tensor, dims: int) -> Tensor:
 
 
 def window_on(turned: Image, working: Image, start: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
-    """First and last voxel of the window on the grid of fixed, its axes in the order of the working grid."""
+    """First and last voxel of the window on the grid of fixed, its axes in the order of the working grid.
+
+    Args:
+        turned: the grid of fixed, its axes in the order of the working grid.
+        working: the grid of the crop.
+        start: first voxel of the crop.
+        size: of the crop.
+
+    Returns:
+        Voxel coordinates of first and last.
+    """
     dims = len(start)
     relative = relative_affine(turned, working)
     first, last = overlap(start, size, working.array.shape[:dims])
@@ -155,7 +197,15 @@ def window_on(turned: Image, working: Image, start: Sequence[int], size: Sequenc
 
 
 def stored_field(field: Tensor, axes: Axes) -> Tensor:
-    """(d, *S[, Z]) in voxels of reoriented axes to (axes of F, *F) in voxels of the stored ones."""
+    """Bring a field to the axes that fixed is stored with.
+
+    Args:
+        field: (d, *S[, Z]) in voxels of reoriented axes.
+        axes: how they were reoriented.
+
+    Returns:
+        (axes of F, *F) in voxels of the stored axes F.
+    """
     if axes.order == tuple(range(len(field))) and not any(axes.flipped):
         return field
     stored = [axes.restore(channel) * (-1 if flip else 1) for channel, flip in zip(field, axes.flipped, strict=False)]

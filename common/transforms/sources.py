@@ -46,7 +46,8 @@ def input_files(
     """The item to register: the user's files, or an example where she names none.
 
     Args:
-        moving, fixed: image files; both or neither.
+        moving: image file; both or neither.
+        fixed: image file.
         moving_label: label map of the moving image, optional.
         dataset_dir: what ``example`` is given.
         example: returns moving and fixed of a data set; called only when it is needed.
@@ -73,6 +74,13 @@ def input_files(
 def entry(item: Mapping[str, Any], key: str) -> Any:
     """An entry of an item, None where it is absent: MONAI Label's panel sends "" for an option that is left empty.
 
+    Args:
+        item: of inference.
+        key: of the entry.
+
+    Returns:
+        A path, a tensor or None.
+
     Raises:
         ValueError: for anything but a path, or under ``image`` a tensor.
     """
@@ -90,6 +98,9 @@ def read_pair(item: Mapping[str, Any]) -> Source:
     Args:
         item: paths under two of ``image``, ``moving`` and ``fixed``; or under ``image`` alone a tensor (2, *S[, Z]) of
             moving and fixed on one grid, the one of its affine (a MetaTensor; otherwise voxels of 1 mm).
+
+    Returns:
+        Both images and their names.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
@@ -117,6 +128,13 @@ def read_pair(item: Mapping[str, Any]) -> Source:
 
 def read_label(path: str | Path, source: Source) -> Image:
     """Read the label map of moving.
+
+    Args:
+        path: of the label map.
+        source: what ``read_pair`` returned.
+
+    Returns:
+        The label map, on its own grid.
 
     Raises:
         ValueError: for one that does not cover moving.

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from common.cli import pack, platforms
+from common.cli import lone, pack, platforms
 from common.cli.platforms import OPTIONS
+from common.cli.torchscript import build_network
 
 COPY = {"_target_": "monai.transforms.CopyItemsd", "keys": "image", "names": "copy"}
 NO_DICTIONARY = {"_target_": "monai.transforms.Identity"}
@@ -115,7 +116,7 @@ def test_an_inference_json_that_a_lone_torchscript_file_cannot_run_fails(bundle,
     whole = pack.export_inference(bundle)
     monkeypatch.setattr(pack, "export_inference", lambda bundle: whole | change)
     with pytest.raises(ValueError, match=reason):
-        platforms.check_torchscript(bundle)
+        lone.check_torchscript(bundle)
 
 
 class DriftingScript(nn.Module):
@@ -126,15 +127,15 @@ class DriftingScript(nn.Module):
 
 
 def test_an_export_that_drifts_fails(bundle, monkeypatch):
-    for module in (pack, platforms):
+    for module in (pack, lone):
         monkeypatch.setattr(module, "build_network", lambda bundle: DriftingScript())
     with pytest.raises(ValueError, match="TorchScript's ddf differs by 0.0001 voxels"):
-        platforms.check_torchscript(bundle)
+        lone.check_torchscript(bundle)
 
 
 def test_networks_are_tried_on_a_small_window_and_a_visible_displacement(bundle, tmp_path):
     copy = platforms.small_copy(bundle, tmp_path / "copy")
-    network = platforms.build_network(copy)
+    network = build_network(copy)
     with platforms.inference(bundle) as parser:
         assert parser.get_parsed_content("spatial_size") == [48, 40]
     with torch.no_grad():

@@ -12,18 +12,16 @@ from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_ed
 from scipy.spatial import Delaunay
 
 from common.data.pairs import PairDataset
+from common.data.shapes import Shape, draw_shape, signed_distance
 from common.data.triangles import (
     COUNTS,
     SHAPES,
     SPLITS,
     STYLES,
-    Shape,
     datalist,
-    draw_shape,
     example_pair,
     generate,
     load_pairs,
-    signed_distance,
     split_of,
     subjects,
 )

@@ -13,13 +13,13 @@ from common.engines.pairwise import PairwiseRegistration
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.similarity import LNCC, SquaredError
 from common.losses.terms import LabelOverlap, Momentum, ScoreWeight
-from common.networks.icon import build_icon
+from common.networks.composition import build_icon
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.fields import compose
 from common.spatial.jacobian import jacobian_determinant
 from common.spatial.warp import identity_grid, warp
-from tests.engines.synthetic import Conditional, adam, displacement_objective, gradicon_objective, method_of
+from tests.engines.synthetic import adam, displacement_objective, gradicon_objective, method_of
 
 SIZES = [(24, 20), (12, 14, 10)]
 TARGETS = ["weights", "field"]
@@ -360,47 +360,6 @@ def test_all_modules_that_a_fit_uses_move_with_it():
     objective.terms["momentum"] = momentum
     fit = optimised(icon_of(SIZES[0]), similarity=similarity, objective=objective)
     assert {similarity, momentum, fit.method.network} <= set(fit.modules())
-
-
-@each_size
-@each_target
-def test_condition_reaches_every_forward_of_both_directions(size, target):
-    network, images = Conditional(len(size)), pairs_of(size, 2)
-    condition = torch.tensor([[0.5, 1.5], [0.0, 0.0]])
-    for bidirectional in (True, False):
-        objective = gradicon_objective() if bidirectional else displacement_objective()
-        fit = optimised(network, target, objective=objective, bidirectional=bidirectional, learning_rate=1e-2)
-        network.seen.clear()
-        ddf = fit(images, None, condition)
-        assert network.seen and all(seen is not None for seen in network.seen)
-        assert ddf[0].abs().max() > 0.5
-        if target == "weights":
-            assert not ddf[1].any()  # each pair has its own
-            assert {len(seen) for seen in network.seen} == {2 if bidirectional else 1}
-        forth, back = fit.both_ways(images, condition)
-        torch.testing.assert_close(forth, ddf, atol=1e-5, rtol=0)
-        torch.testing.assert_close(back, fit(images.flip(1), None, condition), atol=1e-4, rtol=0)
-        assert torch.equal(fit(images[:, :1], images[:, 1:], condition), ddf)
-        fit.iterations = 0
-        assert torch.equal(fit(images, None, condition), network(images, None, condition))
-
-
-@each_target
-def test_condition_for_a_network_that_takes_none_is_refused(target):
-    fit = optimised(VoxelMorph(2, encoder=(4,), decoder=(4, 4)), target)
-    with pytest.raises(ValueError, match="condition: VoxelMorph takes none"):
-        fit(pairs_of(SIZES[0], 1), None, torch.ones(1, 1))
-
-
-@each_target
-def test_condition_of_the_evaluator_reaches_the_fit(target):
-    network, images = Conditional(2), pairs_of(SIZES[0], 2)
-    fit = optimised(network, target)
-    batch = {"moving_image": images[:, :1], "fixed_image": images[:, 1:]}
-    evaluator = RegistrationEvaluator("cpu", [batch], fit, both_ways=True, condition=0.5)
-    evaluator.run()
-    assert all(torch.equal(seen, torch.full_like(seen, 0.5)) for seen in network.seen)
-    assert torch.equal(evaluator.state.output["ddf"], fit(images, None, torch.full((2, 1), 0.5)))
 
 
 def test_objective_that_compares_labels_has_none_in_a_fit():

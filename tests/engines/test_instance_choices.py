@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.engines.evaluator import RegistrationEvaluator
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.similarity import SquaredError
 from common.losses.terms import ScoreWeight
@@ -13,8 +14,17 @@ from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.fields import compose
 from common.spatial.warp import warp
-from tests.engines.synthetic import displacement_objective, gradicon_objective
-from tests.engines.test_instance import SIZES, Recorded, each_target, icon_of, optimised, pairs_of, similarity_of
+from tests.engines.synthetic import Conditional, displacement_objective, gradicon_objective
+from tests.engines.test_instance import (
+    SIZES,
+    Recorded,
+    each_size,
+    each_target,
+    icon_of,
+    optimised,
+    pairs_of,
+    similarity_of,
+)
 
 
 def test_weight_waits_for_the_update_of_its_estimator_whatever_that_is_called():
@@ -90,3 +100,44 @@ def test_way_back_by_negation_and_the_foreground_are_those_of_the_training():
     assert torch.equal(fit(image), forth)
     assert compose(forth, back).abs().mean() < 0.1 * forth.abs().mean()
     assert not torch.equal(optimised(network, objective=displacement_objective(0.01), iterations=2)(image), forth)
+
+
+@each_size
+@each_target
+def test_condition_reaches_every_forward_of_both_directions(size, target):
+    network, images = Conditional(len(size)), pairs_of(size, 2)
+    condition = torch.tensor([[0.5, 1.5], [0.0, 0.0]])
+    for bidirectional in (True, False):
+        objective = gradicon_objective() if bidirectional else displacement_objective()
+        fit = optimised(network, target, objective=objective, bidirectional=bidirectional, learning_rate=1e-2)
+        network.seen.clear()
+        ddf = fit(images, None, condition)
+        assert network.seen and all(seen is not None for seen in network.seen)
+        assert ddf[0].abs().max() > 0.5
+        if target == "weights":
+            assert not ddf[1].any()  # each pair has its own
+            assert {len(seen) for seen in network.seen} == {2 if bidirectional else 1}
+        forth, back = fit.both_ways(images, condition)
+        torch.testing.assert_close(forth, ddf, atol=1e-5, rtol=0)
+        torch.testing.assert_close(back, fit(images.flip(1), None, condition), atol=1e-4, rtol=0)
+        assert torch.equal(fit(images[:, :1], images[:, 1:], condition), ddf)
+        fit.iterations = 0
+        assert torch.equal(fit(images, None, condition), network(images, None, condition))
+
+
+@each_target
+def test_condition_for_a_network_that_takes_none_is_refused(target):
+    fit = optimised(VoxelMorph(2, encoder=(4,), decoder=(4, 4)), target)
+    with pytest.raises(ValueError, match="condition: VoxelMorph takes none"):
+        fit(pairs_of(SIZES[0], 1), None, torch.ones(1, 1))
+
+
+@each_target
+def test_condition_of_the_evaluator_reaches_the_fit(target):
+    network, images = Conditional(2), pairs_of(SIZES[0], 2)
+    fit = optimised(network, target)
+    batch = {"moving_image": images[:, :1], "fixed_image": images[:, 1:]}
+    evaluator = RegistrationEvaluator("cpu", [batch], fit, both_ways=True, condition=0.5)
+    evaluator.run()
+    assert all(torch.equal(seen, torch.full_like(seen, 0.5)) for seen in network.seen)
+    assert torch.equal(evaluator.state.output["ddf"], fit(images, None, torch.full((2, 1), 0.5)))

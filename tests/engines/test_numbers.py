@@ -13,7 +13,7 @@ from common.engines.trainer import RegistrationTrainer, draw_seed
 from common.handlers.momentum import ScoreMomentum
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.terms import Momentum
-from common.networks.icon import build_icon
+from common.networks.composition import build_icon
 from common.spatial.warp import samples_inside, warp
 from tests.engines.synthetic import (
     SIZES,

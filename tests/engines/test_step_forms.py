@@ -10,8 +10,8 @@ from torch import nn
 
 from common.engines.step import RegistrationStep, TrainingView
 from common.engines.trainer import RegistrationTrainer
+from common.networks.composition import build_icon
 from common.networks.contract import Estimate
-from common.networks.icon import build_icon
 from common.spatial.fields import compose
 from common.spatial.integrate import integrate_svf, resize_field
 from common.spatial.warp import warp

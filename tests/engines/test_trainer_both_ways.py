@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from common.engines.evaluator import RegistrationEvaluator
 from common.engines.trainer import RegistrationTrainer
-from common.networks.icon import build_icon
+from common.networks.composition import build_icon
 from common.spatial.jacobian import jacobian_determinant
 from tests.engines.synthetic import (
     adam,

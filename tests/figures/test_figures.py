@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from common.figures.curves import training_curves, words
-from common.figures.drawing import LABEL_COLOURS, draw_directions, draw_jacobian, zoom
+from common.figures.drawing import LABEL_COLOURS, draw_directions, zoom
+from common.figures.maps import draw_jacobian
 from common.figures.panels import registration_panel, score_panel
 
 SHAPE = (40, 28)

@@ -12,7 +12,7 @@ from common.handlers.momentum import ScoreMomentum
 from common.handlers.stages import Stages
 from common.handlers.state import STATE_FILE, TrainingState, load_weights, save_weights
 from common.losses.terms import Momentum
-from common.networks.icon import build_icon
+from common.networks.composition import build_icon
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
 from tests.engines.synthetic import adacs_method, adam, displacement_objective

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.io.images import Image, load_grid, load_image, load_label, resample_like, same_grid, save_image
+from common.io.images import Image, load_grid, load_image, load_label, same_grid, save_image
+from common.io.resampling import resample_like
 
 SHAPES = [(7, 5), (6, 5, 4)]
 

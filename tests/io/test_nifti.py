@@ -14,7 +14,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from common.io.fields import load_ddf, save_ddf
-from common.io.images import Image, load_image, load_label, resample_like, same_grid, save_image
+from common.io.images import Image, load_image, load_label, same_grid, save_image
+from common.io.resampling import resample_like
 from tests.io.synthetic import itk_affine, ramp, write_header
 
 SHAPE = (6, 5, 4)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from common.io.images import Image, same_grid
-from common.io.orientation import Axes, reorient, reoriented, resample_to_spacing, slice_axis, stored_axes
+from common.io.orientation import Axes, reorient, reoriented, slice_axis, stored_axes
+from common.io.spacing import resample_to_spacing
 
 STRAIGHT = np.eye(3)
 TURN = np.linalg.qr(np.array([[1.0, 0.4, -0.2], [-0.5, 1.0, 0.3], [0.1, -0.2, 1.0]]))[0]

@@ -6,17 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.networks.icon import (
-    Composition,
-    DownBlock,
-    Downsample,
-    TallUNet2,
-    TwoStep,
-    UpBlock,
-    build_icon,
-    halve,
-    lengthened,
-)
+from common.networks.composition import Composition, Downsample, TwoStep, build_icon, lengthened
+from common.networks.icon import DownBlock, TallUNet2, UpBlock, halve
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.fields import compose
 from common.spatial.warp import identity_grid, warp

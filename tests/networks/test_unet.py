@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import VoxelMorphUNet
 
-from common.networks.unet import PixelEstimator, UNet, UpConvBlock, convolution, convolve, convolve_up
+from common.networks.convolution import convolution, convolve, convolve_up
+from common.networks.unet import PixelEstimator, UNet, UpConvBlock
 
 SIZES = [(32, 48), (16, 32, 16)]
 ODD_SIZES = [(19, 33), (17, 5, 30)]

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from common.networks.icon import TwoStep
+from common.networks.composition import TwoStep
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.integrate import integrate_svf, resize_field
 from common.spatial.jacobian import jacobian_determinant
