@@ -13,24 +13,9 @@ from monai.engines.evaluator import Evaluator
 from monai.utils import ForwardMode
 from torch import Tensor, nn
 
+from ..networks.contract import condition_tensor
 from ..spatial.warp import warp
 from .instance import InstanceOptimisation
-
-
-def condition_tensor(condition: Sequence[float] | float | None, image: Tensor) -> Tensor | None:
-    """K numbers for every image of a batch, (B, K); None stays None.
-
-    Args:
-        condition: K numbers, one, or None.
-        image: gives batch size and device.
-
-    Returns:
-        (B, K) float32, or None.
-    """
-    if condition is None:
-        return None
-    values = [condition] if isinstance(condition, (int, float)) else list(condition)
-    return torch.tensor(values, dtype=torch.float32, device=image.device).expand(len(image), -1)
 
 
 class RegistrationEvaluator(Evaluator):

@@ -14,7 +14,7 @@ from monai.inferers import Inferer
 from monai.utils import ForwardMode
 from torch import Tensor, nn
 
-from .evaluator import condition_tensor
+from ..networks.contract import condition_tensor
 
 logger = logging.getLogger(__name__)
 

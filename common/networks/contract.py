@@ -2,7 +2,7 @@
 """What a displacement network is, and what it returns."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional, Protocol, TypeVar
+from typing import Any, NamedTuple, Optional, Protocol, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -92,6 +92,22 @@ def refuse_condition(condition: Optional[Tensor], network: str) -> None:
         raise ValueError(
             "condition: " + network + " takes none, expected None; leave it out, or choose a conditional architecture."
         )
+
+
+def condition_tensor(condition: Union[Sequence[float], float, None], image: Tensor) -> Optional[Tensor]:
+    """K numbers for every image of a batch, (B, K); None stays None.
+
+    Args:
+        condition: K numbers, one, or None.
+        image: gives batch size and device.
+
+    Returns:
+        (B, K) float32, or None.
+    """
+    if condition is None:
+        return None
+    values = [condition] if isinstance(condition, (int, float)) else list(condition)
+    return torch.tensor(values, dtype=torch.float32, device=image.device).expand(len(image), -1)
 
 
 def join(estimates: Sequence[Named]) -> Named:

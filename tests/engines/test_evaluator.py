@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.engines.evaluator import RegistrationEvaluator, condition_tensor
+from common.engines.evaluator import RegistrationEvaluator
 from common.handlers.measures import CaseMeasures
 from common.metrics.folding import FieldMeasures
 from common.metrics.inverse_consistency import InverseConsistencyMeasures
 from common.metrics.labels import LabelMeasures
+from common.networks.contract import condition_tensor
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.warp import warp
 from tests.engines.synthetic import Conditional
