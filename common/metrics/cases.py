@@ -70,10 +70,13 @@ class Cases:
 class Measure(Protocol):
     """One kind of measure: some columns of a table that has a row a case.
 
-    ``headlines`` names those of its columns that a summary shows.
+    A class with ``headlines``, those of its columns that a summary shows, and a call.
     """
 
-    headlines: Sequence[str]
+    @property
+    def headlines(self) -> Sequence[str]:
+        """The columns to show."""
+        ...
 
     def __call__(self, cases: Cases) -> dict[str, Tensor]:
         """Values by column, each (B,), NaN where a case has none; ``NAME_before`` is NAME before registration.

@@ -164,14 +164,16 @@ def _surfaces(masks: Masks, spacing: Tensor, present: Tensor) -> dict[Column, Te
     return {name: torch.from_numpy(value).to(present.device) for name, value in values.items()}
 
 
-def _surfaces_of_case(masks: list[NDArray[np.bool_]], size: tuple[float, ...] | None) -> dict[Column, float]:
-    """Surface distances of one case, its masks (*S) in the order of ``Masks``: one search tree a mask."""
-    moving, fixed, warped, touched = (Surface(mask) for mask in masks)
+def _surfaces_of_case(masks: Sequence[NDArray[np.bool_]], size: tuple[float, ...] | None) -> dict[Column, float]:
+    """Surface distances of one case, from one edge extraction and one search tree for each of ``Masks``, (*S)."""
+    moving, fixed, warped, touched = (Surface.of(mask) for mask in masks)
     distances = {"": surface_distances(warped, fixed), "_before": surface_distances(moving, fixed)}
-    if size is not None and np.allclose(size, size[0], rtol=1e-6, atol=0):
-        distances |= {f"_mm{ending}": voxels.scaled(size[0]) for ending, voxels in distances.items()}
-    elif size is not None:
-        in_mm = [Surface(mask, size) for mask in masks[:3]]
-        distances |= {"_mm": surface_distances(in_mm[2], in_mm[1]), "_mm_before": surface_distances(in_mm[0], in_mm[1])}
-    values = {(name, ending): v for ending, d in distances.items() for name, v in d._asdict().items()}
+    if size is not None:
+        fixed_mm = fixed.in_mm(size)
+        if np.allclose(size, size[0], rtol=1e-6, atol=0):
+            distances |= {f"_mm{ending}": voxels.scaled(size[0]) for ending, voxels in distances.items()}
+        else:
+            distances["_mm"] = surface_distances(warped.in_mm(size), fixed_mm)
+            distances["_mm_before"] = surface_distances(moving.in_mm(size), fixed_mm)
+    values = {(name, end): value for end, part in distances.items() for name, value in part._asdict().items()}
     return values | {OFFICIAL[1]: directed_distance(fixed, touched)}

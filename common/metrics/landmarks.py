@@ -84,8 +84,8 @@ def landmark_errors(ddf: Tensor, moving_points: Tensor, fixed_points: Tensor) ->
     if tuple(fixed_points.shape) != expected or moving_points.shape != fixed_points.shape:
         raise ValueError(
             f"moving_points and fixed_points: expected both of the shape (B, N, d) = {expected}, got"
-            f" {tuple(moving_points.shape)} and {tuple(fixed_points.shape)}; give points in voxels, one a row, and "
-            "fill up cases that have fewer with NaN."
+            f" {tuple(moving_points.shape)} and {tuple(fixed_points.shape)}; give points in voxels, one a row, and"
+            " fill up cases that have fewer with NaN."
         )
     moving, fixed = moving_points.to(ddf.dtype), fixed_points.to(ddf.dtype)
     known = (moving.isfinite() & fixed.isfinite()).all(-1, keepdim=True)

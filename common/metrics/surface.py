@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -33,33 +34,60 @@ class SurfaceDistances(NamedTuple):
         return SurfaceDistances(*(value * size for value in self))
 
 
+@dataclass(eq=False)
 class Surface:
-    """Edge voxels of a mask: those with a face neighbour outside; beyond the border of the image all is outside.
+    """A surface as points, and a search tree that is built once, however many surfaces are measured against it.
 
-    Distances are measured by a search tree that is built once, whatever is measured from it or to it.
-
-    Args:
-        mask: (*S) bool.
-        spacing: voxel size in mm along each array axis; distances are then in mm. None: distances in voxels.
-
-    Raises:
-        ValueError: if the mask is not bool, or ``spacing`` has not one positive number an axis.
+    Attributes:
+        points: (N, d), in voxels as ``of`` returns them, or in mm.
     """
 
-    def __init__(self, mask: NDArray[np.bool_], spacing: Sequence[float] | None = None) -> None:
+    points: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> Surface:
+        """Edge voxels: those with a face neighbour outside; beyond the border of the image all is outside.
+
+        Args:
+            mask: (*S) bool.
+
+        Returns:
+            The surface, in voxels.
+
+        Raises:
+            TypeError: if the mask is not bool.
+        """
         if mask.dtype != bool:
-            raise ValueError(f"mask: expected bool, got {mask.dtype}; compare the label map with the label first.")
-        _check_spacing(spacing, mask.ndim)
+            raise TypeError(
+                f"mask: expected bool, got {mask.dtype}; compare the label map with the label (label == 2)."
+            )
         # The bounding box, since a structure fills little of a volume. Nothing of the mask lies outside of it.
-        box = (find_objects(mask.view(np.uint8)) or [None])[0]
-        if box is None:
-            self.points: NDArray[np.float64] = np.empty((0, mask.ndim))
-            return
-        inside = mask[box]
-        edges = inside & ~binary_erosion(inside)
-        self.points = np.argwhere(edges).astype(np.float64) + [part.start for part in box]
-        if spacing is not None:
-            self.points *= np.asarray(spacing, dtype=np.float64)
+        boxes = find_objects(mask.view(np.uint8))
+        if not boxes:
+            return cls(np.empty((0, mask.ndim)))
+        inside = mask[boxes[0]]
+        corner = np.array([part.start for part in boxes[0]], dtype=np.float64)
+        return cls(np.argwhere(inside & ~binary_erosion(inside)) + corner)
+
+    def in_mm(self, spacing: Sequence[float]) -> Surface:
+        """The same surface in mm.
+
+        Args:
+            spacing: voxel size in mm along each array axis.
+
+        Returns:
+            The surface, in mm.
+
+        Raises:
+            ValueError: if ``spacing`` has not one positive number an axis.
+        """
+        dims = self.points.shape[1]
+        if len(spacing) != dims or not all(math.isfinite(size) and size > 0 for size in spacing):
+            raise ValueError(
+                f"spacing: expected {dims} positive numbers in mm, one an array axis, got {list(spacing)};"
+                " measure in voxels where the voxel size is not known."
+            )
+        return Surface(self.points * np.asarray(spacing, dtype=np.float64))
 
     @cached_property
     def _tree(self) -> KDTree:
@@ -122,13 +150,3 @@ def directed_distance(start: Surface, end: Surface) -> float:
     if not len(start.points) or not len(end.points):
         return math.nan
     return float(start.distances_to(end).mean())
-
-
-def _check_spacing(spacing: Sequence[float] | None, dims: int) -> None:
-    if spacing is None:
-        return
-    if len(spacing) != dims or not all(math.isfinite(size) and size > 0 for size in spacing):
-        raise ValueError(
-            f"spacing: expected {dims} positive numbers in mm, one an array axis, got {list(spacing)};"
-            " pass None where the voxel size is not known (distances are then in voxels)."
-        )

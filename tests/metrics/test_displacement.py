@@ -1,77 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-import numpy as np
 import pytest
 import torch
-from scipy.ndimage import map_coordinates
 
-from common.metrics.landmarks import LandmarkMeasures, landmark_errors
-from tests.metrics.synthetic import SHAPES, shifted
-
-NAN = float("nan")
+from common.metrics.displacement import DisplacementMeasures, end_point_error
+from tests.metrics.synthetic import shifted
 
 
-def points(shape, count=5, seed=0):
-    """Points in the middle half of a grid, (2, N, d)."""
-    size = torch.tensor(shape, dtype=torch.float32)
-    return size * (0.25 + 0.5 * torch.rand(2, count, len(shape), generator=torch.Generator().manual_seed(seed)))
+@pytest.mark.parametrize(("offset", "shape"), [((3.0, -4.0), (7, 11)), ((2.0, 3.0, -6.0), (5, 8, 6))])
+def test_error_of_a_constant_offset_is_its_length(offset, shape):
+    true = torch.randn(2, len(shape), *shape, generator=torch.Generator().manual_seed(0))
+    ddf = true + torch.tensor(offset).reshape(1, -1, *[1] * len(shape))
+    length = sum(value**2 for value in offset) ** 0.5
+    assert end_point_error(ddf, true).tolist() == pytest.approx([length, length], abs=1e-5)
+    assert end_point_error(true, true).tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_true_shift_has_no_error(shape):
-    shift = torch.tensor([1.5, -2.0, 0.5][: len(shape)])
-    fixed = points(shape)
-    spacing = torch.tensor([[0.5, 2.0, 3.0][: len(shape)]] * 2)
-    cases = shifted(shape, shift.tolist(), moving_points=fixed + shift, fixed_points=fixed, spacing=spacing)
-    columns = LandmarkMeasures()(cases)
-    before = float((shift * spacing[0]).norm())
-    assert columns["tre_mm"].tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
-    assert columns["tre_mm_before"].tolist() == pytest.approx([before, before], rel=1e-5)
-    assert set(columns) == {f"tre_mm{q}{when}" for q in ("", "_q25", "_q50", "_q75") for when in ("", "_before")}
+def test_error_is_the_mean_inside_the_mask_and_nan_without_one():
+    ddf = torch.zeros(2, 2, 4, 6)
+    ddf[:, 0, 0] = 5.0
+    mask = torch.zeros(2, 4, 6)
+    mask[0, :2] = 1
+    error = end_point_error(ddf, torch.zeros_like(ddf), mask)
+    assert error[0].item() == pytest.approx(2.5, abs=1e-6)
+    assert torch.isnan(error[1])
+    assert end_point_error(ddf, torch.zeros_like(ddf))[0].item() == pytest.approx(1.25, abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_errors_agree_with_scipy(shape):
-    generator = torch.Generator().manual_seed(3)
-    ddf = torch.randn(2, len(shape), *shape, generator=generator)
-    fixed, moving = points(shape, seed=1), points(shape, seed=2)
-    errors = landmark_errors(ddf, moving, fixed)
-    for case in range(2):
-        found = np.stack([map_coordinates(u, fixed[case].T.numpy(), order=1) for u in ddf[case].numpy()], axis=1)
-        expected = fixed[case].numpy() + found - moving[case].numpy()
-        np.testing.assert_allclose(errors[case].numpy(), expected, atol=1e-5)
+def test_error_refuses_bad_input():
+    ddf = torch.zeros(1, 2, 4, 6)
+    with pytest.raises(ValueError, match=r"got \(1, 2, 4, 6\) and \(1, 2, 6, 4\)"):
+        end_point_error(ddf, ddf.transpose(2, 3))
+    with pytest.raises(ValueError, match="move the components to the channel axis"):
+        end_point_error(ddf.movedim(1, -1), ddf.movedim(1, -1))
+    with pytest.raises(ValueError, match=r"mask: expected the shape .* of the field, \(1, 4, 6\), got \(1, 1, 4, 6\)"):
+        end_point_error(ddf, ddf, torch.ones(1, 1, 4, 6))
 
 
-def test_mean_and_quantiles_are_over_the_points_that_are_there():
-    fixed = torch.full((2, 5, 2), 6.0)
-    moving = fixed.clone()
-    moving[0, :, 0] += torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
-    moving[1, :2, 0] += 2.0
-    moving[1, 2:] = NAN
-    cases = shifted((14, 17), (0.0, 0.0), moving_points=moving, fixed_points=fixed, spacing=torch.ones(2, 2))
-    columns = LandmarkMeasures(quantiles=(0.3, 1.0))(cases)
-    assert columns["tre_mm"].tolist() == pytest.approx([2.0, 2.0])
-    assert columns["tre_mm_q30"].tolist() == pytest.approx([1.2, 2.0])
-    assert columns["tre_mm_q100"].tolist() == pytest.approx([4.0, 2.0])
+def test_columns_before_and_after_are_those_of_the_labels_voxels():
+    truth, label = torch.zeros(2, 2, 14, 17), torch.zeros(2, 1, 14, 17, dtype=torch.uint8)
+    truth[:, 1], truth[:, :, 9:] = 2.0, 50.0
+    label[..., :9, :] = 3
+    cases = shifted((14, 17), (0.0, 1.5), true_ddf=truth, fixed_label=label)
+    columns = DisplacementMeasures()(cases)
+    assert columns["epe"].tolist() == pytest.approx([0.5, 0.5])
+    assert columns["epe_before"].tolist() == pytest.approx([2.0, 2.0])
+    everywhere = DisplacementMeasures(mask=None)(cases)
+    assert everywhere["epe_before"][0] == pytest.approx((9 * 2 + 5 * 50 * 2**0.5) / 14)
 
 
-def test_unknown_spacing_is_reported_in_voxels():
-    fixed = points((14, 17))
-    spacing = torch.tensor([[2.0, 2.0], [NAN, NAN]])
-    batch = {"moving_points": fixed + 3.0, "fixed_points": fixed}
-    columns = LandmarkMeasures(())(shifted((14, 17), (0.0, 0.0), spacing=spacing, **batch))
-    length = 3 * 2**0.5
-    assert columns["tre_mm"].tolist() == pytest.approx([2 * length, NAN], nan_ok=True)
-    assert columns["tre_voxels"].tolist() == pytest.approx([NAN, length], nan_ok=True)
-    assert set(LandmarkMeasures(())(shifted((14, 17), (0.0, 0.0), **batch))) == {"tre_voxels", "tre_voxels_before"}
-
-
-def test_landmarks_refuse_bad_input():
-    ddf, fixed = torch.zeros(2, 2, 14, 17), points((14, 17))
-    with pytest.raises(ValueError, match=r"shape \(B, N, d\) = \(2, 5, 2\), got \(2, 4, 2\) and \(2, 5, 2\)"):
-        landmark_errors(ddf, fixed[:, 1:], fixed)
-    with pytest.raises(ValueError, match="points in voxels, one a row"):
-        landmark_errors(ddf, fixed[0], fixed[0])
-    with pytest.raises(ValueError, match=r"quantiles: expected numbers in \[0, 1\], got \[25\]"):
-        LandmarkMeasures([25])
-    with pytest.raises(ValueError, match="landmarks: the data hold no moving_points and no fixed_points"):
-        LandmarkMeasures()(shifted((14, 17), (0.0, 0.0)))
+def test_truth_may_be_optional_and_is_else_asked_for():
+    cases = shifted((14, 17), (0.0, 0.0))
+    assert DisplacementMeasures(required=False)(cases) == {}
+    with pytest.raises(ValueError, match="displacement: the data hold no true_ddf"):
+        DisplacementMeasures()(cases)
+    cases = shifted((14, 17), (0.0, 0.0), true_ddf=torch.zeros(2, 2, 14, 17))
+    with pytest.raises(ValueError, match="displacement: the data hold no fixed_label"):
+        DisplacementMeasures()(cases)
