@@ -11,7 +11,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from monai.bundle.utils import DEFAULT_HANDLERS_ID
+from monai.handlers import StatsHandler
 
 from common.engines.instance import InstanceOptimisation
 from common.handlers.log import TrainingLog, read_history
@@ -90,6 +93,21 @@ def test_instance_optimisation_is_an_option(
         fields.append(nibabel.load(output / "ddf.nii.gz").get_fdata())
     assert np.isfinite(fields[1]).all()
     assert np.abs(fields[0] - fields[1]).max() > 1e-4
+
+
+def test_tracking_adds_its_handlers_to_training_and_validation() -> None:
+    """As ``--tracking`` does: it appends to lists of handlers by their place in the JSON."""
+    parser = workflow_of(BASELINE, "train.json", device="cpu").parser
+    handler = {"_target_": "monai.handlers.StatsHandler", "name": "tracked"}
+    settings = {
+        "handlers_id": DEFAULT_HANDLERS_ID,
+        "configs": {"save_execute_config": False, "trainer": handler, "validator": dict(handler)},
+    }
+    ConfigWorkflow.patch_bundle_tracking(parser, settings)
+    for name in ("train#trainer", "validate#evaluator"):
+        attached = parser.get_parsed_content(name)._event_handlers[Events.EPOCH_COMPLETED]
+        owners = [getattr(function, "__self__", None) for function, *_ in attached]
+        assert [owner.name for owner in owners if isinstance(owner, StatsHandler)] == ["tracked"]
 
 
 def described(part: Any) -> Any:
