@@ -62,6 +62,20 @@ def workflow_of(bundle: Path, *files: str, **overrides: Any) -> ConfigWorkflow:
     return workflow
 
 
+def train_only(bundle: Path, *files: str, **overrides: Any) -> ConfigWorkflow:
+    """Train without the evaluation at the end, which costs more than a few small epochs."""
+    workflow = workflow_of(bundle, *files, run_id="training", **overrides)
+    parser = workflow.parser
+    parser.config["training"] = [
+        "$bundle.check_arguments('training')", "$bundle.start(@seed, @device)",
+        "$bundle.claim(@output_dir)", "$@train#trainer.run()", "$bundle.finish()",
+    ]  # fmt: skip
+    parser.ref_resolver.reset()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
 def causes(error: BaseException) -> list[str]:
     """Messages of an error and of what caused it."""
     chain = [error]

@@ -20,7 +20,7 @@ from common.engines.instance import InstanceOptimisation
 from common.handlers.log import TrainingLog, read_history
 from common.io.results import read_metrics
 from common.losses.similarity import build_similarity
-from tests.bundles.suite import BUNDLES_DIR, METHODS, causes, config, data_of, run, small, workflow_of
+from tests.bundles.suite import BUNDLES_DIR, METHODS, causes, config, data_of, run, small, train_only, workflow_of
 
 every_method = pytest.mark.parametrize("bundle", METHODS, ids=lambda path: path.name)
 EVALUATION, INFERENCE = ("train.json", "evaluate.json"), ("inference.json",)
@@ -142,8 +142,8 @@ def test_every_objective_trains_and_has_its_own_similarity_and_weight_of_the_fie
     bundle: Path, objective: str, data_dirs: dict[str, str], tmp_path: Path
 ) -> None:
     """A weight tuned for one similarity is no weight for another."""
-    workflow = run(
-        bundle, "training", "train.json", dataset_dir=data_dirs[bundle.name], output_dir=str(tmp_path),
+    workflow = train_only(
+        bundle, "train.json", dataset_dir=data_dirs[bundle.name], output_dir=str(tmp_path),
         objective=objective, **small(bundle, epochs=1),
     )  # fmt: skip
     row = read_history(tmp_path / "history.csv")[0]
@@ -203,8 +203,8 @@ def test_what_does_not_fit_is_refused_by_name(
 
 
 def test_a_similarity_may_be_a_sum(data_dirs: dict[str, str], tmp_path: Path) -> None:
-    run(
-        ADACS, "training", "train.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path),
+    train_only(
+        ADACS, "train.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path),
         similarity="{'mse': 1.0, 'mind': 0.2}", **small(ADACS),
     )  # fmt: skip
     assert np.isfinite(float(read_history(tmp_path / "history.csv")[-1]["displacement/similarity"]))
@@ -245,8 +245,8 @@ def test_gradicon_takes_other_networks_and_pairs(
 def test_every_ablation_of_adacs_is_reached_by_configuration(
     ablation: dict[str, Any], data_dirs: dict[str, str], tmp_path: Path
 ) -> None:
-    workflow = run(
-        ADACS, "training", "train.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path), **small(ADACS),
+    workflow = train_only(
+        ADACS, "train.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path), **small(ADACS),
         **ablation,
     )  # fmt: skip
     method, row = workflow.parser.get_parsed_content("method"), read_history(tmp_path / "history.csv")[-1]
@@ -265,8 +265,8 @@ def test_every_ablation_of_adacs_is_reached_by_configuration(
 
 
 def test_official_training_is_the_published_one_part_by_part(data_dirs: dict[str, str], tmp_path: Path) -> None:
-    workflow = run(
-        ADACS, "training", "train.json", "official.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path),
+    workflow = train_only(
+        ADACS, "train.json", "official.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path),
         **small(ADACS, crop_jitter=0, updates_per_epoch=4),
     )  # fmt: skip
     method = workflow.parser.get_parsed_content("method")

@@ -306,6 +306,7 @@ def test_score_weighs_the_objective_and_stays_as_it_is(estimator_input):
     images = pairs_of(size, 2)
     objective = Recorded(displacement_objective(0.0, ScoreWeight()))
     options = {"bidirectional": False, "objective": objective}
+    nn.init.normal_(score.head.weight, std=2.0)  # scores that differ between pixels
     before = state_of(score)
     fit = optimised(network, score=score, estimator_input=estimator_input, **options)
     weighted = fit(images)

@@ -41,11 +41,11 @@ def step_of(**values):
 
 def test_total_is_the_weighted_sum_and_terms_are_those_before_their_weights():
     step = step_of(a=2.0, b=3.0, c=5.0)
-    terms = Objective({"x": (1.0, Value("a")), "y": (0.5, Value("b")), "z": [-2, Value("c")]})(step)
+    terms = Objective({"x": (1.0, Value("a")), "y": (0.5, Value("b")), "z": [2, Value("c")]})(step)
     assert list(terms) == ["total", "x", "y", "z"]
-    assert {name: float(value) for name, value in terms.items()} == {"total": -6.5, "x": 2.0, "y": 3.0, "z": 5.0}
+    assert {name: float(value) for name, value in terms.items()} == {"total": 13.5, "x": 2.0, "y": 3.0, "z": 5.0}
     terms["total"].backward()
-    assert [float(value.grad) for value in (step.a, step.b, step.c)] == [1.0, 0.5, -2.0]
+    assert [float(value.grad) for value in (step.a, step.b, step.c)] == [1.0, 0.5, 2.0]
 
 
 @pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "a", "b"), ("b", "c", "a")])
@@ -92,11 +92,12 @@ def test_modules_of_terms_and_weights_are_those_of_the_objective():
         ({}, "terms: expected names other than 'total' and a weight that is not 0"),
         ({"x": (0, Value("a"))}, "terms: expected names other than 'total' and a weight that is not 0"),
         ({"total": (1.0, Value("a"))}, "terms: expected names other than 'total'"),
-        ({"x": (float("nan"), Value("a"))}, "terms: expected a finite number as weight of 'x', got nan"),
-        ({"x": (float("inf"), Value("a"))}, "terms: expected a finite number as weight of 'x', got inf"),
-        ({"x": ("1.0", Value("a"))}, "terms: expected a finite number as weight of 'x', got '1.0'"),
-        ({"x": (None, Value("a"))}, "terms: expected a finite number as weight of 'x', got None"),
-        ({"x": (True, Value("a"))}, "terms: expected a finite number as weight of 'x', got True"),
+        ({"x": (float("nan"), Value("a"))}, "terms: expected a number of at least 0 as weight of 'x', got nan"),
+        ({"x": (float("inf"), Value("a"))}, "terms: expected a number of at least 0 as weight of 'x', got inf"),
+        ({"x": (-0.1, Value("a"))}, "terms: expected a number of at least 0 as weight of 'x', got -0.1"),
+        ({"x": ("1.0", Value("a"))}, "terms: expected a number of at least 0 as weight of 'x', got '1.0'"),
+        ({"x": (None, Value("a"))}, "terms: expected a number of at least 0 as weight of 'x', got None"),
+        ({"x": (True, Value("a"))}, "terms: expected a number of at least 0 as weight of 'x', got True"),
     ],
 )
 def test_objectives_that_cannot_be_are_refused(terms, message):
