@@ -72,6 +72,7 @@ def test_voxelmorph_stands_beside_monais_with_as_many_parameters(
     assert rows[ours[0]][2] > rows[ours[1]][2] > 0
 
 
+@pytest.mark.slow
 def test_inference_stands_beside_monais_in_time_and_peak_memory() -> None:
     table = benchmark(suite="inference", repeats=1, registered=(64, 64, 64))
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| float32")]

@@ -97,7 +97,7 @@ def test_any_size_is_taken(shape):
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(("shape", "channels"), [((7, 6), 2), ((4, 3, 5), 1)])
+@pytest.mark.parametrize(("shape", "channels"), [((5, 4), 2), ((3, 2, 4), 1)])
 @pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (0, 1)])
 def test_gradient_of_every_voxel_of_the_map(shape, channels, radius, dilation):
     pair = image_pair(shape, batch=1, channels=channels, dtype=torch.float64, seed=3)

@@ -57,7 +57,7 @@ def test_one_value_a_pair_counts_at_every_voxel():
     torch.testing.assert_close(residual.mean(), means)
 
 
-@pytest.mark.parametrize("shape", [(7, 6), (4, 3, 5)])
+@pytest.mark.parametrize("shape", [(5, 4), (3, 2, 4)])
 def test_gradient_of_every_voxel_of_the_map(shape):
     warped, fixed = image_pair(shape, torch.float64)
     similarity = build_similarity({"mse": 1.0, "lncc": {"weight": 0.3, "window": 3}, "mind": 0.2})
