@@ -228,3 +228,12 @@ def test_estimator_starts_at_its_initial_value(activation, initial):
 def test_estimator_refuses_a_score_it_cannot_take():
     with pytest.raises(ValueError, match=r"initial must lie between 0 and 1"):
         PixelEstimator(2, 1, "sigmoid", initial=1.0)
+
+
+def test_inference_of_a_volume_agrees_with_training():
+    """Without gradient results are added in place and slab by slab."""
+    network = UNet(3, 2)
+    image = torch.rand(1, 2, 13, 18, 17)
+    with torch.no_grad():
+        fast = network(image)
+    torch.testing.assert_close(fast, network(image).detach(), rtol=1e-4, atol=1e-6)
