@@ -14,7 +14,6 @@ from monai.networks.nets import VoxelMorphUNet as MonaiVoxelMorphUNet
 from torch import Tensor, nn
 
 from ..engines.method import MODEL, Method, Update
-from ..engines.step import CHANNELS_LAST
 from ..engines.trainer import RegistrationTrainer
 from ..losses.inverse_consistency import InverseConsistencyPenalty
 from ..losses.objective import Objective
@@ -59,7 +58,8 @@ def gradicon_runs(shape: Sequence[int], batch_size: int, device: torch.device) -
     for module in network.modules():
         if isinstance(module, TallUNet2):
             nn.init.normal_(module.last.weight, std=0.01)  # type: ignore[arg-type]
-    layouts = {PLAIN: torch.contiguous_format, PLAIN_LAST: CHANNELS_LAST[moving.dim()]}
+    last = torch.channels_last if moving.dim() == 4 else torch.channels_last_3d
+    layouts = {PLAIN: torch.contiguous_format, PLAIN_LAST: last}
     objectives: dict[str, Objective] = {
         TWO: _penalised("paper_v1"),
         ONE: _penalised("paper_v1"),

@@ -10,14 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from monai.bundle.reference_resolver import ReferenceResolver
-
+from ..runs.configuration import references
 from .bundles import PACKAGE, REPOSITORY, read_json
 from .json_text import dumps
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 COPIED = {"LICENSE": REPOSITORY / "LICENSE", "configs/logging.conf": TEMPLATES / "logging.conf"}
-OWN = object()
 
 
 def template(name: str, values: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -30,10 +28,23 @@ def template(name: str, values: Mapping[str, str] | None = None) -> dict[str, An
     Returns:
         Parsed JSON.
     """
+    return json.loads(template_text(name, values or {}))
+
+
+def template_text(name: str, values: Mapping[str, str]) -> str:
+    """A template's text.
+
+    Args:
+        name: "README.md".
+        values: as ``template``.
+
+    Returns:
+        The text, its words replaced.
+    """
     text = (TEMPLATES / name).read_text(encoding="utf-8")
-    for word, value in (values or {}).items():
+    for word, value in values.items():
         text = text.replace(word, value)
-    return json.loads(text)
+    return text
 
 
 def dataset_module(bundle: Path | str) -> ModuleType:
@@ -114,20 +125,12 @@ def _closure(key: str, config: Mapping[str, Any]) -> Iterator[str]:
     """A top-level key and all that it refers to, directly or not."""
     found, waiting = {key}, [key]
     while waiting:
-        for reference in _references(config[waiting.pop()]):
+        for reference in references(config[waiting.pop()]):
             top = reference.split("::")[0]
             if top in config and top not in found:
                 found.add(top)
                 waiting.append(top)
     yield from found
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield from ReferenceResolver.match_refs_pattern(value)
-    elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _references(item)
 
 
 def metadata_text(own: Mapping[str, Any], train: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .bundles import PACKAGE, REPOSITORY
 from .json_text import dumps
-from .render import TEMPLATES, data_format, dataset_module, rendered, template
+from .render import TEMPLATES, data_format, dataset_module, rendered, template, template_text
 
 FIRST_VERSION = "0.1.0"
 README, DATA_LICENSE = "docs/README.md", "docs/data_license.txt"
@@ -47,7 +47,7 @@ def scaffold(name: str) -> str:
     (bundle / "configs" / "train.json").write_text(dumps(train), encoding="utf-8")
     (bundle / "configs" / "metadata.json").write_text(dumps(metadata), encoding="utf-8")
     words = {"NAME": name, "TITLE": metadata["name"], "DATASET": dataset.__name__.rpartition(".")[2]}
-    files = {README: _text("README.md", words), DATA_LICENSE: _text("data_license.txt", words), **rendered(bundle)}
+    files = {path: template_text(Path(path).name, words) for path in (README, DATA_LICENSE)} | rendered(bundle)
     for path, text in files.items():
         (bundle / path).write_text(text, encoding="utf-8")
     return (
@@ -171,13 +171,6 @@ def new_metadata(name: str, dataset: ModuleType) -> dict[str, Any]:
     }
     filled = template("metadata.json")
     return {key: own.get(key, value) for key, value in filled.items()}
-
-
-def _text(name: str, words: Mapping[str, str]) -> str:
-    text = (TEMPLATES / name).read_text(encoding="utf-8")
-    for word, value in words.items():
-        text = text.replace(word, value)
-    return text
 
 
 def render(*names: str) -> str:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import known_name
+from ..networks.convolution import channels_last
 from ..spatial.fields import compose
 from ..spatial.warp import warp
 from .method import Method
 from .pairwise import SHORT_LIVED, PairwiseRegistration
-from .step import EstimatorView, RegistrationStep, TrainingView, channels_last
+from .step import EstimatorView, RegistrationStep, TrainingView
 
 logger = logging.getLogger(__name__)
 TARGETS = ("weights", "field")

@@ -10,27 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.contract import join
+from ..networks.convolution import channels_last
 from ..spatial.warp import samples_inside, warp
 from .method import MODEL, Method
 
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 PAIR_KEYS = {  # what a registration of fixed onto moving reads in the other's place
     "moving_image": "fixed_image", "fixed_image": "moving_image", "moving_label": "fixed_label",
     "fixed_label": "moving_label", "moving_mask": "fixed_mask", "fixed_mask": "moving_mask",
 }  # fmt: skip
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """The layout that convolutions are fastest in, for tensors of 4 or 5 axes; others as they are.
-
-    Args:
-        tensor: any.
-
-    Returns:
-        The same values.
-    """
-    layout = CHANNELS_LAST.get(tensor.dim())
-    return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 
 class TrainingView(nn.Module):

@@ -16,8 +16,9 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..networks.convolution import weights_channels_last
 from .method import Method, Update
-from .step import EstimatorView, RegistrationStep, TrainingView, channels_last
+from .step import EstimatorView, RegistrationStep, TrainingView
 
 IMAGES = ("moving_image", "fixed_image")
 OTHERS = ("moving_label", "fixed_label", "moving_mask", "fixed_mask")
@@ -143,8 +144,7 @@ class RegistrationTrainer(Trainer):
                 part.to(device)
         for view in views:
             view.to(device)
-            for parameter in view.parameters():
-                parameter.data = channels_last(parameter.data)
+            weights_channels_last(view)
             if compile:
                 view.compile()
         return views

@@ -27,14 +27,14 @@ def channels_last(x: Tensor) -> Tensor:
     """Bring a tensor to the layout in which convolutions are fastest; no copy where it has it already.
 
     Args:
-        x: (B, C, *S).
+        x: (B, C, *S) with two or three axes S; any other tensor stays as it is.
 
     Returns:
         The same values.
     """
     if x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous(memory_format=torch.channels_last_3d)
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.dim() == 5 else x
 
 
 def weights_channels_last(module: nn.Module) -> None:
@@ -44,8 +44,7 @@ def weights_channels_last(module: nn.Module) -> None:
         module: whose parameters are laid out.
     """
     for parameter in module.parameters():
-        if parameter.dim() in (4, 5):
-            parameter.data = channels_last(parameter.data)
+        parameter.data = channels_last(parameter.data)
 
 
 def may_overwrite() -> bool:

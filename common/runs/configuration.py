@@ -8,7 +8,7 @@ import inspect
 import json
 import pydoc
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def check_keys(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the key and the nearest known one.
     """
-    referred = {reference.split("::")[0] for reference in _references(config)}
+    referred = {reference.split("::")[0] for reference in references(config)}
     for key, value in config.items():
         if key.startswith("_"):
             continue
@@ -208,12 +208,20 @@ def _plain(value: Any) -> bool:
     return all(_plain(item) for item in value) if isinstance(value, list) else not is_expression(value)
 
 
-def _references(value: Any) -> Iterable[str]:
+def references(value: Any) -> Iterator[str]:
+    """Keys that a value refers to with "@", at any depth.
+
+    Args:
+        value: of a configuration.
+
+    Yields:
+        "network_def", "train::dataset".
+    """
     if isinstance(value, str):
         yield from ReferenceResolver.match_refs_pattern(value)
     elif isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _references(item)
+            yield from references(item)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

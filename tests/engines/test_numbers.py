@@ -8,12 +8,12 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from common.engines.step import channels_last
 from common.engines.trainer import RegistrationTrainer, draw_seed
 from common.handlers.momentum import ScoreMomentum
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.terms import Momentum
 from common.networks.composition import build_icon
+from common.networks.convolution import channels_last
 from common.spatial.warp import samples_inside, warp
 from tests.engines.synthetic import (
     SIZES,
