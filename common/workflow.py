@@ -16,6 +16,7 @@ from torch import nn
 
 from .bundle import claim, finish, rank, select_device
 from .data.pairs import PairDataset, evaluation_loader, training_loader
+from .engines.adaptation import adapt
 from .engines.evaluator import RegistrationEvaluator
 from .engines.instance import InstanceOptimisation
 from .engines.method import MODEL, Method
@@ -24,6 +25,7 @@ from .engines.trainer import RegistrationTrainer
 from .handlers.decay import PolynomialDecay
 from .handlers.figures import evaluation_handlers, validation_handlers
 from .handlers.log import TrainingLog
+from .handlers.stages import Stages
 from .handlers.state import TrainingState, load_weights
 from .metrics.inverse_consistency import InverseConsistencyMeasures
 from .runs import record
@@ -111,7 +113,7 @@ def registration(method: Method, options: Options) -> nn.Module:
     if not options.instance_iterations:
         return method.network
     return InstanceOptimisation(
-        method, options.instance_iterations, options.instance_target, options.instance_learning_rate
+        adapt(method).method, options.instance_iterations, options.instance_target, options.instance_learning_rate
     )
 
 
@@ -141,6 +143,9 @@ def trainer(
         ValueError: where a solver takes the place of the network.
     """
     refuse_solver(method.network, "training")
+    method, stages = adapt(method)
+    if stages and not any(isinstance(handler, Stages) for handler in train_handlers):
+        train_handlers = [Stages(stages), *train_handlers]
 
     def loaders(batch_size: int, updates: int | None) -> Any:
         return training_loader(dataset, batch_size, options.seed, options.num_workers, updates)
@@ -284,10 +289,8 @@ def infer(method: Method, evaluator: Evaluator, ckpt_path: str | Path, options: 
     """Register the pair of an inference.
 
     Args:
-        method: what registers.
+        method, ckpt_path, options: as ``evaluate``.
         evaluator: see ``engines.inferers.InferenceEvaluator``.
-        ckpt_path: see ``load``.
-        options: of the run.
 
     Raises:
         FileNotFoundError, ValueError: as ``load``, and as ``train`` for the output folder.
