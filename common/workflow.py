@@ -133,8 +133,7 @@ def trainer(
         max_epochs: number of epochs.
         options: of the run.
         validator: runs every ``val_interval`` epochs in the first process, while others wait.
-        train_handlers: those of the method (stages, momentum) and of the user; they run before the shared ones, which
-            are validation, log, decay of the learning rate, and checkpoints.
+        train_handlers: those of the method and of the user; validation, log, decay and checkpoints come after them.
 
     Returns:
         The engine; ``run`` starts it.
@@ -144,8 +143,8 @@ def trainer(
     """
     refuse_solver(method.network, "training")
     method, stages = adapt(method)
-    if stages and not any(isinstance(handler, Stages) for handler in train_handlers):
-        train_handlers = [Stages(stages), *train_handlers]
+    own = any(isinstance(handler, Stages) for handler in train_handlers)
+    train_handlers = [Stages(stages), *train_handlers] if stages and not own else train_handlers
 
     def loaders(batch_size: int, updates: int | None) -> Any:
         return training_loader(dataset, batch_size, options.seed, options.num_workers, updates)
@@ -240,10 +239,9 @@ def load(method: Method, ckpt_path: str | Path, all_modules: bool = True) -> Non
     """
     if is_solver(method.network):
         return
-    load_weights(method.network, ckpt_path)
-    for name, module in method.modules.items() if all_modules else ():
-        if name != MODEL:
-            load_weights(module, Path(ckpt_path).with_name(f"{name}.pt"))
+    for name, module in method.modules.items():
+        if name == MODEL or all_modules:
+            load_weights(module, ckpt_path if name == MODEL else Path(ckpt_path).with_name(f"{name}.pt"))
 
 
 def train(method: Method, trainer: RegistrationTrainer, evaluator: RegistrationEvaluator, options: Options) -> None:
@@ -289,7 +287,9 @@ def infer(method: Method, evaluator: Evaluator, ckpt_path: str | Path, options: 
     """Register the pair of an inference.
 
     Args:
-        method, ckpt_path, options: as ``evaluate``.
+        method: what registers.
+        ckpt_path: see ``load``.
+        options: of the run.
         evaluator: see ``engines.inferers.InferenceEvaluator``.
 
     Raises:
