@@ -16,7 +16,7 @@ from ..io.images import Image, load_image, load_label, same_grid
 from ..io.nifti import open_nifti, read_values
 from ..io.orientation import reorient, training_spacing
 from ..io.resampling import WHOLE, extent_in, resample_like
-from ..io.spacing import resample_to_spacing
+from ..io.spacing import resample_to_spacing, spacing_of_size
 from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ def read_case(
     orientation: str = "RAS",
     spacing: Sequence[float] | None = None,
     spacing_range: tuple[float, float] | None = None,
+    resize: Sequence[int] | None = None,
 ) -> tuple[Image, Image]:
     """Read a volume or stack and its labels, on one grid of the data set's orientation and spacing.
 
@@ -42,7 +43,7 @@ def read_case(
     correspond by their indices.
 
     Args:
-        image_file: NIfTI file, three axes; (X, Y, 1) is a stack of one slice where ``spatial_dims`` is 2.
+        image_file: NIfTI file, three axes; (X, Y) or (X, Y, 1) is a stack of one slice where ``spatial_dims`` is 2.
         label_file: likewise.
         labels: all values that labels may have.
         spatial_dims: 3, or 2 for a stack: its slices are found and come last.
@@ -50,6 +51,8 @@ def read_case(
         spacing: mm along each of the ``spatial_dims`` axes; None leaves the files'.
         spacing_range: lowest and highest spacing in mm that is left as it is; None: 1 % around ``spacing``. A stack of
             1 mm all round counts as of unknown spacing and is left as well.
+        resize: voxels to which the whole field of view is brought, one number an axis of the volume or plane, its
+            aspect ratio lost, in place of ``spacing``; None for none.
 
     Returns:
         Image, float32, and labels, integers.
@@ -77,7 +80,10 @@ def read_case(
             f"expected the labels {', '.join(map(str, sorted(labels)))} in {label_file}, got "
             f"{label.array.unique().tolist()[:8]}; restore the published file."
         )
-    wanted = training_spacing(image, spatial_dims, spacing, spacing_range)
+    if resize is None:
+        wanted = training_spacing(image, spatial_dims, spacing, spacing_range)
+    else:
+        wanted = spacing_of_size(image, resize)
     image = resample_to_spacing(image, wanted, "bilinear")
     if shared is None:  # straight to the final grid: the nearest of the nearest voxel may be another
         return image, resample_like(label, image, "nearest")
@@ -85,7 +91,7 @@ def read_case(
 
 
 def _as_stack(image: Image) -> Image:
-    if not image.slice_axis:
+    if image.array.dim() != 2:
         return image
     thickness = float(np.linalg.norm(image.affine[:3, 2]))
     return image._replace(array=image.array[..., None], spacing=(*image.spacing, thickness), slice_axis=False)

@@ -87,3 +87,25 @@ def grid_of_spacing(image: Image, spacing: Sequence[float]) -> Image:
     affine[:3, 3] += affine[:3, :dims] @ ((old - 1) / 2 - factor * (new - 1) / 2)
     affine[:3, :dims] *= factor
     return image._replace(array=torch.empty(*new.tolist()), affine=affine, spacing=tuple(float(mm) for mm in spacing))
+
+
+def spacing_of_size(image: Image, size: Sequence[int]) -> list[float]:
+    """The spacing at which an image's whole field of view has a given size, whatever becomes of its aspect ratio.
+
+    Args:
+        image: any.
+        size: voxels along its first axes; the others keep their spacing.
+
+    Returns:
+        mm, one number an axis of the image.
+
+    Raises:
+        ValueError: for more numbers than the image has axes, or such that are not above 0.
+    """
+    if len(size) > image.array.dim() or any(int(n) != n or n < 1 for n in size):
+        raise ValueError(
+            f"size: expected at most {image.array.dim()} whole numbers above 0, one an axis of the image, got "
+            f"{list(size)}."
+        )
+    whole = [*size, *image.array.shape[len(size) :]]
+    return [mm * n / new for mm, n, new in zip(image.spacing, image.array.shape, whole, strict=True)]

@@ -57,6 +57,8 @@ OPTIONS: dict[str, Option] = {
     # data
     "split": Option("cases of validation and evaluation: train, validation, test, all", DATA),
     "pairs": Option("CSV file of the pairs to evaluate", DATA, kind="path", optional=True, reads=True),
+    "views": Option("views of the heart: 2CH, 4CH", DATA, kind="names", fixed=True),
+    "partition": Option("who is in which split: number (last digit), official (the release's files)", DATA, fixed=True),
     "partners": Option("moving partners of each training subject", (TRAIN,), least=1, fixed=True),
     "count": Option("pairs of every split, one number or a number a split", DATA, kind="count", least=1, fixed=True),
     "style": Option("how the shapes are drawn: outlines, filled", DATA, fixed=True),
@@ -89,6 +91,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "spacing_range": Option(
         "mm within which images keep their own spacing", (INFERENCE,), kind="numbers", least=0, optional=True
+    ),
+    "resize": Option(
+        "bring the whole field of view to spatial_size, its aspect ratio lost", (INFERENCE,), fixed=True
     ),
     "percentiles": Option(
         "lower and upper, in per cent, to which a volume's intensities are clipped",

@@ -15,7 +15,7 @@ from ..io.fields import check_grid
 from ..io.images import Image, check_plane
 from ..io.orientation import Axes, reoriented, spacing_is_unknown, stored_axes, training_spacing
 from ..io.resampling import grid_only, share_within
-from ..io.spacing import grid_of_spacing
+from ..io.spacing import grid_of_spacing, spacing_of_size
 from ..io.transforms import Transform, checked_placement
 from .sources import Source, entry, read_label, read_pair
 
@@ -67,6 +67,8 @@ class LoadPaird(MapTransform):
         spacing: of the training's images, mm along each of the network's axes; None: that of the file.
         spacing_range: lowest and highest spacing in mm that is left as it is, see
             ``common.io.orientation.training_spacing``.
+        resize: voxels to which the whole field of view is brought, one number an axis of the network, its aspect ratio
+            lost, in place of a spacing; None for none.
 
     Raises:
         ValueError: for an unknown alignment, or spacings that are not one an axis or not above 0.
@@ -79,6 +81,7 @@ class LoadPaird(MapTransform):
         orientation: str = "RAS",
         spacing: Sequence[float] | None = None,
         spacing_range: Sequence[float] | None = None,
+        resize: Sequence[int] | None = None,
     ) -> None:
         super().__init__("image", allow_missing_keys=True)
         if align not in ALIGNMENTS:
@@ -89,7 +92,7 @@ class LoadPaird(MapTransform):
             if given is not None and (isinstance(given, str) or len(given) != count or not min(given) > 0):
                 raise ValueError(f"{name}: expected {count} numbers above 0 in mm, or None, got {given!r}.")
         self.spatial_dims, self.align, self.orientation = int(spatial_dims), align, orientation
-        self.spacing, self.spacing_range = spacing, spacing_range
+        self.spacing, self.spacing_range, self.resize = spacing, spacing_range, resize
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the pair read.
@@ -150,7 +153,10 @@ class LoadPaird(MapTransform):
                 "%s is brought from its stored axes to %s for the network%s; results are written as %s is stored.",
                 name, self.orientation, f", its slices lie along axis {axes.order[2] + 1} of 3" if slices else "", name,
             )  # fmt: skip
-        spacing = training_spacing(turned, self.spatial_dims, self.spacing, self.spacing_range)
+        if self.resize is None:
+            spacing = training_spacing(turned, self.spatial_dims, self.spacing, self.spacing_range)
+        else:
+            spacing = spacing_of_size(turned, self.resize)
         if spacing != list(turned.spacing):
             logger.info("%s has voxels of %s mm: registered at %s mm, as in training.", name,
                         sizes_text(turned.spacing), sizes_text(spacing))  # fmt: skip
