@@ -38,7 +38,7 @@ def small(bundle: Path, **overrides: Any) -> dict[str, Any]:
     dims = len(train["spatial_size"])
     chosen = {
         "epochs": EPOCHS, "val_interval": 2, "device": "cpu", "spatial_size": SIZES[dims], "batch_size": {2: 4, 3: 2}[dims],
-        "crop_jitter": 4, "partners": 1, "warmup_epochs": 1, "count": {"train": 4, "validation": 3, "test": 1},
+        "crop_jitter": 4, "partners": 1, "warmup_epochs": 1, "updates_per_epoch": None, "count": {"train": 4, "validation": 3, "test": 1},
     }  # fmt: skip
     return {key: value for key, value in chosen.items() if key in train} | overrides
 
