@@ -12,18 +12,9 @@ from common.engines.method import Method, Update
 from common.engines.trainer import RegistrationTrainer
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.objective import Objective
+from common.losses.score import Distrust, MeanResidual, Momentum, ScoredResidual, ScoreSmoothness, ScoreWeight
 from common.losses.similarity import SquaredError
-from common.losses.terms import (
-    Distrust,
-    InverseConsistency,
-    MeanResidual,
-    Momentum,
-    ScoredResidual,
-    ScoreSmoothness,
-    ScoreWeight,
-    Similarity,
-    Smoothness,
-)
+from common.losses.terms import InverseConsistency, Similarity, Smoothness
 from common.networks.contract import Estimate, pair_image
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph

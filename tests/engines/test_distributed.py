@@ -22,7 +22,7 @@ from common.handlers.log import TrainingLog, read_history
 from common.handlers.momentum import ScoreMomentum
 from common.handlers.stages import Stages
 from common.handlers.state import TrainingState
-from common.losses.terms import Momentum
+from common.losses.score import Momentum
 from common.networks.contract import Estimate
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph

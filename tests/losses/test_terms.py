@@ -10,19 +10,14 @@ from common.engines.step import RegistrationStep
 from common.losses import terms as all_terms
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.objective import Objective
+from common.losses.score import Distrust, MeanResidual, Momentum, ScoredResidual, ScoreSmoothness, ScoreWeight
 from common.losses.terms import (
     DATA_WEIGHTS,
     SMOOTHNESS,
     AdaFrameWeight,
     AdaptiveSmoothness,
-    Distrust,
     InverseConsistency,
     LabelOverlap,
-    MeanResidual,
-    Momentum,
-    ScoredResidual,
-    ScoreSmoothness,
-    ScoreWeight,
     Similarity,
     Smoothness,
 )
