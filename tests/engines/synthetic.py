@@ -84,13 +84,14 @@ def displacement_objective(weight=0.01, data_weight=None):
 
 def score_objective(momentum=None, alpha=0.02, beta=1.5, leak=False):
     momentum = Momentum() if momentum is None else momentum
+    logged = {"mu": (0.0, MeanResidual()), "momentum": (0.0, momentum)}
     return Objective(
         {
             "ucs": (1.0, ScoredResidual(leak)),
             "reg": (alpha, Distrust()),
             "smooth": (beta, ScoreSmoothness(momentum)),
-            "mu": (0.0, MeanResidual()),
-            "momentum": (0.0, momentum),
+            **logged,
+            **({"alpha": (0.0, alpha)} if isinstance(alpha, nn.Module) else {}),
         }
     )
 
