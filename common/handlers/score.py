@@ -55,7 +55,8 @@ class ScoreStatistics:
         if engine.state.update != self.update:
             return
         distrust = 1 - engine.state.step.estimated.detach()  # its square keeps its digits where S is close to 1
-        sums = torch.stack([distrust.mean(), distrust.square().mean()])
+        wide = torch.float32 if distrust.device.type == "mps" else torch.float64
+        sums = torch.stack([distrust.mean(dtype=wide), distrust.square().mean(dtype=wide)])
         least, largest = distrust.aminmax()
         extremes = torch.stack([least, -largest])
         self._sums = self._sums + sums if self._count else sums
