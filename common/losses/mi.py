@@ -20,7 +20,7 @@ class MI(nn.Module):
     of that size.
 
     The code published with AdaCS has 32 bins, a sigma of one bin and an eps of 1e-6:
-    ``{"mi": {"bins": 32, "sigma": 1.0, "eps": 1e-6}}``. It adds no eps to p_ab; values differ by less than a thousandth.
+    ``{"mi": {"bins": 32, "sigma": 1.0, "eps": 1e-6}}``. It adds no eps to p_ab: 0.1 % of the value at most.
     """
 
     def __init__(self, bins: int = 23, sigma: float = 0.5, eps: float = 1e-7) -> None:

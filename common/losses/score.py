@@ -22,7 +22,7 @@ class ScoreWeight(nn.Module):
 
     Args:
         update: name of the update that trains the score.
-        control: "none" is the score S. "mean" is its mean over the pixels of each image, as a smaller λ would be:
+        control: "none" is the score S. "mean" is its mean over the pixels of each image, which acts as a larger λ does,
             λ / mean(S). "shuffled" has the values of S at random pixels of their own image, drawn anew in every step.
             "other" is the score of the next pair of the batch, in the same direction: not that of this pair's image.
 
