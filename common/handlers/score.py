@@ -20,7 +20,7 @@ SATURATED = 0.99
 class ScoreStatistics:
     """Logs mean, standard deviation, minimum and maximum of the score over all pixels of an epoch.
 
-    They go to ``state.metrics`` as ``score/mean``, ``score/sd``, ``score/min`` and ``score/max``, from where
+    They go to ``state.metrics`` as ``score/mean``, ``score/deviation``, ``score/min`` and ``score/max``, from where
     ``TrainingLog`` takes them; for it to find them, this handler comes first. All is summed on its device and costs a
     few passes over the score; every batch counts alike. Where the score is above 0.99 at every pixel of a whole epoch
     while displacement and score are both trained, a warning says once what that means.
@@ -47,7 +47,7 @@ class ScoreStatistics:
 
     def _new_epoch(self, engine: Engine) -> None:
         self._count = 0
-        for name in ("mean", "sd", "min", "max"):
+        for name in ("mean", "deviation", "min", "max"):
             engine.state.metrics.pop(f"{self.update}/{name}", None)
 
     @torch.no_grad()
@@ -68,7 +68,12 @@ class ScoreStatistics:
             return
         mean, square = all_mean(self._sums / self._count).tolist()
         least, negative = all_least(self._extremes).tolist()
-        values = {"mean": 1 - mean, "sd": max(square - mean**2, 0.0) ** 0.5, "min": 1 + negative, "max": 1 - least}
+        values = {
+            "mean": 1 - mean,
+            "deviation": max(square - mean**2, 0.0) ** 0.5,
+            "min": 1 + negative,
+            "max": 1 - least,
+        }
         engine.state.metrics.update({f"{self.update}/{name}": value for name, value in values.items()})
         if values["min"] > SATURATED and len(engine.active) > 1 and not self._warned:
             self._warned = True

@@ -183,7 +183,15 @@ def test_two_processes_equal_one_with_the_doubled_batch(two_processes: Path) -> 
     assert_same_weights(folder / "one", folder / "two")
     histories = [read_history(folder / part / "history.csv") for part in ("one", "two")]
     assert len(histories[0]) == 3
-    terms = ("displacement/total", "score/total", "score/mu", "score/momentum", "score/alpha", "score/mean", "score/sd")
+    terms = (
+        "displacement/total",
+        "score/total",
+        "score/mu",
+        "score/momentum",
+        "score/alpha",
+        "score/mean",
+        "score/deviation",
+    )
     for row, other in zip(*histories, strict=True):
         for term in (*terms, "score/min", "score/max"):
             assert bool(other[term]) == bool(row[term])

@@ -92,7 +92,12 @@ def test_statistics_are_those_of_all_pixels_of_the_epoch(tmp_path):
     assert rows[0]["score/mean"] == ""  # the displacement's warm-up
     for row, epoch in zip(rows[1:], scores[1:], strict=True):
         values = torch.stack(epoch)
-        expected = {"mean": values.mean(), "sd": values.std(correction=0), "min": values.min(), "max": values.max()}
+        expected = {
+            "mean": values.mean(),
+            "deviation": values.std(correction=0),
+            "min": values.min(),
+            "max": values.max(),
+        }
         for name, value in expected.items():
             assert float(row[f"score/{name}"]) == pytest.approx(float(value), abs=1e-6)
 
@@ -100,7 +105,7 @@ def test_statistics_are_those_of_all_pixels_of_the_epoch(tmp_path):
 def test_deviation_keeps_its_digits_close_to_one():
     scores = [[torch.tensor([0.9999, 0.9998]).view(2, 1, 1, 1).expand(2, 1, 2, 2)]] * 2
     engine = run([ScoreStatistics()], ((0.0,),) * 2, scores)
-    assert engine.state.metrics["score/sd"] == pytest.approx(5e-5, rel=1e-2)
+    assert engine.state.metrics["score/deviation"] == pytest.approx(5e-5, rel=1e-2)
 
 
 def saturation(least, warm=1, epochs=5):
