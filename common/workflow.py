@@ -212,9 +212,8 @@ def evaluator(
         The engine.
     """
     settings = record.complete(options.output_dir)
-    shared = evaluation_handlers(
-        measures, options.output_dir, settings, method.estimator_network, method.estimator_input
-    )
+    estimator = None if is_solver(method.network) else method.estimator_network  # untrained where nothing is loaded
+    shared = evaluation_handlers(measures, options.output_dir, settings, estimator, method.estimator_input)
     return RegistrationEvaluator(
         options.device,
         evaluation_loader(dataset, options.batch_size),

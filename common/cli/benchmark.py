@@ -18,8 +18,9 @@ from ..data.pairs import PairDataset, training_loader
 from ..engines.method import MODEL, Method, Update
 from ..engines.trainer import RegistrationTrainer
 from ..losses.objective import Objective
+from ..losses.score import Distrust, ScoredResidual, ScoreSmoothness, ScoreWeight
 from ..losses.similarity import build_similarity
-from ..losses.terms import Distrust, ScoredResidual, ScoreSmoothness, ScoreWeight, Similarity, Smoothness
+from ..losses.terms import Similarity, Smoothness
 from ..networks.registry import build
 from ..networks.unet import PixelEstimator
 from ..spatial.warp import warp

@@ -139,7 +139,8 @@ class InstanceOptimisation(nn.Module):
         devices = [image.device] if image.device.type == "cuda" else []
         with _restored(self.network), torch.random.fork_rng(devices), torch.enable_grad():
             view.eval().requires_grad_(True)
-            optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+            weights = list(self.network.parameters())
+            optimizer = torch.optim.Adam(weights, lr=self.learning_rate)
             for iteration in tqdm(range(self.iterations), "fitting the weights", **SHORT_LIVED):
                 torch.manual_seed(iteration)  # random draws are the same for every pair, whatever came before
                 total = self.objective(step())["total"]  # type: ignore[misc]  # __init__ has seen to it
@@ -148,7 +149,7 @@ class InstanceOptimisation(nn.Module):
                         f"instance optimisation: the loss became {total.item()} in iteration {iteration}; lower "
                         "instance_learning_rate."
                     )
-                total.backward()
+                total.backward(inputs=weights)  # an estimator's weights gather no gradients
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             ddf = step().estimate.ddf.detach()

@@ -54,7 +54,10 @@ class Method:
         similarity: (warped, fixed) -> residual map.
         updates: run in this order in every iteration; the first one trains the displacement network.
         estimator: name of the module that maps pixels to a score or variance; None where the method has none.
-        estimator_input: "fixed" or "fixed_warped" (cat(fixed, warped), detached).
+        estimator_input: "fixed" or "fixed_warped", cat(fixed, warped).
+        through_estimator: with "fixed_warped", what differentiates the displacement network does so through the warped
+            image that the estimator sees as well (likelihoods, see ``methods.baselines.nll``); by default that image is
+            detached.
         bidirectional: also register fixed onto moving, in the same batch; both directions count one half.
         batched_directions: with ``bidirectional``, register both directions in one forward; False runs two of half the
             batch, one after the other (batch statistics are then those of one direction).
@@ -82,6 +85,7 @@ class Method:
     updates: Sequence[Update]
     estimator: str | None = None
     estimator_input: str = "fixed"
+    through_estimator: bool = False
     bidirectional: bool = False
     batched_directions: bool = True
     inverse_by_negation: bool = False
@@ -106,6 +110,8 @@ class Method:
             )
         if self.inverse_by_negation and not self.bidirectional:
             raise ValueError("inverse_by_negation: bidirectional must be true with it, there is no way back otherwise.")
+        if self.through_estimator and self.estimator_input != "fixed_warped":
+            raise ValueError("through_estimator: estimator_input must be 'fixed_warped' with it, got 'fixed'.")
 
     def _check_modules(self) -> None:
         wrong = [name for name in self.modules if name != MODEL and not name.startswith(f"{MODEL}_")]

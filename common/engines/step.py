@@ -127,9 +127,9 @@ class RegistrationStep:
         if any(self.method.estimator in names for names in trains):
             _ = self.estimated
 
-    def _gradients(self, module: str | None) -> torch.set_grad_enabled:
+    def _gradients(self, *modules: str | None) -> torch.set_grad_enabled:
         """Whoever asks first, under no_grad or not: what an update differentiates carries its graph."""
-        return torch.set_grad_enabled(module in self._differentiable)
+        return torch.set_grad_enabled(not self._differentiable.isdisjoint(modules))
 
     @property
     def estimate(self) -> Any:
@@ -196,10 +196,11 @@ class RegistrationStep:
         if self._estimated is None:
             if self._estimator is None:
                 raise ValueError("estimator: this objective needs a score or variance network, the method has none.")
-            image = self.fixed
-            if self.method.estimator_input == "fixed_warped":
-                image = torch.cat([self.fixed, self.warped.detach()], dim=1)
-            with self._gradients(self.method.estimator):
+            through = self.method.through_estimator
+            with self._gradients(self.method.estimator, MODEL if through else None):
+                image = self.fixed
+                if self.method.estimator_input == "fixed_warped":
+                    image = torch.cat([self.fixed, self.warped if through else self.warped.detach()], dim=1)
                 self._estimated = self._estimator(image)
         return self._estimated
 

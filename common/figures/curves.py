@@ -21,6 +21,7 @@ PANELS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("score/smooth",), r"$\mathcal{L}_{smooth}$, score smoothness"),
     (("score/mu",), r"$\mu_T$, mean residual"),
     (("score/momentum",), r"$m_T$, momentum weight"),
+    (("score/mean", "score/deviation", "score/min", "score/max"), "score"),
     (("validation/dice",), "validation Dice"),
 )
 # Parts of terms' names that are no words as they stand.

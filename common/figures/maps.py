@@ -56,6 +56,20 @@ def draw_displacement(axis: Any, ddf: np.ndarray, longest: float) -> Any:
     return picture
 
 
+def draw_deviation(axis: Any, deviation: np.ndarray, largest: float) -> Any:
+    """Draw a standard deviation from 0.
+
+    Args:
+        axis: of matplotlib.
+        deviation: (H, W) in intensities.
+        largest: end of the scale.
+
+    Returns:
+        What ``imshow`` returns.
+    """
+    return show(axis, deviation, "standard deviation σ", cmap="viridis", vmin=0, vmax=largest or 1)
+
+
 def draw_jacobian(axis: Any, determinant: np.ndarray, window: Window | None = None) -> Any:
     """Draw a Jacobian determinant around 1, foldings in red; the scale ends where 99 % of the values in the window do.
 

@@ -28,7 +28,12 @@ from .drawing import (
     show,
     zoom,
 )
-from .maps import draw_displacement, draw_grid, draw_jacobian
+from .maps import draw_deviation, draw_displacement, draw_grid, draw_jacobian
+
+UNITS = {  # of the last columns of ``score_panel``
+    "score": ("(fixed − warped)²", "score", "score · (fixed − warped)²"),
+    "deviation": ("(fixed − warped)²", "intensity", "(fixed − warped)² / σ²"),
+}
 
 
 def registration_panel(
@@ -41,6 +46,7 @@ def registration_panel(
     fixed_label: ArrayLike | None = None,
     warped_label: ArrayLike | None = None,
     score: ArrayLike | None = None,
+    deviation: ArrayLike | None = None,
     jacobian_determinant: ArrayLike | None = None,
     title: str = "",
     window: tuple[Sequence[int], Sequence[int]] | None = None,
@@ -59,6 +65,7 @@ def registration_panel(
         fixed_label: (H, W) integer, outlined by broken lines.
         warped_label: (H, W) integer.
         score: (H, W) in [0, 1].
+        deviation: (H, W), standard deviation σ of the noise in intensities.
         jacobian_determinant: (H, W), white at 1, foldings (≤ 0) in red; the bar ends where 99 % of the
             values in the window do.
         title: heading.
@@ -74,7 +81,8 @@ def registration_panel(
     images = _checked_all({"moving": moving, "fixed": fixed, "warped": warped}, shape)
     given = {"moving_label": moving_label, "fixed_label": fixed_label, "warped_label": warped_label}
     labels = _checked_all(_given(given), shape)
-    maps = _checked_all(_given({"score": score, "jacobian_determinant": jacobian_determinant}), shape)
+    given = {"score": score, "deviation": deviation, "jacobian_determinant": jacobian_determinant}
+    maps = _checked_all(_given(given), shape)
     field = _checked("ddf", ddf, (2, *shape))
     box = None
     if window is not None:
@@ -118,6 +126,9 @@ def _draw_maps(figure: Any, axes: Mapping[str, Any], maps: Mapping[str, np.ndarr
     if "score" in maps:
         picture = show(axes["score"], maps["score"], "score", cmap="viridis", vmin=0, vmax=1)
         colour_bar(figure, picture, axes["score_bar"])
+    if "deviation" in maps:
+        picture = draw_deviation(axes["deviation"], maps["deviation"], maps["deviation"].max())
+        colour_bar(figure, picture, axes["deviation_bar"], "intensity")
     if "jacobian_determinant" in maps:
         picture = draw_jacobian(axes["jacobian_determinant"], maps["jacobian_determinant"], box)
         colour_bar(figure, picture, axes["jacobian_determinant_bar"])
@@ -126,15 +137,17 @@ def _draw_maps(figure: Any, axes: Mapping[str, Any], maps: Mapping[str, np.ndarr
 def score_panel(
     path: str | Path, cases: Sequence[Mapping[str, Any]], label_names: Mapping[int, str] | None = None
 ) -> None:
-    """What a score does to the residual, a row a case: source, target, warped, displacement, error, score, weighted.
+    """What an estimator does to the residual, a row a case: source, target, warped, displacement, error, map, weighted.
 
-    The error is (fixed − warped)², what the score weights in Eq. 3; error and score · error share one scale, and every
-    column shares its scale over the rows.
+    The error is (fixed − warped)², what the score weights in Eq. 3; error and score · error share one scale. Of a
+    standard deviation the last column is error / σ², from 0 to 9: 1 where σ is right on average. Every column shares
+    its scale over the rows.
 
     Args:
         path: image file to write; its suffix chooses the format.
-        cases: a dictionary a row, with ``moving_image``, ``fixed_image``, ``warped_image`` and ``score`` (H, W),
-            ``ddf`` (2, H, W) in voxels; optional ``moving_label``, ``fixed_label``, ``warped_label`` and ``title``.
+        cases: a dictionary a row, with ``moving_image``, ``fixed_image``, ``warped_image`` (H, W), ``ddf`` (2, H, W) in
+            voxels, and ``score`` in [0, 1] or ``deviation`` σ in intensities (H, W), the same in all; optional
+            ``moving_label``, ``fixed_label``, ``warped_label`` and ``title``.
         label_names: names of label values for the legend.
 
     Raises:
@@ -146,33 +159,41 @@ def score_panel(
     """
     if not cases:
         raise ValueError("score_panel: cases must hold at least one case; got none. Pass a list of dictionaries.")
-    checked = [_checked_case(index, case) for index, case in enumerate(cases)]
+    kind = "deviation" if "deviation" in cases[0] else "score"
+    checked = [_checked_case(index, case, kind) for index, case in enumerate(cases)]
     figure = new_figure(7, len(checked), max((case["fixed"].shape for case in checked), key=lambda s: s[1] / s[0]), "")
     axes = figure.subplots(len(checked) + 1, 7, squeeze=False, height_ratios=[*[1] * len(checked), BAR_RATIO])
     longest = max(np.linalg.norm(case["ddf"], axis=0).max() for case in checked)
-    largest = max(case["error"].max() for case in checked)
+    largest = {name: max(case[name].max() for case in checked) for name in ("error", kind)}
     for row, case in zip(axes[:-1], checked, strict=True):
         draw_images(dict(zip(("moving", "fixed", "warped"), row[:3], strict=True)), case, case["labels"])
         row[0].set_ylabel(case["title"], fontsize=9)
-        pictures = [draw_displacement(row[3], case["ddf"], longest)]
-        error = {"cmap": "magma", "vmin": 0, "vmax": largest or 1}
-        pictures.append(show(row[4], case["error"], "error", **error))
-        pictures.append(show(row[5], case["score"], "score", cmap="viridis", vmin=0, vmax=1))
-        pictures.append(show(row[6], case["score"] * case["error"], "score · error", **error))
+        pictures = [draw_displacement(row[3], case["ddf"], longest), *_draw_estimated(row[4:], case, kind, largest)]
     for axis, name in zip(axes[0], ("source (moving)", "target (fixed)", "warped source"), strict=False):
         axis.set_title(name, fontsize=9)
     for axis in axes[1:-1].flat:
         axis.set_title("")
     for axis in axes[-1, :3]:
         axis.set_axis_off()
-    units = ("voxels", "(fixed − warped)²", "score", "score · (fixed − warped)²")
-    for picture, axis, unit in zip(pictures, axes[-1, 3:], units, strict=True):
+    for picture, axis, unit in zip(pictures, axes[-1, 3:], ("voxels", *UNITS[kind]), strict=True):
         colour_bar(figure, picture, axis, unit)
     drawn = [case["labels"] for case in checked]
     names = sorted({name for labels in drawn for name in labels})
     everything = {name: np.concatenate([labels[name].ravel() for labels in drawn if name in labels]) for name in names}
     draw_legend(figure, everything, label_names or {})
     save_figure(figure, path)
+
+
+def _draw_estimated(axes: Sequence[Any], case: Mapping[str, Any], kind: str, largest: Mapping[str, float]) -> list[Any]:
+    """The error, the estimator's map, and the error that it weighs."""
+    error = {"cmap": "magma", "vmin": 0, "vmax": largest["error"] or 1}
+    pictures = [show(axes[0], case["error"], "error", **error)]
+    if kind == "score":
+        pictures.append(show(axes[1], case["score"], "score", cmap="viridis", vmin=0, vmax=1))
+        return [*pictures, show(axes[2], case["score"] * case["error"], "score · error", **error)]
+    pictures.append(draw_deviation(axes[1], case["deviation"], largest["deviation"]))
+    weighted = case["error"] / np.maximum(case["deviation"] ** 2, np.finfo(float).tiny)
+    return [*pictures, show(axes[2], weighted, "error / σ²", cmap="magma", vmin=0, vmax=9)]
 
 
 def _checked(name: str, array: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
@@ -196,8 +217,8 @@ def _checked_all(arrays: Mapping[str, ArrayLike], shape: tuple[int, ...]) -> dic
     return {name: _checked(name, array, shape) for name, array in arrays.items()}
 
 
-def _checked_case(index: int, case: Mapping[str, Any]) -> dict[str, Any]:
-    needed = ("moving_image", "fixed_image", "warped_image", "ddf", "score")
+def _checked_case(index: int, case: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    needed = ("moving_image", "fixed_image", "warped_image", "ddf", kind)
     missing = [key for key in needed if key not in case]
     if missing:
         raise ValueError(f"score_panel: case {index} must have the keys {needed}; {missing} are missing. Add them.")

@@ -48,7 +48,9 @@ def middle_plane(array: Tensor) -> Tensor:
 
 
 class FigurePanels:
-    """Draws ``registration.png`` for the case of median quality, and ``scores.png`` for a few.
+    """Draws ``registration.png`` for the case of median quality, and maps of an estimator for a few.
+
+    A score's maps go to ``scores.png``; of a log variance σ is shown, in ``deviations.png``.
 
     The quality is the Dice where there is one, else the difference of the images. Runs after ``CaseMeasures``; the
     cases shown are registered once more, so that nothing is kept in memory meanwhile.
@@ -56,9 +58,9 @@ class FigurePanels:
     Args:
         measures: the handler whose rows say which case is the median.
         output_dir: where to write.
-        estimator: the score network; None draws no score.
+        estimator: the score or variance network; None draws no map.
         estimator_input: what it sees, as in training: "fixed" or "fixed_warped".
-        quantiles: of the quality, the rows of ``scores.png``.
+        quantiles: of the quality, the rows of the maps.
     """
 
     def __init__(
@@ -96,12 +98,13 @@ class FigurePanels:
         self._draw_registration(cases[shown[0]])
         if self.estimator is not None:
             rows = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in shown[1:]]
-            score_panel(self.output_dir / "scores.png", rows, self._label_names())
-            logger.info("Score maps: %s", self.output_dir / "scores.png")
+            path = self.output_dir / ("scores.png" if "score" in rows[0] else "deviations.png")
+            score_panel(path, rows, self._label_names())
+            logger.info("Maps of the estimator: %s", path)
 
     def _draw_registration(self, case: Mapping[str, Any]) -> None:
         path = self.output_dir / "registration.png"
-        optional = ("moving_label", "fixed_label", "warped_label", "score")
+        optional = ("moving_label", "fixed_label", "warped_label", "score", "deviation")
         registration_panel(
             path,
             moving=case["moving_image"],
@@ -131,7 +134,9 @@ class FigurePanels:
         case["determinant"] = jacobian_determinant(ddf)[:, None]
         if self.estimator is not None:
             seen = fixed if self.estimator_input == "fixed" else torch.cat([fixed, warped], dim=1)
-            case["score"] = self.estimator.to(device).eval()(seen)
+            estimated = self.estimator.to(device).eval()(seen)
+            is_score = getattr(self.estimator, "sigmoid", True)  # else log σ², see ``networks.unet.PixelEstimator``
+            case |= {"score": estimated} if is_score else {"deviation": (0.5 * estimated).exp()}
         shown: dict[str, Any] = {name: middle_plane(value[0])[0].cpu().numpy() for name, value in case.items()}
         shown["ddf"] = middle_plane(ddf[0])[:2].cpu().numpy()
         digits = ".3f" if rank.sign > 0 else ".3g"

@@ -43,7 +43,8 @@ class TrainingLog:
     """Logs epoch means of all terms as ``update/term``, and the validation's metrics as ``validation/measure``.
 
     Terms are summed on their device and fetched once an epoch, so that an accelerator never waits; of several
-    processes the first writes the means of all. ``history.csv`` also says which updates were active, their number so
+    processes the first writes the means of all. Numbers that handlers before this one leave in ``state.metrics`` at the
+    end of an epoch are logged as they are. ``history.csv`` also says which updates were active, their number so
     far, the learning rates and the seconds of training. After a resume, rows of epochs that will be trained again are
     dropped. At the end the curves are drawn to ``curves.png``.
 
@@ -115,7 +116,7 @@ class TrainingLog:
         return dict(zip(self._sums, all_mean(means).tolist(), strict=True))
 
     def _write(self, engine: Engine) -> None:
-        means = self._means()
+        means = self._means() | {name: float(value) for name, value in engine.state.metrics.items()}
         if self._writer is None:
             return
         row: dict[str, Any] = {

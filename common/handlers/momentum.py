@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engines.distributed import all_mean
 from ..engines.trainer import RegistrationEvents
-from ..losses.terms import Momentum
+from ..losses.score import Momentum
 
 
 def momentum_activation(mu: Tensor, form: str = "paper") -> Tensor:

@@ -195,6 +195,22 @@ class Stages:
         )  # fmt: skip
 
 
+def warm_up(updates: Sequence[str], epochs: int) -> Stages:
+    """Each update by itself for some epochs, in their order, then all of them to the end.
+
+    Args:
+        updates: their names.
+        epochs: of each by itself; 0 begins with all.
+
+    Returns:
+        The stages.
+
+    Reference:
+        Zhang et al., AdaCS, ECCV 2024, Algorithm 1.
+    """
+    return Stages([*({"updates": [name], "epochs": epochs} for name in updates), {"updates": list(updates)}])
+
+
 def _length(stage: Stage) -> str:
     if stage.is_rest:
         return ""

@@ -10,29 +10,9 @@ from torch import Tensor, nn
 
 from ..spatial.warp import warp
 from .objective import Step
+from .score import ScoreWeight
 from .smoothness import Diffusion
 from .weighting import AdaRegSmoothness, adaframe_weight
-
-
-class ScoreWeight(nn.Module):
-    """AdaCS: the detached score, once the score is trained (1 in the displacement's warm-up, Algorithm 1 line 14).
-
-    Args:
-        update: name of the update that trains the score.
-
-    Reference:
-        Zhang et al., AdaCS, ECCV 2024, Eq. 2.
-    """
-
-    def __init__(self, update: str = "score") -> None:
-        super().__init__()
-        self.update = update
-
-    def forward(self, step: Step) -> Tensor | None:
-        if self.update not in step.active:
-            return None
-        score = step.estimated.detach()
-        return score if step.mask is None else score * step.mask
 
 
 class AdaFrameWeight(nn.Module):
@@ -138,91 +118,6 @@ class LabelOverlap(nn.Module):
             size = (warped.square() + fixed.square()).flatten(1).sum(1)
             losses.append(1 - (2 * overlap + 1e-5) / (size + 1e-5))
         return torch.stack(losses).mean()
-
-
-class ScoredResidual(nn.Module):
-    """mean_x[ S(x) · r(x) ], the residual detached: what lowers a score.
-
-    Where the step has a ``mask``, the residual counts only there, as a mean over all pixels (the published code).
-
-    Args:
-        leak: keep the published code's gradient into the displacement network.
-
-    Reference:
-        Zhang et al., AdaCS, ECCV 2024, Eq. 3.
-    """
-
-    def __init__(self, leak: bool = False) -> None:
-        super().__init__()
-        self.leak = bool(leak)
-
-    def forward(self, step: Step) -> Tensor:
-        residual = step.residual if self.leak else step.residual.detach()
-        score = step.estimated
-        if step.mask is not None:
-            residual = residual * step.mask
-        return (score * residual).mean()
-
-
-class Distrust(nn.Module):
-    """mean_x[ (1 − S(x))² ], which keeps a score from falling to 0; only where the step's ``mask`` is.
-
-    Reference:
-        Zhang et al., AdaCS, ECCV 2024, Eq. 4.
-    """
-
-    def forward(self, step: Step) -> Tensor:
-        distrust = 1.0 - step.estimated
-        return (distrust if step.mask is None else distrust * step.mask).square().mean()
-
-
-class Momentum(nn.Module):
-    """The momentum m of the residuals, a buffer that ``handlers.momentum.ScoreMomentum`` advances; 1 without it.
-
-    Reference:
-        Zhang et al., AdaCS, ECCV 2024, Eq. 7.
-    """
-
-    value: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("value", torch.tensor(1.0))
-
-    def forward(self, step: Step) -> Tensor:
-        return self.value.to(step.fixed.device, copy=True)  # a copy: the handler advances the buffer in place
-
-
-class ScoreSmoothness(nn.Module):
-    """m · ‖∇S‖².
-
-    Args:
-        momentum: m; None is 1.
-
-    Reference:
-        Zhang et al., AdaCS, ECCV 2024, Eq. 8.
-    """
-
-    def __init__(self, momentum: Momentum | None = None) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.diffusion = Diffusion()
-
-    def forward(self, step: Step) -> Tensor:
-        energy = self.diffusion(step.estimated)
-        return energy if self.momentum is None else self.momentum(step) * energy
-
-
-class MeanResidual(nn.Module):
-    """μ, the mean of the residual map, for the log.
-
-    Reference:
-        Zhang et al., AdaCS, ECCV 2024, Eq. 5.
-    """
-
-    def forward(self, step: Step) -> Tensor:
-        residual = step.residual.detach()
-        return (residual if step.mask is None else residual * step.mask).mean()
 
 
 DATA_WEIGHTS: dict[str, type[nn.Module]] = {"adaframe": AdaFrameWeight, "score": ScoreWeight}

@@ -29,6 +29,10 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _number_or_auto(value: Any) -> float | str:
+    return value if value == "auto" else _number(value)
+
+
 def _as_it_is(value: Any) -> int | float:
     return value if isinstance(value, int) and _number(value) == value else _number(value)
 
@@ -89,6 +93,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "switch": ("true or false", _switch),
     "whole": ("a whole number", _whole),
     "number": ("a number", _number),
+    "number or auto": ("a number, or auto", _number_or_auto),
     "name": ("a name", _name),
     "names": ('a list of names like ["lv","rv"]', lambda value: _list(value, _name)),
     "path": ("a path", _path),

@@ -139,11 +139,18 @@ OPTIONS: dict[str, Option] = {
         "score before training, null for random weights", (TRAIN,), least=0, fixed=True, optional=True
     ),
     "score_alpha": Option(
-        "weight of (1 - score)², which keeps the score from falling to 0", (TRAIN,), above=0, fixed=True
+        "weight of (1 - score)², which keeps the score from falling to 0; auto follows the mean residual",
+        (TRAIN,),
+        kind="number or auto",
+        above=0,
+        fixed=True,
     ),
     "score_beta": Option("weight of the score's smoothness", (TRAIN,), least=0, fixed=True),
     "score_momentum": Option("form of the momentum: paper, official, none", (TRAIN,), fixed=True),
     "score_leak": Option("the score's loss also moves the field, as in the published code", (TRAIN,), fixed=True),
+    "score_control": Option(
+        "what weighs the similarity in the score's place: none (the score), mean, shuffled, other", METHOD, fixed=True
+    ),
     "second_forward": Option("register anew before the score's update", (TRAIN,), kind="switch", fixed=True),
     "condition": Option("what a conditional network is given, null for its default", kind="condition", optional=True),
     # optimisation of each pair

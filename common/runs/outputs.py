@@ -25,8 +25,16 @@ from .configuration import read_json
 logger = logging.getLogger(__name__)
 TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
 SETS: dict[str, tuple[str, ...]] = {
-    TRAINING: ("last.pt", "model.pt", "model_score.pt", "history.csv", "curves.png", "tensorboard"),
-    EVALUATION: ("metrics.csv", "subjects.csv", "summary.json", "registration.png", "scores.png"),
+    TRAINING: (
+        "last.pt",
+        "model.pt",
+        "model_score.pt",
+        "model_variance.pt",
+        "history.csv",
+        "curves.png",
+        "tensorboard",
+    ),
+    EVALUATION: ("metrics.csv", "subjects.csv", "summary.json", "registration.png", "scores.png", "deviations.png"),
     INFERENCE: ("ddf.nii.gz", "warped.nii.gz", "jacobian.nii.gz", "warped_label.nii.gz", "registration.png"),
 }
 STATE_FILE = "last.pt"

@@ -238,7 +238,8 @@ def test_gradicon_takes_other_networks_and_pairs(
         {"score_initial": None}, {"score_beta": 0.0}, {"score_momentum": "none"}, {"score_input": "fixed_warped"},
         {"score_momentum": "official"}, {"score_leak": "true"}, {"second_forward": "true"}, {"bidirectional": "true"},
         {"bidirectional": "true", "inverse_by_negation": "true"}, {"foreground": "true"}, {"updates_per_epoch": 3},
-        {"crop_shift": "false"}, {"similarity": "lncc"},
+        {"crop_shift": "false"}, {"similarity": "lncc"}, {"score_alpha": "auto"}, {"score_control": "mean"},
+        {"score_control": "shuffled"}, {"score_control": "other"},
     ],
     ids=lambda ablation: "-".join(f"{key}-{value}" for key, value in ablation.items()),
 )  # fmt: skip
@@ -252,8 +253,14 @@ def test_every_ablation_of_adacs_is_reached_by_configuration(
     method, row = workflow.parser.get_parsed_content("method"), read_history(tmp_path / "history.csv")[-1]
     assert row["active"] == "displacement+score"
     assert np.isfinite(float(row["displacement/total"])) and np.isfinite(float(row["score/total"]))
+    assert float(row["score/min"]) <= float(row["score/mean"]) <= float(row["score/max"])
     if ablation == {"score_momentum": "none"}:
         assert float(row["score/momentum"]) == 1.0
+    if ablation == {"score_alpha": "auto"}:
+        first = read_history(tmp_path / "history.csv")[0]
+        assert float(row["score/alpha"]) == pytest.approx(2 * float(first["displacement/similarity"]), rel=1e-5)
+    if "score_control" in ablation:
+        assert method.updates[0].objective.terms["similarity"].weight.control == ablation["score_control"]
     if ablation == {"score_input": "fixed_warped"}:
         assert method.estimator_network.unet.in_channels == 2
     if ablation == {"score_initial": None}:

@@ -12,18 +12,9 @@ from common.engines.method import Method, Update
 from common.engines.trainer import RegistrationTrainer
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.objective import Objective
+from common.losses.score import Distrust, MeanResidual, Momentum, ScoredResidual, ScoreSmoothness, ScoreWeight
 from common.losses.similarity import SquaredError
-from common.losses.terms import (
-    Distrust,
-    InverseConsistency,
-    MeanResidual,
-    Momentum,
-    ScoredResidual,
-    ScoreSmoothness,
-    ScoreWeight,
-    Similarity,
-    Smoothness,
-)
+from common.losses.terms import InverseConsistency, Similarity, Smoothness
 from common.networks.contract import Estimate, pair_image
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
@@ -93,13 +84,14 @@ def displacement_objective(weight=0.01, data_weight=None):
 
 def score_objective(momentum=None, alpha=0.02, beta=1.5, leak=False):
     momentum = Momentum() if momentum is None else momentum
+    logged = {"mu": (0.0, MeanResidual()), "momentum": (0.0, momentum)}
     return Objective(
         {
             "ucs": (1.0, ScoredResidual(leak)),
             "reg": (alpha, Distrust()),
             "smooth": (beta, ScoreSmoothness(momentum)),
-            "mu": (0.0, MeanResidual()),
-            "momentum": (0.0, momentum),
+            **logged,
+            **({"alpha": (0.0, alpha)} if isinstance(alpha, nn.Module) else {}),
         }
     )
 

@@ -20,13 +20,16 @@ from common.engines.method import Method
 from common.engines.trainer import RegistrationTrainer
 from common.handlers.log import TrainingLog, read_history
 from common.handlers.momentum import ScoreMomentum
-from common.handlers.stages import Stages
+from common.handlers.score import ScoreScale, ScoreStatistics
+from common.handlers.stages import Stages, warm_up
 from common.handlers.state import TrainingState
-from common.losses.terms import Momentum
+from common.losses.score import Momentum, ScoreAlpha
+from common.losses.similarity import SquaredError
+from common.methods.baselines import nll
 from common.networks.contract import Estimate
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph
-from tests.engines.synthetic import adacs_method, adam, gradicon_objective, method_of
+from tests.engines.synthetic import adacs_method, adam, gradicon_objective, method_of, score_objective
 
 TINY = {"encoder": (4,), "decoder": (4, 4)}
 SIZE = (16, 24)
@@ -42,12 +45,25 @@ def trainer(method: Method, epochs: int, batch_size: int, handlers: list[Any], s
 
 
 def train(folder: Path, batch_size: int) -> None:
-    """Two epochs of AdaCS's joint phase, checkpoints and history to ``folder``."""
+    """AdaCS's three stages, an epoch each, with α from the residual; checkpoints and history to ``folder``."""
     torch.manual_seed(0)
-    network, score, momentum = VoxelMorph(2, **TINY), PixelEstimator(2, **TINY), Momentum()
+    network, score, momentum, alpha = VoxelMorph(2, **TINY), PixelEstimator(2, **TINY), Momentum(), ScoreAlpha("auto")
     nn.init.normal_(network.flow.weight, std=0.1)
-    handlers = [ScoreMomentum(momentum), TrainingLog(folder, progress=False), TrainingState(folder)]
-    trainer(adacs_method(network, score, momentum), 2, batch_size, handlers).run()
+    handlers = [
+        warm_up(["displacement", "score"], 1), ScoreMomentum(momentum), ScoreScale(alpha), ScoreStatistics(),
+        TrainingLog(folder, progress=False), TrainingState(folder),
+    ]  # fmt: skip
+    method = adacs_method(network, score, momentum, objective=score_objective(momentum, alpha))
+    trainer(method, 3, batch_size, handlers).run()
+
+
+def train_jointly(folder: Path, batch_size: int) -> None:
+    """The displacement and the variance network by one likelihood, whose gradient passes from one to the other."""
+    torch.manual_seed(0)
+    network = VoxelMorph(2, **TINY)
+    nn.init.normal_(network.flow.weight, std=0.1)
+    method = nll(network, SquaredError(), adam(1e-3), 0.1, spatial_dims=2, seed=0)
+    trainer(method, 2, batch_size, [TrainingState(folder)]).run()
 
 
 class Branched(nn.Module):
@@ -89,7 +105,7 @@ def train_both_ways(folder: Path, batch_size: int) -> None:
     trainer(method, 1, batch_size, [TrainingState(folder)]).run()
 
 
-COURSES = {"adacs": train, "stages": train_in_stages, "both_ways": train_both_ways}
+COURSES = {"adacs": train, "jointly": train_jointly, "stages": train_in_stages, "both_ways": train_both_ways}
 
 
 def process(rank: int, folder: Path) -> None:
@@ -166,10 +182,28 @@ def test_two_processes_equal_one_with_the_doubled_batch(two_processes: Path) -> 
     assert {path.name for path in (folder / "two").glob("model*")} == {"model.pt", "model_score.pt"}
     assert_same_weights(folder / "one", folder / "two")
     histories = [read_history(folder / part / "history.csv") for part in ("one", "two")]
-    assert len(histories[0]) == 2
+    assert len(histories[0]) == 3
+    terms = (
+        "displacement/total",
+        "score/total",
+        "score/mu",
+        "score/momentum",
+        "score/alpha",
+        "score/mean",
+        "score/deviation",
+    )
     for row, other in zip(*histories, strict=True):
-        for term in ("displacement/total", "score/total", "score/mu", "score/momentum"):
-            assert float(other[term]) == pytest.approx(float(row[term]), rel=1e-4)
+        for term in (*terms, "score/min", "score/max"):
+            assert bool(other[term]) == bool(row[term])
+            if row[term]:
+                assert float(other[term]) == pytest.approx(float(row[term]), rel=1e-4)
+
+
+def test_networks_of_one_loss_are_trained_alike_in_every_process(two_processes: Path) -> None:
+    folder = two_processes / "jointly"
+    train_jointly(folder / "one", 4)
+    assert {path.name for path in (folder / "two").glob("model*")} == {"model.pt", "model_variance.pt"}
+    assert_same_weights(folder / "one", folder / "two")
 
 
 def test_parts_that_a_stage_leaves_unused_or_freezes_stop_no_process(two_processes: Path) -> None:

@@ -7,8 +7,8 @@ from torch import nn
 
 from common.engines.evaluator import RegistrationEvaluator
 from common.losses.inverse_consistency import InverseConsistencyPenalty
+from common.losses.score import ScoreWeight
 from common.losses.similarity import SquaredError
-from common.losses.terms import ScoreWeight
 from common.networks.contract import Estimate
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph

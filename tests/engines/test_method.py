@@ -54,6 +54,7 @@ def test_switches_are_read_as_a_person_means_them(text):
         ),
         ({"updates": [update(), update("other")]}, "second_forward must be true where more than one update"),
         ({"inverse_by_negation": True}, "inverse_by_negation: bidirectional must be true"),
+        ({"through_estimator": True}, "through_estimator: estimator_input must be 'fixed_warped' with it, got 'fixed'"),
         ({"estimator_input": "warped"}, "estimator_input: expected one of .*got 'warped'"),
         ({"padding": "zero"}, "padding: expected one of zeros, border, reflection, got 'zero'"),
         ({"foreground": "perhaps"}, "foreground: expected true or false, got 'perhaps'"),

@@ -11,7 +11,7 @@ from ignite.engine import Events
 from common.engines.trainer import RegistrationTrainer, draw_seed
 from common.handlers.momentum import ScoreMomentum
 from common.losses.inverse_consistency import InverseConsistencyPenalty
-from common.losses.terms import Momentum
+from common.losses.score import Momentum
 from common.networks.composition import build_icon
 from common.networks.convolution import channels_last
 from common.spatial.warp import samples_inside, warp

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from common.engines.trainer import NonFiniteLoss, RegistrationEvents, RegistrationTrainer
 from common.handlers.momentum import ScoreMomentum
 from common.handlers.stages import Stages
-from common.losses.terms import Momentum
+from common.losses.score import Momentum
 from common.spatial.jacobian import jacobian_determinant
 from common.spatial.warp import identity_grid
 from tests.engines.synthetic import (

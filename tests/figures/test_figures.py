@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from common.figures.curves import training_curves, words
 from common.figures.drawing import LABEL_COLOURS, draw_directions, zoom
 from common.figures.maps import draw_jacobian
-from common.figures.panels import registration_panel, score_panel
+from common.figures.panels import _draw_estimated, registration_panel, score_panel
 
 SHAPE = (40, 28)
 
@@ -154,6 +154,26 @@ def test_score_panel_has_a_row_a_case_and_follows_the_score(tmp_path):
     bare = {key: example()[key] for key in ("moving_image", "fixed_image", "warped_image", "ddf", "score")}
     score_panel(tmp_path / "bare.pdf", [bare])
     assert (tmp_path / "bare.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_standard_deviation_stands_where_a_score_would(tmp_path):
+    """Error over variance: 1 everywhere where σ is the error's root."""
+    score, case = example(), {key: value for key, value in example().items() if key != "score"}
+    case["deviation"] = np.abs(case["fixed_image"] - case["warped_image"]) + 0.01
+    score_panel(tmp_path / "a.png", [case, case])
+    score_panel(tmp_path / "b.png", [score, score])
+    deviation, scores = imread(tmp_path / "a.png"), imread(tmp_path / "b.png")
+    assert deviation.shape == scores.shape and not np.array_equal(deviation, scores)
+    axes = Figure().subplots(1, 3)
+    error = (case["fixed_image"] - case["warped_image"]) ** 2
+    exact = {"error": error, "deviation": np.sqrt(error)}
+    pictures = _draw_estimated(axes, exact, "deviation", {"error": error.max(), "deviation": 0.5})
+    assert [(picture.norm.vmin, picture.norm.vmax) for picture in pictures[1:]] == [(0, 0.5), (0, 9)]
+    assert np.asarray(pictures[2].get_array())[error.T > 0] == pytest.approx(1.0)
+    drawn = draw(tmp_path / "c.png", score=None, deviation=case["deviation"])
+    assert drawn.shape == draw(tmp_path / "d.png").shape
+    with pytest.raises(ValueError, match=r"case 1 .* \['deviation'\] are missing"):
+        score_panel(tmp_path / "e.png", [case, score])
 
 
 @pytest.mark.parametrize(

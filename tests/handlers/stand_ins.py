@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine
 
 from common.engines.method import Update
-from common.handlers.stages import Stages
+from common.handlers.stages import warm_up as stages_after
 
 
 def update_of(name, lr=1e-3, optimizer=torch.optim.Adam):
@@ -33,4 +33,4 @@ def stand_in(iteration, names, lr=1e-3, optimizer=torch.optim.Adam):
 
 def course_of(warm_up, names=("displacement", "score")):
     """Each update alone for some epochs, in order, then all of them: Algorithm 1 of AdaCS."""
-    return Stages([*({"updates": [name], "epochs": warm_up} for name in names), {"updates": list(names)}])
+    return stages_after(names, warm_up)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of an evaluation: which case is shown, with labels or without, with an estimator or without."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -109,6 +110,19 @@ def test_scores_show_good_middling_and_bad_cases(tmp_path, drawn, estimator_inpu
     assert [case["title"][0] for case in drawn["scores.png"]] == ["a", "b", "c"]
     assert set(seen) == {1 if estimator_input == "fixed" else 2}
     assert all((case["score"] == 0.5).all() for case in drawn["scores.png"])
+
+
+def test_of_a_log_variance_the_standard_deviation_is_shown(tmp_path, drawn):
+    class Estimator(nn.Module):
+        sigmoid = False
+
+        def forward(self, image):
+            return torch.full_like(image[:, :1], -4.0)
+
+    evaluated("2d", tmp_path, [ImageMeasures()], IMAGES, Estimator(), estimator_input="fixed_warped")
+    assert set(drawn) == {"registration.png", "deviations.png"} and drawn["registration.png"]["score"] is None
+    for case in (drawn["registration.png"], *drawn["deviations.png"]):
+        assert np.allclose(case["deviation"], np.exp(-2.0))
 
 
 def test_validation_is_quick_and_writes_nothing(tmp_path):

@@ -9,7 +9,7 @@ from ignite.engine import Engine, Events
 from common.engines.distributed import all_mean
 from common.engines.trainer import RegistrationEvents
 from common.handlers.momentum import ScoreMomentum, momentum_activation
-from common.losses.terms import Momentum
+from common.losses.score import Momentum
 from tests.handlers.stand_ins import course_of, stand_in
 
 BOTH = frozenset({"displacement", "score"})

@@ -11,7 +11,7 @@ from common.engines.trainer import RegistrationTrainer
 from common.handlers.momentum import ScoreMomentum
 from common.handlers.stages import Stages
 from common.handlers.state import STATE_FILE, TrainingState, load_weights, save_weights
-from common.losses.terms import Momentum
+from common.losses.score import Momentum
 from common.networks.composition import build_icon
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph

@@ -12,6 +12,7 @@ from common.losses.similarity import SIMILARITIES, AbsoluteError, GlobalNCC, Squ
 
 SHAPES = [(13, 18), (11, 9, 14)]
 NAMES = sorted(SIMILARITIES)
+OFFICIAL_MI = {"mi": {"bins": 32, "sigma": 1.0, "eps": 1e-6}}  # of the code published with AdaCS
 PAIR_VALUED = {"global_ncc_adaptive", "global_ncc_multiscale"}  # one value a pair, see test_adaptive.py
 
 
@@ -81,10 +82,10 @@ def test_gradient_of_tukey_at_a_fixed_scale():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("name", NAMES)
-def test_constant_images_give_finite_values_and_gradients(name, value):
-    shape = (1, 1, 11, 12, 13)
-    constant, other = torch.full(shape, value), image_pair(shape[2:], batch=1)[1]
+@pytest.mark.parametrize("size", [(14, 11), (11, 12, 13)])
+@pytest.mark.parametrize("name", [*NAMES, OFFICIAL_MI], ids=str)
+def test_constant_images_give_finite_values_and_gradients(name, size, value):
+    constant, other = torch.full((1, 1, *size), value), image_pair(size, batch=1)[1]
     for warped, fixed in ((constant, constant), (constant, other), (other, constant)):
         mean, gradient = mean_and_gradient(build_similarity(name), warped, fixed)
         assert mean.isfinite()
@@ -238,6 +239,30 @@ def test_mi_agrees_with_monai_in_value_and_gradient(shape, bins):
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-3)
 
 
+def plain_mi(warped, fixed, bins, sigma, eps):
+    """The sum over the bins, in float64, as the code published with AdaCS has it."""
+    centres = torch.linspace(0, 1, bins, dtype=torch.float64)
+
+    def windows(image):
+        weights = torch.exp(-0.5 * ((image.double().flatten()[:, None] - centres) * (bins - 1) / sigma).square())
+        return weights / weights.sum(1, keepdim=True)
+
+    a, b = windows(warped), windows(fixed)
+    joint, margins = a.T @ b / len(a), a.mean(0)[:, None] * b.mean(0)
+    return float((joint * torch.log(joint / (margins + eps) + eps)).sum())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_published_mi_has_32_bins_windows_of_one_bin_and_the_plain_sum_over_them(shape):
+    warped, fixed = image_pair(shape, batch=1)
+    similarity = build_similarity(OFFICIAL_MI)
+    assert (similarity.bins, similarity.sigma, similarity.eps) == (32, 1.0, 1e-6)
+    expected = plain_mi(warped, fixed, 32, 1.0, 1e-6)
+    assert similarity(warped, fixed).mean().item() == pytest.approx(-expected, rel=1e-3)
+    assert MI()(warped, fixed).mean().item() == pytest.approx(-plain_mi(warped, fixed, 23, 0.5, 1e-7), rel=1e-3)
+    assert MI()(warped, fixed).mean().item() != pytest.approx(-expected, rel=0.05)
+
+
 def test_mi_of_two_equal_classes_at_bin_centres_is_log_two():
     fixed = torch.zeros(1, 1, 8, 10)
     fixed[..., 5:] = 1
@@ -278,6 +303,7 @@ def test_builder_passes_its_options_on():
         ("tukey", {"scale_floor": 0}, "scale_floor: expected"),
         ("global_ncc", {"eps": 0}, "eps: expected"),
         ("mi", {"bins": 1}, "bins: expected at least 2"),
+        ("mi", {"sigma": 0}, "sigma: expected a number above 0"),
         ("lncc", {"windw": 5}, "option of the similarity lncc: expected one of window, .*Did you mean 'window'"),
         ("mse", {"window": 5}, "mse takes no options, got 'window'; leave it out"),
     ],

@@ -7,22 +7,17 @@ import torch
 from torch import nn
 
 from common.engines.step import RegistrationStep
-from common.losses import terms as all_terms
+from common.losses import likelihood, score, terms
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.objective import Objective
+from common.losses.score import Distrust, MeanResidual, Momentum, ScoredResidual, ScoreSmoothness, ScoreWeight
 from common.losses.terms import (
     DATA_WEIGHTS,
     SMOOTHNESS,
     AdaFrameWeight,
     AdaptiveSmoothness,
-    Distrust,
     InverseConsistency,
     LabelOverlap,
-    MeanResidual,
-    Momentum,
-    ScoredResidual,
-    ScoreSmoothness,
-    ScoreWeight,
     Similarity,
     Smoothness,
 )
@@ -45,9 +40,12 @@ SHAPES = [(8, 12), (4, 8, 6)]
 ARGUMENTS = {"InverseConsistency": {"penalty": InverseConsistencyPenalty()}, "LabelOverlap": {"labels": [1, 3]}}
 TERMS = {
     name: member
-    for name, member in vars(all_terms).items()
-    if inspect.isclass(member) and issubclass(member, nn.Module) and member.__module__ == all_terms.__name__
+    for module in (terms, score, likelihood)
+    for name, member in vars(module).items()
+    if inspect.isclass(member) and issubclass(member, nn.Module) and member.__module__ == module.__name__
 }
+NUMBERS = ("Momentum", "ScoreAlpha")  # buffers, in float32
+LOGGED = (*NUMBERS, "MeanResidual", "MeanLogVariance")
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
@@ -96,15 +94,15 @@ def test_every_term_is_a_finite_scalar_that_repeats_and_every_weight_a_detached_
         assert value.shape == step.residual.shape and not value.requires_grad
     else:
         assert value.dim() == 0
-        assert value.dtype == (torch.float32 if name == "Momentum" else torch.float64)
-        assert value.requires_grad == (name not in ("Momentum", "MeanResidual"))
+        assert value.dtype == (torch.float32 if name in NUMBERS else torch.float64)
+        assert value.requires_grad == (name not in LOGGED)
 
 
 @each_shape
 def test_objective_of_all_terms_is_their_weighted_sum(shape):
-    terms = {name: TERMS[name](**ARGUMENTS.get(name, {})) for name in sorted(TERMS) if not name.endswith("Weight")}
-    values = Objective({name: (0.1 * k, term) for k, (name, term) in enumerate(terms.items(), 1)})(fake_step(shape))
-    expected = sum(0.1 * k * float(values[name].detach()) for k, name in enumerate(terms, 1))
+    every = {name: TERMS[name](**ARGUMENTS.get(name, {})) for name in sorted(TERMS) if not name.endswith("Weight")}
+    values = Objective({name: (0.1 * k, term) for k, (name, term) in enumerate(every.items(), 1)})(fake_step(shape))
+    expected = sum(0.1 * k * float(values[name].detach()) for k, name in enumerate(every, 1))
     assert float(values["total"].detach()) == pytest.approx(expected, rel=1e-6)
 
 
@@ -391,4 +389,4 @@ def test_label_overlap_needs_labels():
 def test_tables_name_the_forms():
     assert DATA_WEIGHTS == {"adaframe": AdaFrameWeight, "score": ScoreWeight}
     assert SMOOTHNESS == {"diffusion": Smoothness, "adareg": AdaptiveSmoothness}
-    assert {Distrust, MeanResidual, Momentum, ScoredResidual} <= set(TERMS.values())
+    assert {Distrust, MeanResidual, Momentum, ScoredResidual, Similarity} <= set(TERMS.values())

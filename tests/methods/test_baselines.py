@@ -23,7 +23,7 @@ SIZES = [(12, 16), (8, 12, 6)]
 def built(objective, size=(12, 16), **form):
     entry = OBJECTIVES[objective]
     similarity = build_similarity(entry["similarity"])
-    return build(objective, entry, moving_network(len(size)), similarity, adam(1e-3), **form)
+    return build(objective, entry, moving_network(len(size)), similarity, adam(1e-3), len(size), seed=0, **form)
 
 
 def step_of(method, size):
@@ -59,7 +59,7 @@ def test_method_has_the_network_its_one_update_and_the_form_that_was_asked_for()
 def test_optimiser_is_the_factorys_and_weight_0_leaves_the_similarity():
     network = moving_network(2)
     entry, factory = {"similarity": "mse", "smoothness_weight": 0}, partial(torch.optim.SGD, lr=7)
-    method = build("mse", entry, network, build_similarity("mse"), factory)
+    method = build("mse", entry, network, build_similarity("mse"), factory, spatial_dims=2)
     trainer = RegistrationTrainer("cpu", 1, loader_of((12, 16)), method)
     optimizer = trainer.optimizer(method.updates[0])
     assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[0]["lr"] == 7
@@ -84,13 +84,16 @@ def test_every_baseline_trains(objective):
         ("adareg", {"similarity": "mse"}, "objectives#adareg: .*smoothness_weight"),
         ("x", {"smoothness_weight": 1.0, "smoothnes": 2}, "objectives#x: .*'smoothnes'. Did you mean 'smoothness'"),
         ("x", {"smoothness_weight": -0.01}, "smoothness_weight: expected at least 0, got -0.01"),
+        ("nll", {"smoothness_weight": -0.01}, "smoothness_weight: expected at least 0, got -0.01"),
+        ("nll", {"smoothness_weight": 1.0, "seed": 1}, "objectives#nll: expected one of .*got 'seed'"),
+        ("beta_nll", {"smoothness_weight": 1.0, "beta": 2.0}, "beta: expected a number from 0 to 1, got 2.0"),
         ("x", {"smoothness_weight": float("nan")}, "smoothness_weight: expected at least 0, got"),
     ],
 )
 def test_what_does_not_fit_is_refused(objective, entry, message):
     with pytest.raises(ValueError, match=message):
-        build(objective, entry, moving_network(2), build_similarity("mse"), adam(1e-3))
+        build(objective, entry, moving_network(2), build_similarity("mse"), adam(1e-3), spatial_dims=2)
 
 
 def test_builders_are_those_with_more_than_a_similarity():
-    assert set(BUILDERS) == {"adaframe", "adareg"}
+    assert set(BUILDERS) == {"adaframe", "adareg", "nll", "beta_nll"}

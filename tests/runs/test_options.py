@@ -48,6 +48,8 @@ def test_every_default_is_of_its_own_kind(path):
         ("architecture", 5, "icon", "architecture: expected a name, got 5"),
         ("device", 1, "$x", "device: expected a device like cpu"),
         ("score_initial", "low", 0.88, "score_initial: expected a number"),
+        ("score_alpha", "aut", 0.02, "score_alpha: expected a number, or auto, above 0, got 'aut'.*--score_alpha 0.02"),
+        ("score_alpha", 0, 0.02, "score_alpha: .*got 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_names_option_expectation_value_and_default(name, value, default, message):
