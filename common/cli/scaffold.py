@@ -108,8 +108,9 @@ def _dataset_options(dataset: ModuleType) -> tuple[dict[str, Any], str]:
     needed = [
         argument.name for argument in arguments if argument.default is argument.empty or argument.name in defaults
     ]
+    in_order = [argument.name for argument in arguments][: len(needed)] == needed
     return options | {key: value for key, value in defaults.items() if key not in options}, "".join(
-        f", {name}=@{name}" for name in needed
+        f", @{name}" if in_order else f", {name}=@{name}" for name in needed
     )
 
 
