@@ -48,8 +48,6 @@ from .oasis_phantom import PHANTOM
 from .pickles import read_arrays
 from .reading import read_case, read_displacement, read_image
 
-__all__ = ["LABELS", "LABEL_SETS", "LAYOUT", "PHANTOM"]
-
 SPLITS = ("train", "validation", "test", "all")
 ORIENTATION, SPACING, SPACING_RANGE = "LIA", (1.0, 1.0, 1.0), None  # mm
 SPATIAL_SIZE = (160, 192, 224)  # of the network's window
@@ -200,9 +198,8 @@ def load_pairs(
         ValueError: as ``datalist``, and for a size that is smaller than the volumes.
     """
     entries = datalist(dataset_dir, split, partners, label_set)
-    shape = list(
-        read_volume({"image": entries[0]["moving_image"], "part": entries[0].get("moving_part")})["image"].shape
-    )
+    first = {"image": entries[0]["fixed_image"], "part": entries[0].get("fixed_part")}
+    shape = list(read_volume(first)["image"].shape)
     if spatial_size is not None and any(n > s for n, s in zip(shape[1:], spatial_size, strict=True)):
         raise ValueError(
             f"spatial_size: expected at least the {shape[1:]} voxels of the volumes in {dataset_dir}, which a window "
@@ -280,7 +277,7 @@ def _files(role: str, subject: Subject, kinds: Sequence[str]) -> dict[str, Any]:
     return files if subject.pair is None else files | {f"{role}_part": subject.pair}
 
 
-def _parts(entry: Mapping[str, Any], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _parts(entry: Mapping[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
     parts = [
         {key: entry[f"{role}_{key}"] for key in ("image", "label", "part") if f"{role}_{key}" in entry} | options
         for role in ("moving", "fixed")
@@ -293,4 +290,4 @@ def _pair(entry: Mapping[str, Any], moving: Mapping[str, Any], fixed: Mapping[st
             (("moving", moving), ("fixed", fixed)) if key in volume}  # fmt: skip
     middle = (torch.tensor([float(n) for n in fixed["image"].shape[1:]]) - 1) / 2
     details = {"centre": middle, "subject": entry["subject"], "case": entry["case"], "spacing": fixed["spacing"]}
-    return pair | details | (dict(truth[0]) if truth else {})
+    return {**pair, **details, **(truth[0] if truth else {})}
