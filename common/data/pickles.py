@@ -21,7 +21,18 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Knows arrays alone."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what the pickle names, where it belongs to arrays."""
+        """What the pickle names, where it belongs to arrays.
+
+        Args:
+            module: in which to look.
+            name: what to look up there.
+
+        Returns:
+            A class or function.
+
+        Raises:
+            UnpicklingError: for anything else.
+        """
         if (module in _MODULES and name in _NAMES) or (module, name) == ("_codecs", "encode"):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
