@@ -37,7 +37,6 @@ from ..checks import known_name
 from ..io.images import Image, same_grid
 from ..io.orientation import spacing_is_unknown
 from ..io.spacing import resample_to_spacing, spacing_of_size
-from ..transforms.intensity import clipped
 from .decoded import MEMORY, DecodedPairs
 from .echo3d_phantom import PHANTOM, split_by_name
 from .layout import DatasetLayoutError, Invalid, dataset_root
@@ -184,7 +183,6 @@ def load_pairs(
     split: str = "train",
     spatial_size: Sequence[int] = SPATIAL_SIZE,
     skip_invalid: bool = False,
-    percentiles: Sequence[float] | None = None,
     original_labels: bool = False,
     cache: str | Path = MEMORY,
 ) -> Sequence[dict[str, Any]]:
@@ -195,8 +193,6 @@ def load_pairs(
         split: see ``datalist``.
         spatial_size: voxels to which the whole volume is brought, three numbers.
         skip_invalid: leave out subjects that lack a file or cannot be read, with a warning each.
-        percentiles: lower and upper, in per cent, to which the intensities of each volume are clipped; None leaves
-            them.
         original_labels: deliver the labels at their original size besides, for scoring there.
         cache: "memory", or a folder for decoded subjects, see ``data.decoded``.
 
@@ -209,16 +205,13 @@ def load_pairs(
 
     Raises:
         DatasetLayoutError: as ``datalist``, and for files that are not as the layout says.
-        ValueError: as ``datalist``, and for a size that is not three numbers, or percentiles that are not two in order.
+        ValueError: as ``datalist``, and for a size that is not three numbers.
     """
     if len(spatial_size) != 3:
         raise ValueError(
             f"spatial_size: expected three numbers for the volumes of this data set, got {list(spatial_size)}."
         )
-    clipped(torch.zeros(1), percentiles)  # before anything is read
-    options = {
-        "spatial_size": [int(n) for n in spatial_size], "percentiles": percentiles, "original": bool(original_labels),
-    }  # fmt: skip
+    options = {"spatial_size": [int(n) for n in spatial_size], "original": bool(original_labels)}
     invalid = Invalid(skip_invalid)
     pairs = DecodedPairs(
         datalist(dataset_dir, split, skip_invalid),
@@ -238,7 +231,7 @@ def read_subject(part: Mapping[str, Any]) -> dict[str, Any]:
     """Decode a subject, ED and ES.
 
     Args:
-        part: as ``datalist`` returns, and ``spatial_size``, ``percentiles``, ``original`` of ``load_pairs``.
+        part: as ``datalist`` returns, and ``spatial_size``, ``original`` of ``load_pairs``.
 
     Returns:
         The tensors of ``load_pairs``.
@@ -258,8 +251,7 @@ def read_subject(part: Mapping[str, Any]) -> dict[str, Any]:
                 "resample ES to ED."
             )
         spacing = spacing_of_size(moving, part["spatial_size"])
-        images = [clipped(image.array, part["percentiles"]) for image in (moving, fixed)]
-        resized = [resample_to_spacing(moving._replace(array=array), spacing, "bilinear") for array in images]
+        resized = [resample_to_spacing(image, spacing, "bilinear") for image in (moving, fixed)]
         small = [resample_to_spacing(label, spacing, "nearest").array for label in (moving_label, fixed_label)]
         truth = read_displacement(part["true_ddf"], resized[0], ORIENTATION, 3) if "true_ddf" in part else None
     except DatasetLayoutError as error:

@@ -90,6 +90,7 @@ def resized(ddf: Tensor, size: Sequence[int]) -> Tensor:
 
     Fields of view reach half a voxel beyond their outer voxels' centres: x' + ½ = (x + ½) n' / n along each axis.
     Between voxels u is linear, in the outer half voxel constant; each component is multiplied by n' / n of its axis.
+    That is how volumes are brought to one size; ``integrate.resize_field`` keeps the outer voxels' centres instead.
 
     Args:
         ddf: (B, d, *S) in voxels.

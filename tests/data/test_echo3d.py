@@ -8,7 +8,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from common.data.echo3d import datalist, example_pair, load_pairs, split_of, subjects
 from common.data.layout import DatasetLayoutError
@@ -109,14 +108,6 @@ def test_voxels_of_one_millimetre_mean_unknown_spacing(tmp_path: Path) -> None:
     assert pair["spacing"].isnan().all() and pair["spacing_original"].isnan().all()
 
 
-def test_intensities_are_clipped_where_asked_for(folder: Path) -> None:
-    plain, clipped = (
-        load_pairs(folder, "train", (20, 18, 22), percentiles=p)[0]["moving_image"] for p in (None, (5, 95))
-    )
-    low, high = np.percentile(plain, [5, 95])
-    assert torch.allclose(clipped, plain.clamp(low, high))
-
-
 def _spoil(folder: Path, file: str, values: Any = None, affine: Any = None) -> None:
     path = folder / _named("train", 1)[0] / file
     image = nibabel.load(path)
@@ -168,5 +159,3 @@ def test_missing_files_are_named(folder: Path) -> None:
 def test_bad_arguments_are_errors(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"spatial_size: expected three numbers.* got \[12, 14\]"):
         load_pairs(folder, "train", (12, 14))
-    with pytest.raises(ValueError, match="percentiles"):
-        load_pairs(folder, "train", SIZE, percentiles=(99, 1))
