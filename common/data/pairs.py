@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from monai.transforms import Randomizable
 from monai.utils import convert_to_tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from ..transforms.crop import CropToCentred
@@ -20,7 +20,8 @@ from ..transforms.intensity import min_max
 IMAGES = ("moving_image", "fixed_image")
 LABELS = ("moving_label", "fixed_label")
 MASKS = ("moving_mask", "fixed_mask")
-DETAILS = ("subject", "case", "slice", "spacing", "group", "true_ddf")
+ORIGINALS = ("moving_label_original", "fixed_label_original")  # each of its case's own size
+DETAILS = ("subject", "case", "slice", "spacing", "group", "true_ddf", "spacing_original", *ORIGINALS)
 
 
 class PairDataset(Dataset):
@@ -218,7 +219,8 @@ def training_loader(
 def evaluation_loader(dataset: PairDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
     """All pairs once, in order, not sharded over processes.
 
-    Tensors and numbers are stacked, strings stay lists; ``spacing`` ``(B, d)`` is NaN where unknown.
+    Tensors and numbers are stacked, strings stay lists, and so do labels at their original size (``ORIGINALS``), whose
+    shapes differ; ``spacing`` ``(B, d)`` is NaN where unknown.
 
     Args:
         dataset: of the pairs.
@@ -234,4 +236,10 @@ def evaluation_loader(dataset: PairDataset, batch_size: int, num_workers: int = 
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
+        collate_fn=_batch,
     )
+
+
+def _batch(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    originals = {key: [pair.pop(key) for pair in pairs] for key in ORIGINALS if key in pairs[0]}
+    return default_collate(pairs) | originals

@@ -90,6 +90,36 @@ def read_case(
     return image, resample_to_spacing(shared, wanted, "nearest")
 
 
+def read_image(
+    image_file: str | Path,
+    orientation: str = "RAS",
+    spacing: Sequence[float] | None = None,
+    spacing_range: tuple[float, float] | None = None,
+) -> Image:
+    """Read a volume without labels, as ``read_case`` reads one with labels.
+
+    Args:
+        image_file: see ``read_case``.
+        orientation: see ``read_case``.
+        spacing: see ``read_case``.
+        spacing_range: see ``read_case``.
+
+    Returns:
+        Image, float32.
+
+    Raises:
+        DatasetLayoutError: for a file that is missing, refused by ``common.io`` or no volume.
+    """
+    try:
+        image = load_image(image_file, "image")
+        if image.array.dim() != 3:
+            raise ValueError(f"expected the shape (X, Y, Z) in {image_file}, got {tuple(image.array.shape)}.")
+        image = reorient(image, orientation)
+    except (ValueError, FileNotFoundError) as error:
+        raise DatasetLayoutError(str(error)) from error
+    return resample_to_spacing(image, training_spacing(image, 3, spacing, spacing_range), "bilinear")
+
+
 def _as_stack(image: Image) -> Image:
     if image.array.dim() != 2:
         return image
@@ -120,16 +150,18 @@ def _on_grid_of(image: Image, label: Image, image_file: str | Path, label_file: 
     return None
 
 
-def read_displacement(path: str | Path, image: Image, orientation: str) -> torch.Tensor:
-    """True displacement of a phantom's stack, on the grid of its image.
+def read_displacement(path: str | Path, image: Image, orientation: str, spatial_dims: int = 2) -> torch.Tensor:
+    """True displacement of a phantom's stack or volume, on the grid of its image.
 
     Args:
-        path: NIfTI file (X, Y, Z, 2): displacement in the plane, in voxels of the file's own grid.
-        image: the stack, of the data set's orientation and spacing, over the same field of view.
+        path: NIfTI file (X, Y, Z, d): displacement in the plane of a stack, d = 2, or in a volume, d = 3, in voxels of
+            the file's own grid.
+        image: the stack or volume, of the data set's orientation and spacing, over the same field of view.
         orientation: of the data set; the file's axes point that way.
+        spatial_dims: 2 for a stack, 3 for a volume.
 
     Returns:
-        (Z, 2, X, Y) in voxels of the image.
+        (Z, 2, X, Y) or (3, X, Y, Z) in voxels of the image.
 
     Raises:
         DatasetLayoutError: for a file that cannot be read, or of another shape or orientation.
@@ -140,14 +172,21 @@ def read_displacement(path: str | Path, image: Image, orientation: str) -> torch
     except ValueError as error:
         raise DatasetLayoutError(str(error)) from error
     codes = "".join(nib.orientations.aff2axcodes(affine))
-    if values.ndim != 4 or values.shape[2:] != (image.array.shape[2], 2) or codes != orientation:
+    expected = (*("X", "Y", "Z")[:spatial_dims], *map(str, image.array.shape[spatial_dims:]), str(spatial_dims))
+    if (
+        values.ndim != 4
+        or values.shape[spatial_dims:] != (*image.array.shape[spatial_dims:], spatial_dims)
+        or (codes != orientation)
+    ):
         raise DatasetLayoutError(
-            f"expected displacements of shape (X, Y, {image.array.shape[2]}, 2) along axes {orientation} in {path}, "
-            f"got {values.shape} along {codes}; generate the phantom anew."
+            f"expected displacements of shape ({', '.join(expected)}) along axes {orientation} in {path}, got "
+            f"{values.shape} along {codes}; generate the phantom anew."
         )
     own = Image(torch.empty(0), affine, tuple(np.linalg.norm(affine[:3, :3], axis=0)))
-    parts = [own._replace(array=torch.from_numpy(np.ascontiguousarray(values[..., axis]))) for axis in range(2)]
-    if parts[0].array.shape[:2] != image.array.shape[:2]:  # the image was brought to the data set's spacing
+    parts = [
+        own._replace(array=torch.from_numpy(np.ascontiguousarray(values[..., axis]))) for axis in range(spatial_dims)
+    ]
+    if parts[0].array.shape[:spatial_dims] != image.array.shape[:spatial_dims]:  # the image was brought to a spacing
         scale = np.array(own.spacing) / np.array(image.spacing)
         parts = [resample_to_spacing(part, image.spacing, "bilinear") for part in parts]
         parts = [part._replace(array=part.array * scale[axis]) for axis, part in enumerate(parts)]
@@ -157,7 +196,7 @@ def read_displacement(path: str | Path, image: Image, orientation: str) -> torch
             f"expected the images' shape {tuple(image.array.shape)} in {path}, got {tuple(field.shape[1:])}; generate "
             "the phantom anew."
         )
-    return field.permute(3, 0, 1, 2).contiguous()
+    return field.permute(3, 0, 1, 2).contiguous() if spatial_dims == 2 else field
 
 
 def slices_first(array: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import known_name
-from ..spatial.warp import warp
+from ..spatial.warp import identity_grid, sample, warp
 from .cases import Cases
 from .overlap import Overlap, count_overlap
 from .surface import Surface, SurfaceDistances, directed_distance, surface_distances
@@ -72,8 +72,9 @@ class LabelMeasures:
         each: dict[str, dict[Column, Tensor]] = {}
         present: dict[str, Tensor] = {}
         counts = []
+        reach = _reach(cases.ddf)
         for name, value in self.labels.items():
-            masks = label_masks(moving, fixed, cases.ddf, value)
+            masks = _masks_in_box(moving, fixed, cases.ddf, value, reach)
             after, before = (count_overlap(mask, masks.fixed) for mask in (masks.warped, masks.moving))
             counts.append(torch.stack([*after, *before], dim=1))
             present[name] = (before.predicted > 0) & (before.reference > 0)
@@ -133,6 +134,44 @@ def label_masks(moving: Tensor, fixed: Tensor, ddf: Tensor, value: int) -> Masks
     mask = moving == value
     soft = warp(mask.to(ddf.dtype), ddf)
     return Masks(mask, fixed == value, soft >= 0.5, soft > ABOVE_ZERO)
+
+
+def _masks_in_box(moving: Tensor, fixed: Tensor, ddf: Tensor, value: int, reach: Sequence[tuple[int, int]]) -> Masks:
+    """As ``label_masks``, cut to a box outside of which all four are empty: most labels fill little of a volume."""
+    mask, still = moving == value, fixed == value
+    held, kept = _extent(mask), _extent(still)
+    source: list[slice] = []
+    box: list[slice] = []
+    for (a, b), (c, d), (low, high), size in zip(held, kept, reach, mask.shape[2:], strict=True):
+        source.append(slice(max(a - 1, 0), min(b + 2, size)))  # never one voxel wide, which has no extent for a sampler
+        # the warped mask may be above 0 where x + ddf(x) lies less than a voxel from the mask
+        box.append(slice(max(min(a, c, a - 1 - high), 0), min(max(b, d, b + 1 - low) + 1, size)))
+    part, held_part = (slice(None), slice(None), *box), (slice(None), slice(None), *source)
+    shift = torch.tensor([float(own.start - other.start) for own, other in zip(box, source, strict=True)])
+    points = identity_grid([own.stop - own.start for own in box], ddf.device, ddf.dtype) + ddf[part]
+    points += shift.to(ddf).reshape(-1, *[1] * len(box))
+    soft = sample(mask[held_part].to(ddf.dtype), points, padding="zeros")
+    return Masks(mask[part], still[part], soft >= 0.5, soft > ABOVE_ZERO)
+
+
+def _extent(mask: Tensor) -> list[tuple[int, int]]:
+    """First and last voxel of (B, 1, *S) along each axis, of all cases together; 0 and 0 of an empty mask."""
+    whole = mask.flatten(0, 1).any(0)
+    extents = []
+    for axis in range(whole.dim()):
+        places = whole.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() or [0]
+        extents.append((places[0], places[-1]))
+    return extents
+
+
+def _reach(ddf: Tensor) -> list[tuple[int, int]]:
+    """Lowest and highest displacement along each axis in whole voxels, rounded outwards; at most the image's size."""
+    columns = ddf.movedim(1, 0).flatten(1)
+    limits = []
+    for low, high, size in zip(columns.amin(1).tolist(), columns.amax(1).tolist(), ddf.shape[2:], strict=True):
+        known = math.isfinite(low) and math.isfinite(high)
+        limits.append((max(math.floor(low), -size), min(math.ceil(high), size)) if known else (-size, size))
+    return limits
 
 
 def _scored(labels: Mapping[str, int], scored: Sequence[str] | None) -> list[str]:

@@ -92,9 +92,7 @@ OPTIONS: dict[str, Option] = {
     "spacing_range": Option(
         "mm within which images keep their own spacing", (INFERENCE,), kind="numbers", least=0, optional=True
     ),
-    "resize": Option(
-        "bring the whole field of view to spatial_size, its aspect ratio lost", (INFERENCE,), fixed=True
-    ),
+    "resize": Option("bring the whole field of view to spatial_size, its aspect ratio lost", (INFERENCE,), fixed=True),
     "percentiles": Option(
         "lower and upper, in per cent, to which a volume's intensities are clipped",
         kind="numbers",

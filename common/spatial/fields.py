@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composition and inversion of displacement fields."""
+"""Composition, inversion and resizing of displacement fields."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,31 @@ def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Tensor
             missed, error.numel(), tolerance, iterations, float(error.max()),
         )  # fmt: skip
     return inverse.to(ddf.dtype)
+
+
+def resized(ddf: Tensor, size: Sequence[int]) -> Tensor:
+    """The displacement on another grid over the same field of view, in voxels of that grid.
+
+    Fields of view reach half a voxel beyond their outer voxels' centres: x' + ½ = (x + ½) n' / n along each axis.
+    Between voxels u is linear, in the outer half voxel constant; each component is multiplied by n' / n of its axis.
+    That is how volumes are brought to one size; ``integrate.resize_field`` keeps the outer voxels' centres instead.
+
+    Args:
+        ddf: (B, d, *S) in voxels.
+        size: voxels n' of the other grid, d numbers.
+
+    Returns:
+        (B, d, *size) in voxels of the other grid.
+
+    Raises:
+        ValueError: for a size that is not d numbers above 0.
+    """
+    dims = ddf.shape[1]
+    if len(size) != dims or min(size) < 1:
+        raise ValueError(f"size: expected {dims} numbers above 0, one an axis of the field, got {list(size)}.")
+    field = F.interpolate(ddf, list(size), mode="bilinear" if dims == 2 else "trilinear", align_corners=False)
+    scale = torch.tensor([new / old for new, old in zip(size, ddf.shape[2:], strict=True)])
+    return field * scale.to(ddf).reshape(1, dims, *[1] * dims)
 
 
 def _residual(field: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from common.metrics import labels as module
 from common.metrics.cases import Cases
 from common.metrics.labels import LabelMeasures, label_masks
 from common.metrics.surface import Surface
-from common.spatial.warp import warp
+from common.spatial.warp import sample, warp
 from tests.handlers.synthetic import LABELS, registered_pairs
 
 SCORED = ["myocardium", "lv"]
@@ -29,6 +29,35 @@ def test_masks_are_of_one_label_and_count_from_one_half_and_from_above_zero():
     assert masks.moving[0, 0].nonzero().tolist() == masks.fixed[0, 0].nonzero().tolist() == [[2, 2], [2, 3]]
     assert masks.touched[0, 0].nonzero().tolist() == [[2, 1], [2, 2], [2, 3]]
     assert masks.warped[0, 0].nonzero().tolist() == [[2, 1], [2, 2]]  # three quarters, one, one quarter
+
+
+@pytest.mark.parametrize("shape", [(17, 23), (12, 15, 9), (9, 1, 8)])
+@pytest.mark.parametrize("shift", [0.0, 2.3, -40.0])
+def test_masks_in_a_box_are_those_of_the_whole_image(shape, shift):
+    """For blobs anywhere, at the border too, one voxel, absent ones, and displacements that leave the image."""
+    generator = torch.Generator().manual_seed(0)
+    moving, fixed = (torch.zeros(2, 1, *shape, dtype=torch.uint8) for _ in range(2))
+    for label in (moving, fixed):
+        label[:, :, : shape[0] // 3, ..., -3:], label[:, :, -2:] = 1, 2
+        label[(0, 0, 4, *([0] * (len(shape) - 2)), 5)] = 3
+    fixed[fixed == 2] = 4
+    ddf = shift + torch.randn(2, len(shape), *shape, generator=generator)
+    for field in (ddf, torch.where(ddf > 2.5, torch.nan, ddf)):
+        for value in range(1, 6):
+            whole = label_masks(moving, fixed, field, value)
+            box = module._masks_in_box(moving, fixed, field, value, module._reach(field))
+            assert box.moving.numel() <= whole.moving.numel()
+            for part, every in zip(box, whole, strict=True):
+                assert part.flatten(1).sum(1).tolist() == every.flatten(1).sum(1).tolist()
+            assert (box.warped & box.fixed).sum() == (whole.warped & whole.fixed).sum()
+            assert (box.moving & box.fixed).sum() == (whole.moving & whole.fixed).sum()
+
+
+def test_the_box_of_a_small_label_is_small():
+    label = torch.zeros(1, 1, 64, 64, 64)
+    label[..., 30:34, 40:42, 8:10] = 1
+    ddf = torch.full((1, 3, 64, 64, 64), 1.5)
+    assert module._masks_in_box(label, label, ddf, 1, module._reach(ddf)).moving.shape[2:] == (7, 5, 5)
 
 
 @pytest.mark.parametrize("dims", ["2d", "3d"])
@@ -67,11 +96,11 @@ def test_each_surface_is_found_once(monkeypatch):
 def test_labels_are_scored_one_at_a_time(monkeypatch):
     shapes = []
 
-    def recorded(image, ddf):
+    def recorded(image, points, padding):
         shapes.append(tuple(image.shape[:2]))
-        return warp(image, ddf)
+        return sample(image, points, padding)
 
-    monkeypatch.setattr(module, "warp", recorded)
+    monkeypatch.setattr(module, "sample", recorded)
     LabelMeasures(LABELS)(cases_of("3d"))
     assert shapes == [(3, 1)] * 3
 

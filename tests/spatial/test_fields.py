@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from common.spatial.fields import compose, invert
+from common.spatial.fields import compose, invert, resized
 from common.spatial.integrate import integrate_svf
 from common.spatial.jacobian import jacobian_determinant
 from common.spatial.warp import identity_grid, warp
@@ -162,3 +162,28 @@ def test_inversion_without_an_end_is_refused(options, message):
 def test_inverse_of_a_field_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="ddf: expected finite displacements"):
         invert(torch.full((1, 2, 4, 5), float("nan")))
+
+
+@pytest.mark.parametrize(("shape", "size"), [((12, 10), (30, 25)), ((8, 6, 10), (12, 18, 10)), ((8, 6, 10), (4, 6, 5))])
+def test_a_resized_field_is_the_same_linear_map_on_the_other_grid(shape, size):
+    """u(x) = A (x - c) about the middle of the field of view, away from the border where it is constant."""
+    dims = len(shape)
+    matrix = torch.linspace(-0.2, 0.3, dims * dims, dtype=torch.float64).reshape(dims, dims)
+
+    def field(n):
+        scale = torch.tensor([new / old for new, old in zip(n, shape, strict=True)], dtype=torch.float64)
+        grid = identity_grid(list(n), torch.device("cpu"), torch.float64)
+        place = (grid + 0.5) / scale.reshape(-1, *[1] * dims) - torch.tensor(shape).reshape(-1, *[1] * dims) / 2
+        return (torch.tensordot(matrix, place, 1) * scale.reshape(-1, *[1] * dims))[None]
+
+    inside = (..., *(slice(-(-n // s), n - -(-n // s)) for n, s in zip(size, shape, strict=True)))
+    expected, found = field(size)[inside], resized(field(shape), size)[inside]
+    assert found.numel() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(resized(field(shape), shape), field(shape))
+
+
+def test_a_size_of_other_axes_is_refused():
+    for size in ((4, 4), (4, 4, 0)):
+        with pytest.raises(ValueError, match="size: expected 3 numbers above 0"):
+            resized(torch.zeros(1, 3, 4, 4, 4), size)
