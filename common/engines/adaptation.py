@@ -134,7 +134,9 @@ def _level_terms(method: Method, name: str) -> tuple[Similarity, Smoothness, dic
         plain = similarity.weight is None or isinstance(similarity.weight, ScoreWeight)
         if plain and not similarity.both_ways and len(weights) == len(terms) == 2:
             return similarity, smoothness, weights
-    listed = [f"{key} ({type(term).__name__})" for key, term in terms.items()]
+    listed = [f"{key} ({type(term).__name__})" for key, term in terms.items() if term not in (similarity, smoothness)]
+    if not isinstance(smoothness, Smoothness) and smoothness is not None:
+        listed.append(f"smoothness ({type(smoothness).__name__})")
     weighted = getattr(similarity, "weight", None)
     listed += [] if weighted is None else [f"the weight {type(weighted).__name__}"]
     raise ValueError(
