@@ -7,10 +7,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..losses.objective import Objective, Weight
-from .method import Method
+from ..losses.pyramid import CodeWeight, PyramidSimilarity, with_window
+from ..losses.terms import ScoreWeight, Similarity, Smoothness
+from ..networks.lapirn import LEVELS, LapIRN
+from .method import MODEL, Method
 
 
 class Adaptation(NamedTuple):
@@ -23,10 +27,6 @@ class Adaptation(NamedTuple):
 
     method: Method
     stages: tuple[Mapping[str, Any], ...] = ()
-
-
-# By the network's class: a method to what becomes of it. A function may refuse a method, with the reason.
-ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {}
 
 
 def adapt(method: Method) -> Adaptation:
@@ -62,3 +62,106 @@ def with_terms(method: Method, terms: Mapping[str, tuple[Weight, nn.Module]]) ->
     own = {name: (first.objective.weights[name], term) for name, term in first.objective.terms.items()}
     updated = dataclasses.replace(first, objective=Objective(own | dict(terms)))
     return dataclasses.replace(method, updates=[updated, *others])
+
+
+# Iterations of LapIRN's levels in the released training scripts, in 2D those of c-LapIRN alone; and those for which the
+# coarser levels stay frozen.
+LEVEL_ITERATIONS = {2: (20001, 20001, 40001), 3: (30001, 30001, 60001)}
+
+
+def uniform_code(batch_size: int, device: torch.device) -> Tensor:
+    """One code from U(0, 1) for all pairs of a step, from torch's random state on the CPU.
+
+    Args:
+        batch_size: B.
+        device: where it is read.
+
+    Returns:
+        (B, 1).
+    """
+    return torch.rand(1, 1).to(device).expand(batch_size, 1)
+
+
+def lapirn(method: Method) -> Adaptation:
+    """LapIRN's training: a similarity pyramid, a smoothness on the level's own grid, one level after the other.
+
+    Local NCCs have windows of 3, 5 and 7 voxels, from the coarsest level to the finest; images go on at their border.
+    The smoothness weight is the method's times 20 · code for the conditional form, 2 for the displacement, 7 for the
+    diffeomorphic form. With the method's weight of local NCC in ``methods.baselines``, 2 · 1.0, these are the published
+    10 · code, 1 and 3.5: published energies are of twice the displacement in voxels, which is four times ours. The
+    antifold term has weight 0 in all published scripts, and is left out.
+
+    The levels take their published shares of the training: a quarter, a quarter and a half of its iterations, whatever
+    its length; the coarser levels are frozen for the first 3,000 of 80,003 (2D) or 120,003 (3D) iterations, 2,000 in
+    the plain form. Departures: optimisers start anew as well where frozen levels are released.
+
+    Args:
+        method: of a similarity and the diffusion energy, with AdaCS's score or without.
+
+    Returns:
+        The method and its stages.
+
+    Raises:
+        ValueError: for any other objective.
+
+    Reference:
+        Mok and Chung, LapIRN, MICCAI 2020; Conditional LapIRN, MICCAI 2021; their released code.
+    """
+    network = method.network
+    assert isinstance(network, LapIRN)
+    similarity, smoothness, weights = _level_terms(method, "c-LapIRN" if network.conditional else "LapIRN")
+    similarities = [with_window(method.similarity, 2 * level + 3) for level in range(LEVELS)]
+    largest = weights["smoothness"] * (20.0 if network.conditional else 7.0 if network.diffeomorphic else 2.0)
+    adapted = with_terms(
+        method,
+        {
+            "similarity": (weights["similarity"], PyramidSimilarity(similarities, similarity.weight)),
+            "smoothness": (CodeWeight(network, largest) if network.conditional else largest, smoothness),
+        },
+    )
+    condition = uniform_code if network.conditional else None
+    adapted = dataclasses.replace(adapted, similarity=similarities[-1], condition=condition, padding="border")
+    return Adaptation(adapted, _level_stages(method, network))
+
+
+def _level_terms(method: Method, name: str) -> tuple[Similarity, Smoothness, dict[str, float]]:
+    """The two terms of a method that LapIRN can be trained by, and their weights."""
+    objective = method.updates[0].objective
+    terms = dict(objective.terms) if isinstance(objective, Objective) else {}
+    similarity, smoothness = terms.get("similarity"), terms.get("smoothness")
+    if isinstance(objective, Objective) and isinstance(similarity, Similarity) and isinstance(smoothness, Smoothness):
+        weights = {key: weight for key, weight in objective.weights.items() if not callable(weight)}
+        plain = similarity.weight is None or isinstance(similarity.weight, ScoreWeight)
+        if plain and not similarity.both_ways and len(weights) == len(terms) == 2:
+            return similarity, smoothness, weights
+    listed = [f"{key} ({type(term).__name__})" for key, term in terms.items() if term not in (similarity, smoothness)]
+    if not isinstance(smoothness, Smoothness) and smoothness is not None:
+        listed.append(f"smoothness ({type(smoothness).__name__})")
+    weighted = getattr(similarity, "weight", None)
+    listed += [] if weighted is None else [f"the weight {type(weighted).__name__}"]
+    raise ValueError(
+        f"architecture: {name} minimises a similarity and the diffusion energy, with AdaCS's score or without, on each "
+        f"of its levels; what else there is has no published form for several levels, got "
+        f"{', '.join(listed) or type(objective).__name__}. Choose another objective (mse, mae, tukey, lncc, "
+        "global_ncc, mi or AdaCS), or another architecture."
+    )
+
+
+def _level_stages(method: Method, network: LapIRN) -> tuple[Mapping[str, Any], ...]:
+    iterations, updates = LEVEL_ITERATIONS[network.spatial_dims], sorted(method.update_names)
+    frozen = 3000 if network.conditional else 2000
+    stages: list[dict[str, Any]] = []
+    for level, length in enumerate(iterations):
+        if level:
+            below = [f"{MODEL}.levels.{number}" for number in range(level)]
+            stages.append({"share": frozen / sum(iterations), "freeze": below})
+            length -= frozen
+        stages.append({"share": length / sum(iterations)})
+        for stage in stages[-2 if level else -1 :]:
+            stage |= {"updates": updates, "levels": level + 1}
+    del stages[-1]["share"]
+    return tuple(stages)
+
+
+# By the network's class: a method to what becomes of it. A function may refuse a method, with the reason.
+ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {LapIRN: lapirn}

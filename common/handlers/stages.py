@@ -24,13 +24,16 @@ class Stage:
 
     Attributes:
         updates: names of the updates that run.
-        epochs, iterations: its length, one of the two; neither is the rest of the training.
+        epochs, iterations, share: its length, one of the three, ``share`` of all iterations of the training; none is
+            the rest of the training.
         batch_size: pairs a step, from the beginning of the next epoch; an epoch keeps its number of iterations, for
             which pairs are drawn with replacement. None is the training's own.
         image_scale: factor on the size of the images, 0.5 for half of each axis.
         freeze: names of modules or of their parts ("model.step.first") whose parameters stay as they are.
         initial_from: part by part, {"model.step.second": "model.step.first"}: the first receives the weights of the
             second when the stage begins.
+        levels: how many levels of the displacement network run, of one that has levels (``LapIRN``), the coarsest
+            first; None leaves that as it is.
 
     Raises:
         ValueError: for a length that is given twice or not above 0, a batch size or scale not above 0.
@@ -39,14 +42,18 @@ class Stage:
     updates: Sequence[str]
     epochs: int | None = None
     iterations: int | None = None
+    share: float | None = None
     batch_size: int | None = None
     image_scale: float = 1.0
     freeze: Sequence[str] = ()
     initial_from: Mapping[str, str] = field(default_factory=dict)
+    levels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.iterations is not None:
-            raise ValueError("stages: expected a length in epochs or in iterations, got both.")
+        if sum(length is not None for length in (self.epochs, self.iterations, self.share)) > 1:
+            raise ValueError("stages: expected a length in epochs, in iterations or as a share, got more than one.")
+        if self.share is not None and not 0 <= self.share < 1:
+            raise ValueError(f"stages: expected a share from 0, below 1, got {self.share!r}.")
         for name in ("epochs", "iterations"):
             value = getattr(self, name)
             if value is not None and not (int(value) == value >= 0):
@@ -59,7 +66,7 @@ class Stage:
     @property
     def is_rest(self) -> bool:
         """Whether the stage lasts to the end."""
-        return self.epochs is None and self.iterations is None
+        return self.epochs is None and self.iterations is None and self.share is None
 
 
 class Stages:
@@ -74,8 +81,9 @@ class Stages:
             no length.
 
     Raises:
-        ValueError: for no stage, one without updates, an unknown key, a stage after one without length, or (on
-            attaching) a name that is no update, or no part of the modules.
+        ValueError: for no stage, one without updates, an unknown key, a stage after one without length, shares that
+            add up to more than 1, or (on attaching) a name that is no update, or no part of the modules, and levels of
+            a network that has none.
 
     Reference:
         Zhang et al., AdaCS, ECCV 2024, Algorithm 1; Mok and Chung, Conditional LapIRN, MICCAI 2021 (levels);
@@ -90,12 +98,15 @@ class Stages:
             if not stage.get("updates"):
                 raise ValueError(f"stages: expected the names of updates in every stage, got {dict(stage)}.")
         listed = [Stage(**stage) for stage in stages]
-        self.stages = [stage for stage in listed if stage.epochs != 0 and stage.iterations != 0]
+        self.stages = [stage for stage in listed if 0 not in (stage.epochs, stage.iterations, stage.share)]
         if not self.stages or any(stage.is_rest for stage in listed[:-1]):
             raise ValueError(
-                f"stages: expected at least one, and a length of all but the last, got {list(stages)}; give epochs or "
-                "iterations."
+                f"stages: expected at least one, and a length of all but the last, got {list(stages)}; give epochs, "
+                "iterations or a share."
             )
+        shares = [stage.share or 0.0 for stage in self.stages]
+        if sum(shares) > 1 + 1e-9:
+            raise ValueError(f"stages: expected shares that add up to 1 at most, got {shares}.")
         self._loaders: dict[int, Any] = {}
         self._position, self._epoch, self._iteration = -1, 0, 0
 
@@ -113,6 +124,12 @@ class Stages:
                 _part(engine.method.modules, path, "freeze")
             for path in (*stage.initial_from, *stage.initial_from.values()):
                 _part(engine.method.modules, path, "initial_from")
+            levels = len(getattr(engine.method.network, "levels", ())) if stage.levels is not None else 0
+            if stage.levels is not None and not 1 <= stage.levels <= levels:
+                raise ValueError(
+                    f"stages: expected no levels, or for a network that has some (lapirn, clapirn) from 1 to their "
+                    f"number, got {stage.levels} for {type(engine.method.network).__name__} with {levels}."
+                )
         engine.stages = self
         engine.add_event_handler(Events.STARTED, self._announce)
         engine.add_event_handler(Events.EPOCH_STARTED, self._new_epoch)
@@ -138,15 +155,30 @@ class Stages:
 
     def _announce(self, engine: Engine) -> None:
         length = engine.state.epoch_length or 1
+        self._resolve_shares((engine.state.max_epochs or 0) * length)
+        if engine.state.max_epochs is None:
+            return
         before = sum((stage.epochs or 0) + (stage.iterations or 0) / length for stage in self.stages[:-1])
-        if engine.state.max_epochs is not None and engine.state.max_epochs <= before:
-            last = " and ".join(self.stages[-1].updates)
+        listed = ", ".join(f"{_name(stage)} {_length(stage)}" for stage in self.stages[:-1])
+        if engine.state.max_epochs <= before:
             logger.warning(
                 "THE LAST STAGE IS NEVER REACHED, which trains %s: %d epochs in all, of which the stages before take "
                 "%g (%s). Raise --epochs or shorten those.",
-                last, engine.state.max_epochs, before,
-                ", ".join(f"{' and '.join(stage.updates)} {_length(stage)}" for stage in self.stages[:-1]),
+                _name(self.stages[-1]), engine.state.max_epochs, before, listed,
             )  # fmt: skip
+        elif any(stage.iterations == 0 for stage in self.stages):
+            logger.warning(
+                "A STAGE IS LEFT OUT, the training is too short for its share: %d epochs of %d iterations in all (%s). "
+                "Raise --epochs.", engine.state.max_epochs, length, listed,
+            )  # fmt: skip
+
+    def _resolve_shares(self, total: int) -> None:
+        """Shares as iterations. Their ends are rounded, not their lengths, so that no rounding adds up."""
+        end = 0.0
+        for position, stage in enumerate(self.stages):
+            if stage.share is not None:
+                start, end = end, end + total * stage.share
+                self.stages[position] = dataclasses.replace(stage, share=None, iterations=round(end) - round(start))
 
     def _new_epoch(self, engine: Engine) -> None:
         self._advance(engine, engine.state.epoch - 1, engine.state.iteration)
@@ -183,6 +215,8 @@ class Stages:
         stage, before = self.stages[position], self.stages[self._position] if self._position >= 0 else None
         self._position = position
         engine.active, engine.image_scale = frozenset(stage.updates), float(stage.image_scale)
+        if stage.levels is not None:
+            engine.method.network.run_levels(stage.levels)
         if copies:
             for target, source in stage.initial_from.items():
                 copy_weights(engine.method.modules, source, target)
@@ -190,7 +224,7 @@ class Stages:
             engine.freeze(stage.freeze)
         changed = [f"images at {stage.image_scale:g}" if stage.image_scale != 1 else "", _length(stage)]
         logger.info(
-            "Epoch %d: training %s%s.", max(engine.state.epoch, 1), " and ".join(sorted(stage.updates)),
+            "Epoch %d: training %s%s.", max(engine.state.epoch, 1), _name(stage),
             "".join(f", {part}" for part in changed if part),
         )  # fmt: skip
 
@@ -209,6 +243,11 @@ def warm_up(updates: Sequence[str], epochs: int) -> Stages:
         Zhang et al., AdaCS, ECCV 2024, Algorithm 1.
     """
     return Stages([*({"updates": [name], "epochs": epochs} for name in updates), {"updates": list(updates)}])
+
+
+def _name(stage: Stage) -> str:
+    levels = "" if stage.levels is None else f" of {stage.levels} level{'s' * (stage.levels > 1)}"
+    return " and ".join(sorted(stage.updates)) + levels
 
 
 def _length(stage: Stage) -> str:

@@ -8,19 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+def convolution(spatial_dims: int, in_channels: int, out_channels: int, bias: bool = True) -> nn.Module:
     """A 3^d convolution that keeps the size.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: of the input.
         out_channels: of the output.
+        bias: whether it has one.
 
     Returns:
         The module.
     """
     conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-    return conv(in_channels, out_channels, kernel_size=3, padding=1)
+    return conv(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +14,16 @@ from torch import nn
 
 from ..checks import known_name
 from .composition import build_icon
+from .lapirn import LapIRN
 from .unet import PixelEstimator
 from .voxelmorph import VoxelMorph
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"voxelmorph": VoxelMorph, "icon": build_icon}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "voxelmorph": VoxelMorph,
+    "icon": build_icon,
+    "lapirn": LapIRN,
+    "clapirn": functools.partial(LapIRN, conditional=True),
+}
 
 
 def build(name: str, spatial_dims: int, seed: int | None = None, **parameters: Any) -> nn.Module:

@@ -87,6 +87,23 @@ def test_run_too_short_in_iterations_says_so_too(length, warned, caplog):
     assert ("THE LAST STAGE IS NEVER REACHED" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(("epochs", "lengths"), [(8, (8, 3, 5)), (2, (2, 1, 1)), (3, (3, 1, 2))])
+def test_shares_are_of_all_iterations_and_their_rounding_does_not_add_up(epochs, lengths):
+    """Two iterations an epoch."""
+    a, b, c = {"updates": ["displacement"], "share": 0.5}, {"updates": ["score"], "share": 0.1875}, REST
+    seen = [active for epoch in run(Stages([a, b, c]), epochs, length=2) for active in epoch]
+    assert seen == [{"displacement"}] * lengths[0] + [{"score"}] * lengths[1] + [BOTH] * lengths[2]
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.1, True), (0.3, False)])
+def test_run_too_short_for_a_share_says_so_loudly(share, warned, caplog):
+    stages = [{**ALONE, "share": 0.5}, {"updates": ["score"], "share": share}, REST]
+    with caplog.at_level(logging.WARNING):
+        run(Stages(stages), 2, length=2)
+    assert ("A STAGE IS LEFT OUT" in caplog.text) == warned
+    assert ("2 epochs of 2 iterations in all (displacement 2 iterations, score 0 iterations)" in caplog.text) == warned
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
@@ -96,7 +113,10 @@ def test_run_too_short_in_iterations_says_so_too(length, warned, caplog):
         ([{"epochs": 1}, REST], r"stages: expected the names of updates in every stage, got \{'epochs': 1\}"),
         ([{"updates": [], "epochs": 1}, REST], "stages: expected the names of updates"),
         ([{**ALONE, "epoch": 1}, REST], "stages: expected one of .*got 'epoch'. Did you mean 'epochs'"),
-        ([{**ALONE, "epochs": 1, "iterations": 1}, REST], "stages: expected a length in epochs or in iterations, got"),
+        ([{**ALONE, "epochs": 1, "iterations": 1}, REST], "stages: expected a length in epochs, in iterat"),
+        ([{**ALONE, "epochs": 1, "share": 0.5}, REST], "stages: expected a length in epochs, in iterations or as a sh"),
+        ([{**ALONE, "share": 1.0}, REST], "stages: expected a share from 0, below 1, got 1.0"),
+        ([{**ALONE, "share": 0.6}, {**ALONE, "share": 0.6}, REST], "stages: expected shares that add up to 1 at most"),
         ([{**ALONE, "epochs": -1}, REST], "stages: expected a whole number of epochs from 0, got -1"),
         ([{**ALONE, "iterations": 1.5}, REST], "stages: expected a whole number of iterations from 0, got 1.5"),
         ([{**REST, "batch_size": 0}], "stages: expected a batch_size from 1, got 0"),
@@ -308,6 +328,7 @@ def test_weights_of_a_part_are_copied_not_shared():
             r"freeze: expected a part of .*\['model', 'model_score'\], got 'model.unn",
         ),
         ({**REST, "freeze": ["model.flow.weight"]}, "freeze: expected a part of the modules"),
+        ({**REST, "levels": 2}, "stages: expected no levels, or .*, got 2 for VoxelMorph with 0"),
         ({**REST, "freeze": ["score"]}, "freeze: expected a part of the modules"),
         ({**REST, "initial_from": {"model.a": "model.flow"}}, "initial_from: expected a part of .* got 'model.a'"),
         ({**REST, "initial_from": {"model.flow": "model.a"}}, "initial_from: expected a part of .* got 'model.a'"),

@@ -13,7 +13,13 @@ from common.networks.registry import ARCHITECTURES, build, build_estimator
 from common.networks.voxelmorph import VoxelMorph
 
 # As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
-SMALL = {"icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)}}
+SMALL = {
+    "icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)},
+    "lapirn": {"start_channels": 3, "blocks": 2},
+    "clapirn": {"start_channels": 3, "blocks": 2},
+}
+# Those whose published weights start away from the identity: their first displacement as a share of the image's extent.
+FIRST_SHARE = {"lapirn": 0.05, "clapirn": 0.05}
 SIZES = [(32, 48), (27, 30), (16, 32, 19)]
 each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 each_size = pytest.mark.parametrize("size", SIZES)
@@ -33,7 +39,7 @@ def awakened(name, size):
     network = network_of(name, size)
     heads = [module.last if isinstance(module, TallUNet2) else module.flow for module in network.modules()
              if isinstance(module, (TallUNet2, VoxelMorph))]  # fmt: skip
-    for head in heads:
+    for head in heads:  # none where weights start far from it
         nn.init.normal_(head.weight, std=0.1)
     return network
 
@@ -63,7 +69,8 @@ def test_moving_and_fixed_apart_are_the_two_concatenated(name, size):
 @each_size
 def test_starts_near_the_identity(name, size):
     with torch.no_grad():
-        assert network_of(name, size)(pair(size)).abs().max() < 0.1
+        bound = FIRST_SHARE[name] * max(size) if name in FIRST_SHARE else 0.1
+        assert network_of(name, size)(pair(size)).abs().max() < bound
 
 
 @each_network
@@ -82,7 +89,9 @@ def test_estimate_holds_the_displacement_of_forward_and_a_velocity(name, size):
 def test_a_case_does_not_depend_on_the_rest_of_its_batch(name, size):
     network, image = network_of(name, size), pair(size)
     with torch.no_grad():
-        torch.testing.assert_close(network(image)[1:], network(image[1:]), atol=1e-7, rtol=1e-3)
+        both = network(image)
+        tolerance = max(1e-7, 1e-5 * float(both.abs().max()))
+        torch.testing.assert_close(both[1:], network(image[1:]), atol=tolerance, rtol=1e-3)
 
 
 @each_network
@@ -124,7 +133,12 @@ def test_other_numbers_of_axes_are_refused(name):
         network_of(name, (32, 32))(torch.zeros(1, 2, 32, 32, 32))
 
 
-@each_network
+def takes_a_condition(name):
+    with torch.device("meta"):
+        return hasattr(build(name, spatial_dims=2, **SMALL.get(name, {})), "default_condition")
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(ARCHITECTURES) if not takes_a_condition(name)])
 @pytest.mark.parametrize("method", ["forward", "estimate"])
 def test_condition_is_refused_by_those_that_take_none(name, method):
     with pytest.raises(ValueError, match="condition: .* takes none.*choose a conditional architecture"):
@@ -141,7 +155,8 @@ def test_fields_stay_float32_under_autocast_and_close_to_those_of_float32(name, 
             estimate = network.estimate(image)
     assert estimate.ddf.dtype == estimate.velocity.dtype == torch.float32
     assert expected.abs().mean() > 0.01  # Chains warp noise by noise: single voxels are far off.
-    assert 0 < (estimate.ddf - expected).abs().mean() < 0.05 * expected.abs().mean()
+    bound = 0.1 if name in FIRST_SHARE else 0.05  # Instance norms of a few voxels magnify what was rounded.
+    assert 0 < (estimate.ddf - expected).abs().mean() < bound * expected.abs().mean()
 
 
 BUILDERS = {name: functools.partial(build, name, **SMALL.get(name, {})) for name in ARCHITECTURES}

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LapIRN and its conditional form: a pyramid of three networks, whose fields add up from coarse to fine."""
+
+from typing import Any, Final, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..spatial.integrate import integrate_svf, resize_field
+from ..spatial.pyramid import halved
+from ..spatial.units import unit_to_voxel, voxel_to_unit
+from ..spatial.warp import warp
+from .contract import Estimate, pair_image, refuse_condition
+from .convolution import weights_channels_last
+from .lapirn_level import Level
+
+LEVELS = 3
+START_CHANNELS = {2: 64, 3: 7}
+CODES = {2: 0.1, 3: 0.4}  # what the published test scripts take
+
+
+class LapIRN(nn.Module):
+    """Three levels at a quarter, a half and the whole of the image's size, each adding its flow to the coarser ones'.
+
+    A level sees the moving image warped so far, the fixed one and the field so far, on its own grid; images are
+    averaged (``spatial.pyramid.halved``), fields interpolated. A level's flow is ``flow_range`` times a Softsign in the
+    coordinates of ``grid_sample``, [-1, 1]: with 0.4 up to a fifth of the image's extent along each axis.
+
+    Any size is taken: grids are rounded up on the way down and cut on the way up (published: multiples of 8). Channel i
+    of a flow lies along array axis i (published: channel 0 along the last axis), so that published weights need their
+    flow channels reversed. Fields are interpolated with align_corners=False, as published, though they are sampled with
+    align_corners=True. Weights start as torch draws them, as published: the first displacement is a few per cent of the
+    image's extent, not the identity.
+
+    923,748 parameters in 3D; conditional 1,222,068, in 2D 26,783,424, as published.
+
+    Args:
+        spatial_dims: 2 or 3.
+        start_channels: a quarter of the width of all convolutions; None is the published 7 in 3D, 64 in 2D (published
+            for the conditional form).
+        blocks: residual blocks a level (published 5).
+        flow_range: of a level's flow.
+        diffeomorphic: the levels' flows add up to a velocity, integrated on the level's grid by 7 squarings.
+        conditional: the blocks take a code in [0, 1], the share of the smoothness weight's range.
+
+    Attributes:
+        running: how many levels run, see ``run_levels``; stored with the weights.
+        default_condition: code where none is given, (1, 1), stored with the weights: 0.1 in 2D, 0.4 in 3D, as in the
+            published test scripts. Conditional networks only.
+
+    Raises:
+        ValueError: for a value out of range.
+
+    Reference:
+        Mok and Chung, LapIRN, MICCAI 2020; Conditional LapIRN, MICCAI 2021; their released code.
+    """
+
+    conditional: Final[bool]
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        start_channels: int | None = None,
+        blocks: int = 5,
+        flow_range: float = 0.4,
+        diffeomorphic: bool = False,
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in START_CHANNELS:
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        channels = 4 * (START_CHANNELS[spatial_dims] if start_channels is None else start_channels)
+        if channels < 1 or blocks < 1 or not flow_range > 0:
+            raise ValueError(
+                f"start_channels, blocks, flow_range: expected numbers above 0, got {channels // 4}, {blocks} and "
+                f"{flow_range!r}; 7, 5 and 0.4 are published."
+            )
+        self.spatial_dims, self.conditional, self.diffeomorphic = spatial_dims, bool(conditional), bool(diffeomorphic)
+        self.flow_range, self.squarings = float(flow_range), 7
+        self.levels = nn.ModuleList(
+            Level(spatial_dims, 2 + (spatial_dims if number else 0), channels, blocks, self.conditional)
+            for number in range(LEVELS)
+        )
+        self.running = LEVELS
+        self.register_buffer("levels_run", torch.tensor(LEVELS))
+        if self.conditional:
+            self.register_buffer("default_condition", torch.tensor([[CODES[spatial_dims]]]))
+        weights_channels_last(self)
+
+    @torch.jit.unused
+    def run_levels(self, number: int) -> None:
+        """Have the coarsest levels run alone, for training in stages; finer ones are neither computed nor trained.
+
+        Args:
+            number: of levels, 1 to 3.
+
+        Raises:
+            ValueError: for another number.
+        """
+        if number not in range(1, LEVELS + 1):
+            raise ValueError(f"levels: expected 1 to {LEVELS}, got {number!r}.")
+        self.running = int(number)
+        self.levels_run.fill_(number)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.running = int(self.levels_run)  # an int: reading the buffer in each forward would wait for the device
+
+    def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
+        """Displacement that pulls moving onto fixed.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1]; or moving alone, (B, 1, *S), when ``fixed`` is given.
+            fixed: (B, 1, *S), optional.
+            condition: code in [0, 1], (B, 1); None is ``default_condition``. Without ``conditional`` it must be None.
+
+        Returns:
+            ddf (B, d, *S) in voxels.
+
+        Raises:
+            ValueError: for another number of channels or axes, or another condition.
+        """
+        return self.estimate(pair_image(image, fixed), condition).ddf
+
+    def estimate(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
+        """As ``forward``, with the fields of the levels.
+
+        Args:
+            image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: as ``forward``.
+
+        Returns:
+            ``velocity``: of the finest level that runs, on its grid (without ``diffeomorphic`` the displacement
+            itself). ``coarser``: the displacements of all levels below the image's grid that run. ``ddf``: that of the
+            third level, or the finest one brought to the image's grid.
+        """
+        if image.dim() != self.spatial_dims + 2 or image.shape[1] != 2:
+            raise ValueError(
+                f"image: expected moving and fixed on the channel axis, (B, 2, *S) with {self.spatial_dims} spatial "
+                f"axes, got {list(image.shape)}."
+            )
+        code = self._code(image, condition)
+        images = [image]
+        for _ in range(len(self.levels) - 1):
+            images.append(halved(images[-1]))
+        images.reverse()
+        embedding: Optional[Tensor] = None
+        coarser: list[Tensor] = []
+        flow_unit = torch.zeros([0], device=image.device)  # of the levels so far, in [0, 1]^d
+        velocity, ddf = flow_unit, flow_unit
+        for number, level in enumerate(self.levels):
+            if number < self.running:
+                inputs = images[number]
+                if number > 0:
+                    coarser.append(ddf)
+                    flow_unit = _resized(flow_unit, inputs.shape[2:])
+                    inputs = self._inputs(inputs, flow_unit, ddf)
+                flow, embedding = level(inputs, embedding, code)
+                flow = flow * (0.5 * self.flow_range)
+                flow_unit = flow if number == 0 else flow_unit + flow
+                velocity = unit_to_voxel(flow_unit)
+                ddf = integrate_svf(velocity, self.squarings) if self.diffeomorphic else velocity
+        if self.running < len(self.levels):
+            coarser.append(ddf)
+        return Estimate(resize_field(ddf, image.shape[2:]), velocity, None, None, coarser)
+
+    def _inputs(self, image: Tensor, flow_unit: Tensor, coarser: Tensor) -> Tensor:
+        """What a level sees: cat(moving warped by the displacement so far, fixed, flow so far), (B, 2 + d, *S)."""
+        displacement_unit = flow_unit
+        if self.diffeomorphic:
+            displacement_unit = _resized(voxel_to_unit(coarser), image.shape[2:])
+        warped = warp(image[:, :1], unit_to_voxel(displacement_unit), padding="border")
+        return torch.cat([warped, image[:, 1:], 2.0 * flow_unit], dim=1)  # in [-1, 1]^d, as published
+
+    def _code(self, image: Tensor, condition: Optional[Tensor]) -> Tensor:
+        """The code of each image, (B, 1)."""
+        if not self.conditional:
+            refuse_condition(condition, "LapIRN")
+            return image.new_zeros([image.shape[0], 1])
+        if condition is None:
+            return self.default_condition.expand(image.shape[0], 1)
+        if condition.dim() != 2 or condition.shape[1] != 1 or condition.shape[0] != image.shape[0]:
+            raise ValueError(
+                f"condition: expected one code for each image, {[image.shape[0], 1]}, got {list(condition.shape)}."
+            )
+        # In training the codes are drawn, and comparing them would wait for the device.
+        checked = not self.training and not torch.jit.is_tracing()
+        if checked and bool(((condition < 0) | (condition > 1)).any()):
+            raise ValueError(
+                f"condition: expected a code in [0, 1], got {float(condition.min())} to {float(condition.max())}; it "
+                "is a share of the range of smoothness weights, not a weight."
+            )
+        return condition
+
+
+def _resized(field_unit: Tensor, size: list[int]) -> Tensor:
+    """A field on another grid, its values kept, as published (align_corners=False)."""
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(field_unit, size=size, mode=mode, align_corners=False)
