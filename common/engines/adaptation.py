@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..losses.objective import Objective, Weight
+from ..losses.terms import NoiseError
+from ..networks.diffusemorph import DiffuseMorph
 from .method import Method
 
 
@@ -23,10 +25,6 @@ class Adaptation(NamedTuple):
 
     method: Method
     stages: tuple[Mapping[str, Any], ...] = ()
-
-
-# By the network's class: a method to what becomes of it. A function may refuse a method, with the reason.
-ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {}
 
 
 def adapt(method: Method) -> Adaptation:
@@ -62,3 +60,18 @@ def with_terms(method: Method, terms: Mapping[str, tuple[Weight, nn.Module]]) ->
     own = {name: (first.objective.weights[name], term) for name, term in first.objective.terms.items()}
     updated = dataclasses.replace(first, objective=Objective(own | dict(terms)))
     return dataclasses.replace(method, updates=[updated, *others])
+
+
+def _predicting_noise(method: Method) -> Adaptation:
+    """L = objective + noise_weight · mean (ε̂ − ε)².
+
+    Published: mean (ε̂ − ε)² + λ (similarity + smoothness), the same up to the factor λ, to which Adam is indifferent;
+    so is AdaCS's variant, mean (ε̂ − ε)² + λ (weighted MSE) + γ (smoothness), with γ/λ as weight of the smoothness.
+    """
+    network = method.network
+    assert isinstance(network, DiffuseMorph)
+    return Adaptation(with_terms(method, {"noise": (network.noise_weight, NoiseError())}))
+
+
+# By the network's class: a method to what becomes of it. A function may refuse a method, with the reason.
+ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {DiffuseMorph: _predicting_noise}

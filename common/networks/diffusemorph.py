@@ -4,7 +4,6 @@
 from typing import NamedTuple, Optional
 
 import torch
-from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor, nn
 
 from ..checks import known_name
@@ -12,6 +11,7 @@ from .contract import pair_image
 from .convolution import weights_channels_last
 from .diffusion_unet import DiffusionUNet
 from .field_unet import FieldUNet
+from .noise_schedule import NoiseSchedule
 
 INTENSITY_RANGES = ("symmetric", "unit")
 
@@ -109,12 +109,7 @@ class DiffuseMorph(nn.Module):
         self.spatial_dims = spatial_dims
         self.symmetric = known_name("intensity_range", intensity_range, INTENSITY_RANGES) == "symmetric"
         self.noise_weight = published.noise_weight if noise_weight is None else float(noise_weight)
-        self.scheduler = DDPMScheduler(
-            diffusion_steps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            clip_sample_min=-1.0 if self.symmetric else 0.0,
-        )
+        self.schedule = NoiseSchedule(diffusion_steps, beta_start, beta_end)
         self.diffusion = DiffusionUNet(
             spatial_dims,
             published.channels if channels is None else channels,
@@ -197,26 +192,24 @@ class DiffuseMorph(nn.Module):
         Raises:
             ValueError: for less than one step or more than the diffusion has, or as ``forward``.
         """
-        if not 1 <= steps <= self.scheduler.num_train_timesteps:
+        if not 1 <= steps <= self.schedule.steps:
             raise ValueError(
-                f"steps: expected 1 to {self.scheduler.num_train_timesteps} (diffusion_steps), got {steps}; 200 are "
-                "published."
+                f"steps: expected 1 to {self.schedule.steps} (diffusion_steps), got {steps}; 200 are published."
             )
         image = self._seen(image)
         moving = image[:, :1].float()
         last = torch.full([len(image)], steps - 1, device=image.device)
-        current = self.scheduler.add_noise(moving, torch.randn_like(moving), last)
+        current = self.schedule.diffuse(moving, torch.randn_like(moving), last)
         for step in reversed(range(steps)):
             noise = self.diffusion(torch.cat([image, current.to(image.dtype)], dim=1), torch.full_like(last, step))
-            current, _ = self.scheduler.step(noise, step, current)
+            current = self.schedule.denoise(current, noise, step, -1.0 if self.symmetric else 0.0, 1.0)
         return (current + 1) / 2 if self.symmetric else current
 
-    @torch.jit.unused
     def _estimate_diffused(self, image: Tensor, eta: Tensor) -> DiffusionEstimate:
         fixed = image[:, 1:].float()
-        step = torch.randint(self.scheduler.num_train_timesteps, [len(image)], device=image.device)
+        step = torch.randint(self.schedule.steps, [len(image)], device=image.device)
         noise = torch.randn_like(fixed)
-        diffused = self.scheduler.add_noise(fixed, noise, step)
+        diffused = self.schedule.diffuse(fixed, noise, step)
         predicted = self.diffusion(torch.cat([image, diffused.to(image.dtype)], dim=1), step)
         ddf = self._displacement(image, eta * predicted)
         return DiffusionEstimate(ddf, ddf, noise_error=(predicted - noise).square())

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from .convolution import channels_last, convolution, convolve
 
-HEADS = 4  # of the linear attention
-
 
 def _pointwise(spatial_dims: int, in_channels: int, out_channels: int, bias: bool = True) -> nn.Module:
     layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
@@ -88,6 +86,7 @@ class Attention(nn.Module):
     def __init__(self, spatial_dims: int, channels: int, groups: int) -> None:
         super().__init__()
         self.linear = spatial_dims == 3
+        self.heads = 4 if self.linear else 1
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = _pointwise(spatial_dims, channels, 3 * channels, bias=False)
         self.out = _pointwise(spatial_dims, channels, channels)
@@ -95,7 +94,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(self.norm(x)).flatten(2).chunk(3, dim=1)
         if self.linear:
-            heads = [x.shape[0], HEADS, x.shape[1] // HEADS, -1]
+            heads = [x.shape[0], self.heads, x.shape[1] // self.heads, -1]
             query, key, value = query.reshape(heads), key.reshape(heads).softmax(dim=-1), value.reshape(heads)
             attended = torch.matmul(torch.matmul(value, key.transpose(2, 3)), query)
         else:
@@ -159,7 +158,7 @@ class Merge(nn.Module):
 
     def forward(self, x: Tensor, skip1: Tensor, skip2: Tensor, time: Tensor) -> Tensor:
         if self.conv is not None:
-            x = F.interpolate(x, size=skip1.shape[2:], mode="nearest")  # twice the size less the last voxel, or all
+            x = F.interpolate(x, size=skip1.shape[2:], mode="nearest")
             x = convolve(x, self.conv.weight, self.conv.bias)
         x = self.block1(torch.cat([x, skip1], dim=1), time)
         return self.block2(torch.cat([x, skip2], dim=1), time)

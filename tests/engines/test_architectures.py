@@ -35,7 +35,8 @@ def images(shape, batch=2):
 
 @pytest.mark.parametrize("name", sorted(registry.ARCHITECTURES))
 def test_a_network_is_that_of_the_registry(name):
-    own = {"voxelmorph": {"half_resolution": False}}.get(name, {})
+    own = {"voxelmorph": {"half_resolution": False}, "diffusemorph": {"channels": 32, "field_encoder": (4,) * 5}}
+    own = own.get(name, {})
     network = build(name, 2, {"pairwise": {"steps": (1, 1, 1)}, name: own}, seed=3, smoothness_weight=0.1)
     reference = registry.build(name, 2, seed=3, **own)
     assert not is_solver(network)

@@ -8,12 +8,22 @@ import torch
 from torch import nn
 
 from common.networks.contract import Estimate
+from common.networks.field_unet import FieldUNet
 from common.networks.icon import TallUNet2
 from common.networks.registry import ARCHITECTURES, build, build_estimator
 from common.networks.voxelmorph import VoxelMorph
 
 # As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
-SMALL = {"icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)}}
+SMALL = {
+    "icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)},
+    "diffusemorph": {
+        "channels": 4, "groups": 2, "multipliers": (1, 2, 2),
+        "field_encoder": (4, 8, 8, 8), "field_decoder": (8, 8, 8, 4),
+    },
+}  # fmt: skip
+CONDITIONS = {"diffusemorph": (0.5, 1.0)}  # two that the conditional ones take, their default last
+# The convolutions that end in a displacement, by the class that has them.
+HEADS = {VoxelMorph: "flow", TallUNet2: "last", FieldUNet: "last"}
 SIZES = [(32, 48), (27, 30), (16, 32, 19)]
 each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 each_size = pytest.mark.parametrize("size", SIZES)
@@ -31,15 +41,18 @@ def network_of(name, size):
 def awakened(name, size):
     """As after training: far from the identity."""
     network = network_of(name, size)
-    heads = [module.last if isinstance(module, TallUNet2) else module.flow for module in network.modules()
-             if isinstance(module, (TallUNet2, VoxelMorph))]  # fmt: skip
+    heads = [getattr(module, HEADS[type(module)]) for module in network.modules() if type(module) in HEADS]
     for head in heads:
         nn.init.normal_(head.weight, std=0.1)
+    with torch.no_grad():
+        factor = 0.5 / network(pair(size)).abs().mean()
+        for head in heads:
+            head.weight.mul_(factor)
     return network
 
 
 def test_the_collection_is_not_empty():
-    assert {"voxelmorph", "icon"} <= set(ARCHITECTURES)
+    assert {"voxelmorph", "icon", "diffusemorph"} <= set(ARCHITECTURES)
 
 
 @each_network
@@ -73,7 +86,7 @@ def test_estimate_holds_the_displacement_of_forward_and_a_velocity(name, size):
     with torch.no_grad():
         estimate = network.estimate(pair(size))
         torch.testing.assert_close(estimate.ddf, network(pair(size)), atol=0, rtol=0)
-    assert isinstance(estimate, Estimate)
+    assert set(Estimate._fields) <= set(estimate._fields)
     assert estimate.velocity.shape[:2] == (2, len(size)) and estimate.velocity.dtype == torch.float32
 
 
@@ -124,11 +137,30 @@ def test_other_numbers_of_axes_are_refused(name):
         network_of(name, (32, 32))(torch.zeros(1, 2, 32, 32, 32))
 
 
-@each_network
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(CONDITIONS)))
 @pytest.mark.parametrize("method", ["forward", "estimate"])
 def test_condition_is_refused_by_those_that_take_none(name, method):
     with pytest.raises(ValueError, match="condition: .* takes none.*choose a conditional architecture"):
         getattr(network_of(name, (32, 32)), method)(torch.zeros(1, 2, 32, 32), condition=torch.ones(1))
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONS))
+@each_size
+def test_condition_changes_the_displacement_and_none_is_its_default(name, size):
+    network, image = awakened(name, size), pair(size)
+    with torch.no_grad():
+        other, default = (network(image, condition=torch.full((2, 1), value)) for value in CONDITIONS[name])
+        mixed = network(image, condition=torch.tensor(CONDITIONS[name])[:, None])
+        torch.testing.assert_close(network(image), default, atol=0, rtol=0)
+    assert (other - default).abs().mean() > 1e-3
+    torch.testing.assert_close(mixed, torch.cat([other[:1], default[1:]]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONS))
+@pytest.mark.parametrize("condition", [torch.ones(2), torch.ones(1, 1), torch.ones(2, 2)], ids=str)
+def test_conditions_of_another_shape_are_refused(name, condition):
+    with pytest.raises(ValueError, match=r"condition: expected .*\(B, 1\)"):
+        network_of(name, (32, 32))(pair((32, 32)), condition=condition)
 
 
 @each_network
