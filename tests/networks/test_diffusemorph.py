@@ -152,6 +152,20 @@ def test_gradients_of_noise_and_displacement_reach_both_networks(size):
 
 
 @each_size
+def test_under_autocast_the_error_stays_float32_and_close(size):
+    network, estimates = network_of(len(size)).train(), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            estimates.append(network.estimate(images(size)))
+    plain, mixed = estimates
+    assert mixed.ddf.dtype == mixed.noise_error.dtype == torch.float32
+    torch.testing.assert_close(mixed.noise_error.mean(), plain.noise_error.mean(), atol=0, rtol=0.02)
+    (mixed.ddf.mean() + mixed.noise_error.mean()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@each_size
 def test_the_trajectory_holds_the_displacement_of_every_condition(size):
     network, image, runs = network_of(len(size)), images(size), []
     network.diffusion.register_forward_hook(lambda *_: runs.append(1))
