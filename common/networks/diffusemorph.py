@@ -55,8 +55,8 @@ class DiffusionEstimate(NamedTuple):
 class DiffuseMorph(nn.Module):
     """Diffusion network (M, F, diffused F; t) -> noise ε̂, then field network (M, η ε̂) -> displacement.
 
-    Registration runs the diffusion network once, on the fixed image itself at t = 0; η between 0 and 1 goes a part of
-    the way. In training mode F is diffused to a random t, F_t = √ᾱ_t F + √(1 − ᾱ_t) ε, and the displacement follows
+    Registration runs the diffusion network once, on the fixed image itself at t = 0; η in [0, 1] scales that noise, for
+    a part of the deformation. In training mode F is diffused to a random t, F_t = √ᾱ_t F + √(1 − ᾱ_t) ε, and the displacement follows
     from the noise that is predicted there: what terms and data weights see is warped by it. Draws come from torch's
     global generator. Scripted, the network registers in either mode.
 
