@@ -56,9 +56,9 @@ class DiffuseMorph(nn.Module):
     """Diffusion network (M, F, diffused F; t) -> noise ε̂, then field network (M, η ε̂) -> displacement.
 
     Registration runs the diffusion network once, on the fixed image itself at t = 0; η in [0, 1] scales that noise, for
-    a part of the deformation. In training mode F is diffused to a random t, F_t = √ᾱ_t F + √(1 − ᾱ_t) ε, and the displacement follows
-    from the noise that is predicted there: what terms and data weights see is warped by it. Draws come from torch's
-    global generator. Scripted, the network registers in either mode.
+    a part of the deformation. In training mode F is diffused to a random t, F_t = √ᾱ_t F + √(1 − ᾱ_t) ε, and the
+    displacement follows from the noise that is predicted there: what terms and data weights see is warped by it. Draws
+    come from torch's global generator. Scripted, the network registers in either mode.
 
     15,936,129 + 74,736,258 parameters in 2D, 715,665 + 361,299 in 3D, as published. With the published initial weights
     the displacement starts small, below a tenth of a voxel, but not at 0. Constants left None are those of
