@@ -131,7 +131,7 @@ def test_every_option_of_a_bundle_command_is_known(document: Path, command: list
         return
     assert verb == "run"
     # a downloaded bundle runs from its own folder
-    files = [ROOT / file if file.startswith("bundles/") else ROOT / "bundles" / "adacs_acdc" / file
+    files = [ROOT / file if file.startswith(("bundles/", "common/")) else ROOT / "bundles" / "adacs_acdc" / file
              for file in given["config_file"].strip("[]").replace("'", "").split(",")]  # fmt: skip
     missing = [name(file) for file in files if not file.is_file()]
     assert not missing

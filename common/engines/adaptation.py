@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..losses.objective import Objective, Weight
 from ..losses.pyramid import CodeWeight, PyramidSimilarity, with_window
-from ..losses.terms import ScoreWeight, Similarity, Smoothness
+from ..losses.terms import NoiseError, ScoreWeight, Similarity, Smoothness
+from ..networks.diffusemorph import DiffuseMorph
 from ..networks.lapirn import LEVELS, LapIRN
 from .method import MODEL, Method
 
@@ -163,5 +164,19 @@ def _level_stages(method: Method, network: LapIRN) -> tuple[Mapping[str, Any], .
     return tuple(stages)
 
 
+def _predicting_noise(method: Method) -> Adaptation:
+    """L = objective + noise_weight · mean (ε̂ − ε)².
+
+    Published: mean (ε̂ − ε)² + λ (similarity + smoothness), the same up to the factor λ, to which Adam is indifferent;
+    so is AdaCS's variant, mean (ε̂ − ε)² + λ (weighted MSE) + γ (smoothness), with γ/λ as weight of the smoothness.
+    """
+    network = method.network
+    assert isinstance(network, DiffuseMorph)
+    return Adaptation(with_terms(method, {"noise": (network.noise_weight, NoiseError())}))
+
+
 # By the network's class: a method to what becomes of it. A function may refuse a method, with the reason.
-ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {LapIRN: lapirn}
+ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {
+    DiffuseMorph: _predicting_noise,
+    LapIRN: lapirn,
+}

@@ -83,11 +83,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, stride: i
 
 
 def convolve_up(x: Tensor, weight: Tensor, bias: Optional[Tensor], size: list[int]) -> Tensor:
-    """Convolve with a transposed 4^d kernel, stride 2, padding 1, and cut at the end.
+    """Convolve with a transposed 3^d or 4^d kernel, stride 2, padding 1, and cut at the end.
 
     Args:
         x: (B, I, *S).
-        weight: (I, O, 4, …).
+        weight: (I, O, 3, …) or (I, O, 4, …).
         bias: (O,).
         size: of the output, at most 2S.
 
@@ -98,10 +98,11 @@ def convolve_up(x: Tensor, weight: Tensor, bias: Optional[Tensor], size: list[in
     if min(x.shape[2:]) < 3:
         x = F.pad(x, [1] * (2 * (x.dim() - 2)))
         first = 2
+    beyond = 4 - weight.shape[2]  # a kernel of three taps leaves the last voxel out
     if x.dim() == 4:
-        x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+        x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=beyond)
     else:
-        x = F.conv_transpose3d(x, weight, bias, stride=2, padding=1)
+        x = F.conv_transpose3d(x, weight, bias, stride=2, padding=1, output_padding=beyond)
     for axis in range(len(size)):
         x = x.narrow(2 + axis, first, size[axis])
     return x

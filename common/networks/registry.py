@@ -14,6 +14,7 @@ from torch import nn
 
 from ..checks import known_name
 from .composition import build_icon
+from .diffusemorph import DiffuseMorph
 from .lapirn import LapIRN
 from .unet import PixelEstimator
 from .voxelmorph import VoxelMorph
@@ -23,6 +24,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "icon": build_icon,
     "lapirn": LapIRN,
     "clapirn": functools.partial(LapIRN, conditional=True),
+    "diffusemorph": DiffuseMorph,
 }
 
 

@@ -21,10 +21,12 @@ class ConvBlock(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: of the input.
         out_channels: of the output.
+        stride: along every axis; sizes are rounded up.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
+        self.stride = stride
         self.conv = convolution(spatial_dims, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ class ConvBlock(nn.Module):
             # Zeros for channels change nothing, but oneDNN takes four times as long for two channels as for four.
             padding = [0] * 6 + [0, missing]
             x, weight = channels_last(F.pad(x, padding)), F.pad(weight, padding)
-        return F.leaky_relu(convolve(x, weight, self.conv.bias), 0.2, inplace=True)
+        return F.leaky_relu(convolve(x, weight, self.conv.bias, self.stride), 0.2, inplace=True)
 
 
 class UpConvBlock(nn.Module):

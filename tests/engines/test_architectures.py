@@ -36,7 +36,10 @@ def images(shape, batch=2):
 @pytest.mark.parametrize("name", sorted(registry.ARCHITECTURES))
 def test_a_network_is_that_of_the_registry(name):
     narrow = {"start_channels": 2}
-    own = {"voxelmorph": {"half_resolution": False}, "lapirn": narrow, "clapirn": narrow}.get(name, {})
+    own = {
+        "voxelmorph": {"half_resolution": False}, "lapirn": narrow, "clapirn": narrow,
+        "diffusemorph": {"channels": 32, "field_encoder": (4,) * 5},
+    }.get(name, {})  # fmt: skip
     network = build(name, 2, {"pairwise": {"steps": (1, 1, 1)}, name: own}, seed=3, smoothness_weight=0.1)
     reference = registry.build(name, 2, seed=3, **own)
     assert not is_solver(network)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from common.networks.contract import Estimate
+from common.networks.field_unet import FieldUNet
 from common.networks.icon import TallUNet2
 from common.networks.registry import ARCHITECTURES, build, build_estimator
 from common.networks.voxelmorph import VoxelMorph
@@ -17,9 +18,17 @@ SMALL = {
     "icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)},
     "lapirn": {"start_channels": 3, "blocks": 2},
     "clapirn": {"start_channels": 3, "blocks": 2},
-}
+    "diffusemorph": {
+        "channels": 4, "groups": 2, "multipliers": (1, 2, 2),
+        "field_encoder": (4, 8, 8, 8), "field_decoder": (8, 8, 8, 4),
+    },
+}  # fmt: skip
 # Those whose published weights start away from the identity: their first displacement as a share of the image's extent.
 FIRST_SHARE = {"lapirn": 0.05, "clapirn": 0.05}
+# Two that the conditional ones take, their default last, in 2D and 3D.
+CONDITIONS = {"diffusemorph": {2: (0.5, 1.0), 3: (0.5, 1.0)}, "clapirn": {2: (0.9, 0.1), 3: (0.9, 0.4)}}
+# The convolutions that end in a displacement, by the class that has them; none where weights start far from 0.
+HEADS = {VoxelMorph: "flow", TallUNet2: "last", FieldUNet: "last"}
 SIZES = [(32, 48), (27, 30), (16, 32, 19)]
 each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 each_size = pytest.mark.parametrize("size", SIZES)
@@ -37,15 +46,18 @@ def network_of(name, size):
 def awakened(name, size):
     """As after training: far from the identity."""
     network = network_of(name, size)
-    heads = [module.last if isinstance(module, TallUNet2) else module.flow for module in network.modules()
-             if isinstance(module, (TallUNet2, VoxelMorph))]  # fmt: skip
-    for head in heads:  # none where weights start far from it
+    heads = [getattr(module, HEADS[type(module)]) for module in network.modules() if type(module) in HEADS]
+    for head in heads:
         nn.init.normal_(head.weight, std=0.1)
+    with torch.no_grad():
+        factor = 0.5 / network(pair(size)).abs().mean()
+        for head in heads:
+            head.weight.mul_(factor)
     return network
 
 
 def test_the_collection_is_not_empty():
-    assert {"voxelmorph", "icon"} <= set(ARCHITECTURES)
+    assert {"voxelmorph", "icon", "diffusemorph"} <= set(ARCHITECTURES)
 
 
 @each_network
@@ -80,7 +92,7 @@ def test_estimate_holds_the_displacement_of_forward_and_a_velocity(name, size):
     with torch.no_grad():
         estimate = network.estimate(pair(size))
         torch.testing.assert_close(estimate.ddf, network(pair(size)), atol=0, rtol=0)
-    assert isinstance(estimate, Estimate)
+    assert set(Estimate._fields) <= set(estimate._fields)
     assert estimate.velocity.shape[:2] == (2, len(size)) and estimate.velocity.dtype == torch.float32
 
 
@@ -133,16 +145,31 @@ def test_other_numbers_of_axes_are_refused(name):
         network_of(name, (32, 32))(torch.zeros(1, 2, 32, 32, 32))
 
 
-def takes_a_condition(name):
-    with torch.device("meta"):
-        return hasattr(build(name, spatial_dims=2, **SMALL.get(name, {})), "default_condition")
-
-
-@pytest.mark.parametrize("name", [name for name in sorted(ARCHITECTURES) if not takes_a_condition(name)])
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(CONDITIONS)))
 @pytest.mark.parametrize("method", ["forward", "estimate"])
 def test_condition_is_refused_by_those_that_take_none(name, method):
     with pytest.raises(ValueError, match="condition: .* takes none.*choose a conditional architecture"):
         getattr(network_of(name, (32, 32)), method)(torch.zeros(1, 2, 32, 32), condition=torch.ones(1))
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONS))
+@each_size
+def test_condition_changes_the_displacement_and_none_is_its_default(name, size):
+    network, image = awakened(name, size), pair(size)
+    with torch.no_grad():
+        values = CONDITIONS[name][len(size)]
+        other, default = (network(image, condition=torch.full((2, 1), value)) for value in values)
+        mixed = network(image, condition=torch.tensor(values)[:, None])
+        torch.testing.assert_close(network(image), default, atol=0, rtol=0)
+    assert (other - default).abs().mean() > 1e-3
+    torch.testing.assert_close(mixed, torch.cat([other[:1], default[1:]]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONS))
+@pytest.mark.parametrize("condition", [torch.ones(2), torch.ones(1, 1), torch.ones(2, 2)], ids=str)
+def test_conditions_of_another_shape_are_refused(name, condition):
+    with pytest.raises(ValueError, match=r"condition: expected .*\(B, 1\)"):
+        network_of(name, (32, 32))(pair((32, 32)), condition=condition)
 
 
 @each_network
