@@ -13,10 +13,15 @@ from torch import nn
 
 from ..checks import known_name
 from .composition import build_icon
+from .transmorph import TransMorph
 from .unet import PixelEstimator
 from .voxelmorph import VoxelMorph
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"voxelmorph": VoxelMorph, "icon": build_icon}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "voxelmorph": VoxelMorph,
+    "icon": build_icon,
+    "transmorph": TransMorph,
+}
 
 
 def build(name: str, spatial_dims: int, seed: int | None = None, **parameters: Any) -> nn.Module:
