@@ -73,10 +73,12 @@ def cut_windows(
         shift = wide // 2 if shifted else 0
         place = torch.arange(padded)
         origin = (place + shift) % padded if extent == wide else place
-        last = (place >= padded - extent) & (shift > 0 or padded > size)
+        # Where masks differ: in the last window, and in the one before where a shift moves padding there.
+        apart = torch.where(_cut(origin >= size, [extent]).any(1), 1, 0)
+        apart[-1] = 2 if shift > 0 or padded > size else 0
         index = index.unsqueeze(-1) * size + origin
         region = 2 * region.unsqueeze(-1) + (origin < shift).long()
-        kind = 2 * kind.unsqueeze(-1) + last.long()
+        kind = 3 * kind.unsqueeze(-1) + apart
         real = real.unsqueeze(-1) & (origin < size)
         step = torch.arange(extent)
         between = step[:, None] - step[None, :] + (wide - 1)
@@ -97,7 +99,7 @@ def _sorted_by_kind(
     sees_padding: bool,
     device: torch.device,
 ) -> Windows:
-    kind, order = torch.sort(_cut(kind, extents)[:, 0], stable=True)
+    kind, order = torch.sort(kind.flatten(), stable=True)
     tokens = 1
     for size in grid:
         tokens *= size
@@ -108,7 +110,7 @@ def _sorted_by_kind(
         seen = seen & (real[:, None, :] | ~real[:, :, None])
     masks: list[Tensor] = []
     counts: list[int] = []
-    for number in range(1 << len(grid)):
+    for number in range(int(kind[-1]) + 1):
         count = int((kind == number).sum())
         if count:
             masks.append(torch.zeros(seen.shape[1:]).masked_fill(~seen[sum(counts)], float("-inf")))
