@@ -44,9 +44,7 @@ def _cut(x: Tensor, extents: list[int]) -> Tensor:
     return x.reshape(shape).permute(axes).reshape(-1, tokens)
 
 
-def cut_windows(
-    grid: list[int], window: list[int], shifted: bool, sees_padding: bool, device: torch.device
-) -> Windows:
+def cut_windows(grid: list[int], window: list[int], shifted: bool, sees_padding: bool, device: torch.device) -> Windows:
     """Cut a grid into windows, shifted by half a window or not.
 
     An axis that is no multiple of the window is padded at its end. Shifted windows wrap around; the parts that met by
@@ -158,7 +156,8 @@ class _ChunkedAttention(torch.autograd.Function):
         qkv, bias = ctx.saved_tensors
         heads = bias.shape[1]
         flat, slopes = qkv.reshape(-1, qkv.shape[-1]), slope.reshape(-1, slope.shape[-1])
-        of_qkv, of_bias = torch.empty_like(flat), torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
+        of_qkv = torch.empty_like(flat)
+        of_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
         for rows, kind in _chunks(ctx.windows, len(qkv), qkv.shape[1], heads):
             query, key, value = _by_head(flat, rows, 3, heads)
             (above,) = _by_head(slopes, rows, 1, heads)
@@ -212,9 +211,7 @@ def _fused_attention(qkv: Tensor, bias: Tensor, windows: Windows, scale: float) 
         count = windows.counts[kind]
         rows = windows.rows[first : first + count].flatten()
         parts = qkv.index_select(1, rows).view(batch * count, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(
-            parts[0], parts[1], parts[2], attn_mask=bias[kind : kind + 1], scale=scale
-        )
+        x = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=bias[kind : kind + 1], scale=scale)
         mixed.append(x.transpose(1, 2).reshape(batch, count * tokens, -1))
         first += count
     return torch.cat(mixed, dim=1).index_select(1, windows.places)
@@ -251,7 +248,9 @@ class WindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         if channels % heads:
-            raise ValueError(f"heads: expected numbers that divide the channels {channels} of their stage, got {heads}.")
+            raise ValueError(
+                f"heads: expected numbers that divide the channels {channels} of their stage, got {heads}."
+            )
         self.heads, self.window, self.shifted, self.sees_padding = heads, list(window), shifted, sees_padding
         self.scale = (channels // heads) ** -0.5
         positions = 1

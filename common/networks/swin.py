@@ -174,7 +174,7 @@ class SwinTransformer(nn.Module):
         for blocks, norm, merge in zip(self.stages, self.norms, self.merging):
             shape = x.shape
             tokens = x.flatten(1, -2)
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]
                 tokens = block(tokens, shape[1:-1])
             features.append(norm(tokens).view(shape).movedim(-1, 1))
             x = merge(tokens.view(shape))

@@ -128,13 +128,7 @@ class TransMorph(nn.Module):
         width = preset[0] if channels is None else channels
         depths, heads = tuple(depths or preset[1]), tuple(heads or preset[2])
         window = WINDOWS[spatial_dims] if window is None else tuple(window)
-        if len(window) != spatial_dims or min(window) < 1:
-            raise ValueError(f"window: expected {spatial_dims} numbers from 1, one an axis, got {list(window)}.")
-        if len(depths) != len(heads) or width % 2:
-            raise ValueError(
-                "channels, depths, heads: expected an even number, and as many heads as depths, one a stage, got "
-                f"{width}, {depths} and {heads}."
-            )
+        _check(spatial_dims, width, depths, heads, window)
         self.spatial_dims, self.integration_steps = spatial_dims, integration_steps
         self.encoder = SwinTransformer(
             spatial_dims, 2, width, depths, heads, window,
@@ -145,7 +139,8 @@ class TransMorph(nn.Module):
         skips = [head_channels, width // 2, *(width * 2**stage for stage in range(len(depths)))]
         # Listed from the bottom up, as they run.
         self.decoder = nn.ModuleList(
-            DecoderBlock(spatial_dims, below, skip, skip) for skip, below in zip(skips[-2::-1], skips[:0:-1], strict=True)
+            DecoderBlock(spatial_dims, below, skip, skip)
+            for skip, below in zip(skips[-2::-1], skips[:0:-1], strict=True)
         )
         self.flow = convolution(spatial_dims, head_channels, spatial_dims)
         nn.init.normal_(self.flow.weight, std=1e-5)  # type: ignore[arg-type]
@@ -229,6 +224,18 @@ class TransMorph(nn.Module):
 
     def _integrated(self, velocity: Tensor) -> Tensor:
         return integrate_svf(velocity, self.integration_steps) if self.integration_steps else velocity
+
+
+def _check(
+    spatial_dims: int, channels: int, depths: Sequence[int], heads: Sequence[int], window: Sequence[int]
+) -> None:
+    if len(window) != spatial_dims or min(window) < 1:
+        raise ValueError(f"window: expected {spatial_dims} numbers from 1, one an axis, got {list(window)}.")
+    if len(depths) != len(heads) or channels % 2:
+        raise ValueError(
+            "channels, depths, heads: expected an even number, and as many heads as depths, one a stage, got "
+            f"{channels}, {tuple(depths)} and {tuple(heads)}."
+        )
 
 
 def _halve(image: Tensor) -> Tensor:
