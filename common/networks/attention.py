@@ -2,7 +2,7 @@
 """Attention within windows of a grid, with a learned bias for each relative position. TorchScript-compatible."""
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -134,70 +134,80 @@ def _kept_windows(
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """Attention on the CPU, some windows at a time: weights are computed anew in the backward pass, never kept."""
+    """Attention on the CPU, some windows at a time.
+
+    Weights are kept for the backward pass where they take no more than queries, keys and values do, else computed anew.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, windows: Windows, scale: float) -> Tensor:
-        heads = bias.shape[1]
-        flat = qkv.reshape(-1, qkv.shape[-1])
-        out = flat.new_empty(len(flat), flat.shape[1] // 3)
-        for rows, kind in _chunks(windows, len(qkv), qkv.shape[1], heads):
-            query, key, value = _by_head(flat, rows, 3, heads)
-            weights = _weights(query.mul_(scale), key, bias[kind])
+        heads, tokens, width = bias.shape[1], bias.shape[2], qkv.shape[2] // 3
+        flat = qkv.reshape(-1, 3 * width)
+        out, every = flat.new_empty(len(flat), width), len(qkv) * len(windows.rows)
+        parts = flat.new_empty(3, every, heads, tokens, width // heads)
+        kept = flat.new_empty(every, heads, tokens, tokens) if heads * tokens <= 3 * width else None
+        for rows, kind, some in _chunks(windows, len(qkv), qkv.shape[1], heads):
+            parts[:, some] = _by_head(flat, rows, 3, heads)
+            query, key, value = parts[:, some].flatten(1, 2)
+            weights = _weights(query.mul_(scale), key, bias[kind], None if kept is None else kept[some])
             mixed = torch.bmm(weights.flatten(0, 1), value).unflatten(0, (-1, heads))
             out.index_copy_(0, rows.flatten(), mixed.transpose(1, 2).reshape(rows.numel(), -1))
-        ctx.save_for_backward(qkv, bias)
-        ctx.windows, ctx.scale = windows, scale
-        return out.view(*qkv.shape[:2], -1)
+        ctx.save_for_backward(parts, bias, kept)
+        ctx.shape, ctx.windows, ctx.scale = qkv.shape, windows, scale
+        return out.view(*qkv.shape[:2], width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        qkv, bias = ctx.saved_tensors
-        heads = bias.shape[1]
-        flat, slopes = qkv.reshape(-1, qkv.shape[-1]), slope.reshape(-1, slope.shape[-1])
-        of_qkv = torch.empty_like(flat)
+        parts, bias, kept = ctx.saved_tensors
+        heads, slopes = bias.shape[1], slope.reshape(-1, slope.shape[-1])
+        of_qkv = slopes.new_empty(len(slopes), ctx.shape[-1])
         of_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
-        for rows, kind in _chunks(ctx.windows, len(qkv), qkv.shape[1], heads):
-            query, key, value = _by_head(flat, rows, 3, heads)
-            (above,) = _by_head(slopes, rows, 1, heads)
-            weights = _weights(query.mul_(ctx.scale), key, bias[kind])
+        for rows, kind, some in _chunks(ctx.windows, ctx.shape[0], ctx.shape[1], heads):
+            query, key, value = parts[:, some].flatten(1, 2)
+            above = _by_head(slopes, rows, 1, heads).flatten(0, 2)
+            weights = _weights(query, key, bias[kind], None) if kept is None else kept[some]
             down = torch.bmm(above, value.transpose(1, 2)).view_as(weights)
             torch._softmax_backward_data(down, weights, -1, down.dtype, grad_input=down)
             of_bias[kind] += down.sum(0, dtype=of_bias.dtype)
-            matrices, below = weights.flatten(0, 1), down.flatten(0, 1)
-            parts = torch.stack(
-                [
-                    torch.bmm(below, key).mul_(ctx.scale),
-                    torch.bmm(below.transpose(1, 2), query),
-                    torch.bmm(matrices.transpose(1, 2), above),
-                ]
-            )
-            parts = parts.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4)
-            of_qkv.index_copy_(0, rows.flatten(), parts.reshape(rows.numel(), -1))
-        return of_qkv.view_as(qkv), of_bias.to(bias.dtype), None, None
+            below = down.flatten(0, 1)
+            of_parts = [
+                torch.bmm(below, key).mul_(ctx.scale),
+                torch.bmm(below.transpose(1, 2), query),
+                torch.bmm(weights.flatten(0, 1).transpose(1, 2), above),
+            ]
+            gathered = torch.stack([part.unflatten(0, (-1, heads)).transpose(1, 2) for part in of_parts], dim=2)
+            of_qkv.index_copy_(0, rows.flatten(), gathered.view(rows.numel(), -1))
+        return of_qkv.view(ctx.shape), of_bias.to(bias.dtype), None, None
 
 
-def _chunks(windows: Windows, images: int, length: int, heads: int) -> list[tuple[Tensor, int]]:
-    """Rows of the flattened batch, some windows of one kind at a time, and their kind."""
+def _chunks(windows: Windows, images: int, length: int, heads: int) -> list[tuple[Tensor, int, slice]]:
+    """Rows of the flattened batch, some windows of one kind at a time; their kind; which of all windows they are."""
     tokens = windows.rows.shape[1]
     several = max(1, CHUNK // (heads * tokens * tokens))
-    chunks: list[tuple[Tensor, int]] = []
+    chunks: list[tuple[Tensor, int, slice]] = []
+    first = 0
     for kind, rows in enumerate(windows.rows.split(windows.counts)):
         every = (rows + length * torch.arange(images)[:, None, None]).flatten(0, 1)
-        chunks += [(some, kind) for some in every.split(several)]
+        for some in every.split(several):
+            chunks.append((some, kind, slice(first, first + len(some))))
+            first += len(some)
     return chunks
 
 
 def _by_head(flat: Tensor, rows: Tensor, parts: int, heads: int) -> Tensor:
-    """Tokens (R, parts heads C) of some windows as (parts, windows heads, N, C), a copy."""
+    """Tokens (R, parts heads C) of some windows as (parts, windows, heads, N, C)."""
     taken = flat.index_select(0, rows.flatten()).view(len(rows), rows.shape[1], parts, heads, -1)
-    return taken.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
+    return taken.permute(2, 0, 3, 1, 4)
 
 
-def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    """Attention weights, (windows, heads, N, N)."""
-    scores = torch.bmm(query, key.transpose(1, 2)).unflatten(0, (-1, len(bias)))
+def _weights(query: Tensor, key: Tensor, bias: Tensor, out: Optional[Tensor]) -> Tensor:
+    """Attention weights, (windows, heads, N, N), in ``out`` where it is given."""
+    if out is None:
+        scores = torch.bmm(query, key.transpose(1, 2)).unflatten(0, (-1, len(bias)))
+    else:
+        scores = out
+        torch.bmm(query, key.transpose(1, 2), out=out.flatten(0, 1))
     scores.add_(bias)
     return torch.softmax(scores, -1, out=scores)
 
@@ -223,8 +233,8 @@ class WindowAttention(nn.Module):
     weights = softmax(q k^T / sqrt(channels of a head) + bias of the relative position), within a window and a region.
     Time and memory are saved in four ways: windows are described once for each grid and kept; those with the same mask
     share one bias, so that no mask is formed for every window; torch's fused attention, or on the CPU in training a
-    computation by chunks, keeps no attention weights for the backward pass; and tokens are gathered there, not rolled,
-    padded and cut beforehand.
+    computation by chunks, keeps no large attention weights for the backward pass; and tokens are gathered there, not
+    rolled, padded and cut beforehand.
 
     Shape: (B, L, C) -> (B, L, C).
 

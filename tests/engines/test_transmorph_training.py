@@ -56,5 +56,4 @@ def test_thirty_steps_lower_the_similarity(kind, dims, batches):
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(e.state.output["displacement"]))
     trainer.run()
     first, last = (float(terms["similarity"]) for terms in (seen[0], seen[-1]))
-    print(kind, dims, first, last)
     assert len(seen) == 30 and last < 0.9 * first

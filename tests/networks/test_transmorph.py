@@ -131,7 +131,7 @@ def test_gradient_of_the_chunks(shifted):
     assert torch.autograd.gradcheck(lambda y, bias: module(y, [3, 2]), (x, module.bias))
 
 
-def test_no_attention_weights_are_kept_for_the_backward_pass():
+def test_no_large_attention_weights_are_kept_for_the_backward_pass():
     module, kept = WindowAttention(8, 2, (8, 8)), []
     x = torch.rand(1, 1024, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
