@@ -27,7 +27,7 @@ def batches(acdc_dir, tmp_path_factory):
     """One pair each, by the number of dimensions."""
     slices = PairDataset(acdc.load_pairs(acdc_dir, "train")[2:3], [48, 52])
     root = make_hippocampus_phantom(tmp_path_factory.mktemp("hippocampus"), n_train=2, n_validation=1)
-    volumes = PairDataset(hippocampus.load_pairs(root, "train")[:1], [32, 40, 36])
+    volumes = PairDataset(hippocampus.load_pairs(root, "train")[:1], [16, 24, 20])
     images = ("moving_image", "fixed_image")
     return {2 + i: {key: data[0][key][None].float() for key in images} for i, data in enumerate((slices, volumes))}
 
