@@ -47,7 +47,7 @@ class Options:
         num_workers: processes that load training data.
         updates_per_epoch: batches drawn with replacement in an epoch; None takes every pair once.
         val_interval: epochs between validations.
-        learning_rate_decay: power of the polynomial decay; 0 for none.
+        learning_rate_decay: power of the polynomial decay, or a table of it by update; 0 for none.
         initial_weights: file of weights that a training starts from.
         resume: continue the training that ``output_dir`` holds.
         condition: number or numbers that every forward of a conditional network is given; None is its default.
@@ -68,7 +68,7 @@ class Options:
     num_workers: int = 0
     updates_per_epoch: int | None = None
     val_interval: int = 1
-    learning_rate_decay: float = 0.0
+    learning_rate_decay: Any = 0.0
     initial_weights: str | Path | None = None
     resume: bool = False
     condition: Any = None

@@ -25,9 +25,10 @@ from ..networks.registry import build
 from ..networks.unet import PixelEstimator
 from ..spatial.warp import warp
 from . import benchmark_gradicon as gradicon
+from .benchmark_attention import attention_table
 from .benchmark_inference import inference_table
 
-SUITES = ("adacs", "gradicon", "inference", "all")
+SUITES = ("adacs", "gradicon", "inference", "attention", "all")
 
 
 def benchmark(
@@ -53,7 +54,7 @@ def benchmark(
     Args:
         device: "cpu" or "cuda".
         suite: "adacs" (training steps, AdaCS, LNCC), "gradicon" (penalty, both directions, VoxelMorph 3D),
-            "inference" (one volume, time and peak memory) or "all".
+            "inference" (one volume, time and peak memory), "attention" (TransMorph's first stage) or "all".
         size: side of the square images.
         batch_size: pairs a step in 2D; in 3D it is 1.
         repeats: rounds; in each, every variant runs ``steps`` steps.
@@ -63,7 +64,7 @@ def benchmark(
         volume: grid of the 3D GradICON step.
         cube: side of the volumes of the 3D VoxelMorph step, a multiple of 16.
         steps_3d: steps a round in 3D.
-        registered: grid of the volume of suite "inference", multiples of 16.
+        registered: grid of the volume of suite "inference", multiples of 16; "attention" has half of it.
 
     Returns:
         The tables.
@@ -83,6 +84,12 @@ def benchmark(
     if suite in ("inference", "all"):
         title = _title(f"VoxelMorph 3D, {'×'.join(map(str, registered))}, inference and warp", where)
         sections.append([title, "", *inference_table(registered, repeats, where)])
+    if suite in ("attention", "all"):
+        for shape, count in (([size, size], batch_size), ([n // 2 for n in registered], 1)):
+            title = _title(
+                f"TransMorph, attention of the first stage, {'×'.join(map(str, shape))}, batch {count}", where
+            )
+            sections.append([title, "", *attention_table(shape, count, repeats, max(steps_3d, 3), where)])
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -102,12 +109,8 @@ def _adacs(where: torch.device, size: int, batch_size: int, repeats: int, steps:
     if compiled:
         variants["baseline, compile"] = _ours(pairs, where, batch_size, compile=True)
     seconds = {name: value / steps for name, value in _medians(variants, repeats, where).items()}
-    lines = [
-        _title(f"VoxelMorph 2D, {size}², batch {batch_size}", where),
-        "",
-        "| variant | ms a step | against | ratio |",
-        "| --- | --- | --- | --- |",
-    ]
+    lines = [_title(f"VoxelMorph 2D, {size}², batch {batch_size}", where), ""]
+    lines += ["| variant | ms a step | against | ratio |", "| --- " * 4 + "|"]
     for name in variants:
         reference = {"bare loop": "", "baseline": "bare loop"}.get(name, "baseline")
         ratio = f"{seconds[name] / seconds[reference]:.2f}" if reference else ""

@@ -86,7 +86,7 @@ def measure(variant: str, precision: str, shape: Sequence[int], device: str, thr
     torch.set_num_threads(threads)
     where = torch.device(device)
     register = _register_of(variant, shape, where)
-    before = _peak(where)
+    before = peak_memory(where)
     seconds = 0.0
     with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16"):
         for _ in range(2):
@@ -95,7 +95,7 @@ def measure(variant: str, precision: str, shape: Sequence[int], device: str, thr
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             seconds = time.perf_counter() - started
-    return seconds, max(_peak(where) - before, 1.0)  # of a tiny volume the peak can be that of the imports
+    return seconds, max(peak_memory(where) - before, 1.0)  # of a tiny volume the peak can be that of the imports
 
 
 def _in_a_process(variant: str, precision: str, shape: Sequence[int], device: torch.device) -> tuple[float, float]:
@@ -114,7 +114,15 @@ def _register_of(variant: str, shape: Sequence[int], device: torch.device) -> Ca
     return lambda: warp(moving, ours(moving, fixed))
 
 
-def _peak(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this process has held so far: its resident set on the CPU, the allocator's on CUDA.
+
+    Args:
+        device: where it computes.
+
+    Returns:
+        Bytes.
+    """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")

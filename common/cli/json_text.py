@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-WIDTH = 156  # of a line; the limit of the bundles' files is 160
+WIDTH = 160  # of a line, the limit of the bundles' files
 INDENT = 4
 
 
@@ -40,17 +40,21 @@ def _text(value: Any, indent: int, column: int, after: int) -> str:
     else:
         parts = [_text(item, inner, inner, after + 1) for item in value]
     brackets = "{}" if isinstance(value, dict) else "[]"
-    return brackets[0] + _packed(parts, inner, column + 1, isinstance(value, dict)) + brackets[1]
+    return brackets[0] + _packed(parts, inner, column + 1, after + 1, isinstance(value, dict)) + brackets[1]
 
 
-def _packed(parts: list[str], indent: int, column: int, beside: bool) -> str:
-    """Parts one after the other, a new line where the next does not fit; one of several lines has its own."""
+def _packed(parts: list[str], indent: int, column: int, after: int, beside: bool) -> str:
+    """Parts one after the other, a new line where the next does not fit; one of several lines has its own.
+
+    ``after`` characters stand behind the last part.
+    """
     lines: list[str] = []
     line = "" if beside else None  # the first part of an object stands beside its bracket
     start = column
     for number, part in enumerate(parts):
         text = part + ("," if number + 1 < len(parts) else "")
-        width = start + len(line) + 1 + len(text) if line is not None else WIDTH + 1
+        behind = 0 if number + 1 < len(parts) else after
+        width = start + len(line) + 1 + len(text) + behind if line is not None else WIDTH + 1
         if line is not None and "\n" not in part and (not line or width <= WIDTH):
             line = f"{line} {text}" if line else text
             continue

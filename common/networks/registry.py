@@ -16,6 +16,7 @@ from ..checks import known_name
 from .composition import build_icon
 from .diffusemorph import DiffuseMorph
 from .lapirn import LapIRN
+from .transmorph import TransMorph
 from .unet import PixelEstimator
 from .voxelmorph import VoxelMorph
 
@@ -25,6 +26,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lapirn": LapIRN,
     "clapirn": functools.partial(LapIRN, conditional=True),
     "diffusemorph": DiffuseMorph,
+    "transmorph": TransMorph,
 }
 
 

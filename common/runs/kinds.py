@@ -83,6 +83,11 @@ def _condition(value: Any) -> float | list[float]:
     return _list(value, _number) if isinstance(value, (list, tuple)) else _number(value)
 
 
+def _powers(value: Any) -> float | dict[str, float]:
+    value = ast.literal_eval(value) if isinstance(value, str) else value
+    return {name: _number(power) for name, power in value.items()} if isinstance(value, Mapping) else _number(value)
+
+
 def _device(value: Any) -> Any:
     if isinstance(value, (bool, int, float)):
         raise ValueError
@@ -104,5 +109,6 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "count": ("a whole number, or a table like \"{'train': 64}\"", _count),
     "similarity": ("a name, or a sum like \"{'mse': 1, 'lncc': {'weight': 0.1, 'window': 9}}\"", _similarity),
     "condition": ("a number, or a list of numbers like [0.5]", _condition),
+    "powers": ("a number, or a table like \"{'displacement': 0.9}\"", _powers),
     "device": ("a device like cpu or cuda:1", _device),
 }

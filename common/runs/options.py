@@ -112,7 +112,9 @@ OPTIONS: dict[str, Option] = {
     "epochs": Option("passes over the training pairs", (TRAIN,), least=1),
     "warmup_epochs": Option("epochs of each update by itself before both", (TRAIN,), kind="whole", least=0),
     "learning_rate": Option("of the optimiser", (TRAIN,), least=0),
-    "learning_rate_decay": Option("power of the polynomial decay, 0 for none", (TRAIN,), least=0, fixed=True),
+    "learning_rate_decay": Option(
+        "power of the polynomial decay, 0 for none", (TRAIN,), kind="powers", least=0, fixed=True
+    ),
     "val_interval": Option("epochs between validations", (TRAIN,), least=1),
     # the method
     "architecture": Option("network, or solver without weights (pairwise, elastix, identity), by name", fixed=True),
@@ -228,7 +230,7 @@ def checked(name: str, value: Any, default: Any) -> Any:
     try:
         result = read(value)
         numbers = [x for x in (result if isinstance(result, list) else [result]) if not isinstance(x, (bool, str))]
-        if kind not in ("table", "count") and any(not _within(option, x) for x in numbers):
+        if not isinstance(result, dict) and any(not _within(option, x) for x in numbers):
             raise ValueError
         if kind == "sizes" and isinstance(default, list) and len(result) != len(default):
             raise ValueError

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from common.cli import benchmark_gradicon, benchmark_inference
+from common.cli import benchmark_attention, benchmark_gradicon, benchmark_inference
 from common.cli.benchmark import benchmark, kept_for_backward
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -84,6 +85,29 @@ def test_inference_stands_beside_monais_in_time_and_peak_memory() -> None:
     assert rows[0][3] == rows[0][5] == "1.00"
     # At this size libraries outweigh the images, and times are for a quiet machine to compare.
     assert all(float(row[column]) > 0 for row in rows for column in (2, 4))
+
+
+def test_plain_attention_is_ours_beside_it() -> None:
+    """Same values and gradients, on grids that windows do not divide."""
+    for grid in ([9, 6], [7, 6, 8]):
+        outputs = []
+        for variant in (benchmark_attention.PLAIN, benchmark_attention.OURS):
+            torch.manual_seed(0)
+            block = benchmark_attention.Block(variant, len(grid))
+            x = torch.rand(2, math.prod(grid), 96, requires_grad=True)
+            y = block(x, grid)
+            outputs.append([y, *torch.autograd.grad(y.sin().sum(), (x, *block.parameters()))])
+        for plain, ours in zip(*outputs, strict=True):
+            torch.testing.assert_close(ours, plain, atol=1e-5 * float(plain.abs().max()), rtol=0)
+
+
+@pytest.mark.slow
+def test_attention_stands_beside_the_plain_one_in_time_and_peak_memory() -> None:
+    table = benchmark(suite="attention", repeats=1, size=128, batch_size=8)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(("| plain", "| ours"))]
+    assert [row[0] for row in rows] == 2 * [benchmark_attention.PLAIN, benchmark_attention.OURS]
+    for plain, ours in (rows[:2], rows[2:]):
+        assert ours[5] == plain[5] and float(ours[4]) <= 0.8  # memory; times are for a quiet machine to compare
 
 
 def test_kept_for_backward_counts_every_storage_once() -> None:

@@ -43,6 +43,21 @@ def test_power_0_keeps_the_rate_and_a_negative_one_is_refused():
         PolynomialDecay(-1)
 
 
+def test_a_table_lowers_the_rates_of_the_updates_that_it_names():
+    stages = {"updates": ["displacement", "score"]}
+    seen, left = decayed({"score": 1}, 4, stages=Stages([stages]))
+    assert [rates["score"] for rates in seen] == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert [rates["displacement"] for rates in seen] == [0.1] * 4
+    assert left == {"displacement": 0.1, "score": 0.1}
+
+
+def test_a_table_with_a_negative_power_or_an_unknown_update_is_refused():
+    with pytest.raises(ValueError, match="learning_rate_decay: expected a power of at least 0, got -1"):
+        PolynomialDecay({"score": -1})
+    with pytest.raises(ValueError, match="learning_rate_decay: expected one of displacement, score, got 'scores'"):
+        decayed({"scores": 0.9}, 1)
+
+
 def test_an_update_that_begins_within_an_epoch_has_the_rate_of_the_epoch():
     stages = Stages([{"updates": ["displacement"], "iterations": 4}, {"updates": ["displacement", "score"]}])
     seen, left = decayed(1, 3, stages=stages, length=3)

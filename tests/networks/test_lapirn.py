@@ -147,8 +147,8 @@ def test_smallest_grids_are_taken(size, conditional):
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (torch.ones(1), r"condition: expected one code for each image, \[2, 1\], got \[1\]"),
-        (torch.ones(2, 2), r"condition: expected one code for each image, \[2, 1\], got \[2, 2\]"),
+        (torch.ones(1), r"condition: expected one code for each image, \(B, 1\) = \[2, 1\], got \[1\]"),
+        (torch.ones(2, 2), r"condition: expected one code for each image, \(B, 1\) = \[2, 1\], got \[2, 2\]"),
         (torch.tensor([[0.5], [10.0]]), r"condition: expected a code in \[0, 1\], got 0.5 to 10.0; it is a share"),
     ],
 )

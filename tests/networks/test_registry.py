@@ -11,11 +11,12 @@ from common.networks.contract import Estimate
 from common.networks.field_unet import FieldUNet
 from common.networks.icon import TallUNet2
 from common.networks.registry import ARCHITECTURES, build, build_estimator
-from common.networks.voxelmorph import VoxelMorph
+from common.networks.transmorph import TransMorph
 
 # As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
 SMALL = {
     "icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)},
+    "transmorph": {"size": "tiny", "channels": 8, "head_channels": 8},
     "lapirn": {"start_channels": 3, "blocks": 2},
     "clapirn": {"start_channels": 3, "blocks": 2},
     "diffusemorph": {
@@ -28,7 +29,7 @@ FIRST_SHARE = {"lapirn": 0.05, "clapirn": 0.05}
 # Two that the conditional ones take, their default last, in 2D and 3D.
 CONDITIONS = {"diffusemorph": {2: (0.5, 1.0), 3: (0.5, 1.0)}, "clapirn": {2: (0.9, 0.1), 3: (0.9, 0.4)}}
 # The convolutions that end in a displacement, by the class that has them; none where weights start far from 0.
-HEADS = {VoxelMorph: "flow", TallUNet2: "last", FieldUNet: "last"}
+HEADS = {VoxelMorph: "flow", TallUNet2: "last", FieldUNet: "last", TransMorph: "flow"}
 SIZES = [(32, 48), (27, 30), (16, 32, 19)]
 each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 each_size = pytest.mark.parametrize("size", SIZES)
@@ -57,7 +58,7 @@ def awakened(name, size):
 
 
 def test_the_collection_is_not_empty():
-    assert {"voxelmorph", "icon", "diffusemorph"} <= set(ARCHITECTURES)
+    assert {"voxelmorph", "icon", "transmorph", "diffusemorph", "lapirn", "clapirn"} <= set(ARCHITECTURES)
 
 
 @each_network
