@@ -218,12 +218,12 @@ def read_view(part: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         (moving, moving_label), (fixed, fixed_label) = (_frame(part, role) for role in ("moving", "fixed"))
-        stored = [load_grid(part[f"{role}_image"], "image") for role in ("moving", "fixed")]
-        if not same_grid(*stored):
+        before, after = (load_grid(part[f"{role}_image"], "image") for role in ("moving", "fixed"))
+        if not same_grid(before, after):
             raise DatasetLayoutError(
-                f"expected ED and ES on one grid, got shapes {tuple(stored[0].array.shape)} and "
-                f"{tuple(stored[1].array.shape)} with affines {stored[0].affine.tolist()} and "
-                f"{stored[1].affine.tolist()}; resample ES to ED."
+                f"expected ED and ES on one grid, got shapes {tuple(before.array.shape)} and "
+                f"{tuple(after.array.shape)} with affines {before.affine.tolist()} and {after.affine.tolist()}; "
+                "resample ES to ED."
             )
         images = {
             "moving_image": clipped(moving.array, part["percentiles"]),
@@ -236,7 +236,7 @@ def read_view(part: Mapping[str, Any]) -> dict[str, Any]:
             read["true_ddf"] = read_displacement(part["true_ddf"], moving, ORIENTATION)[0]
     except DatasetLayoutError as error:
         raise DatasetLayoutError(f"{part['case']}: {error}") from error
-    known = not spacing_is_unknown(stored[0])
+    known = not spacing_is_unknown(before)
     return read | {"spacing": torch.tensor(moving.spacing[:2] if known else [torch.nan] * 2)}
 
 

@@ -182,7 +182,8 @@ class LapIRN(nn.Module):
             return self.default_condition.expand(image.shape[0], 1)
         if condition.dim() != 2 or condition.shape[1] != 1 or condition.shape[0] != image.shape[0]:
             raise ValueError(
-                f"condition: expected one code for each image, (B, 1) = {[image.shape[0], 1]}, got {list(condition.shape)}."
+                f"condition: expected one code for each image, (B, 1) = {[image.shape[0], 1]}, got "
+                f"{list(condition.shape)}."
             )
         # In training the codes are drawn, and comparing them would wait for the device.
         checked = not self.training and not torch.jit.is_tracing()

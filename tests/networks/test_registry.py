@@ -12,6 +12,7 @@ from common.networks.field_unet import FieldUNet
 from common.networks.icon import TallUNet2
 from common.networks.registry import ARCHITECTURES, build, build_estimator
 from common.networks.transmorph import TransMorph
+from common.networks.voxelmorph import VoxelMorph
 
 # As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
 SMALL = {
