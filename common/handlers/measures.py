@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from ..engines.cost import cost
 from ..io.results import BEFORE, results_table, undeformed, write_results, write_subjects
 from ..metrics.cases import Cases, Measure, SubjectMeasure
 
@@ -97,7 +98,9 @@ class CaseMeasures:
             engine.state.metrics.update(_means(self.rows))
             return
         settings = self.settings() if callable(self.settings) else self.settings or {}
-        summary = write_results(self.rows, self.output_dir, dict(settings))
+        network: Any = getattr(engine, "network", None)
+        found = {} if network is None else {"cost": cost(network, engine.state.device)}
+        summary = write_results(self.rows, self.output_dir, dict(settings), found)
         write_subjects(self._subject_rows(), self.output_dir)
         for name, values in summary.items():
             if isinstance(values, dict) and isinstance(values.get("mean"), float):

@@ -23,12 +23,17 @@ COLUMNS = (
     "dice_before", "hd_before", "hd95_before", "asd_before",
 )  # fmt: skip
 NOT_MEASURES = (*IDENTIFIERS, "slice", "scorable")
-SUMMARY_KEYS = ("settings", "versions", "subjects")
+SUMMARY_KEYS = ("settings", "versions", "subjects", "cost")
 DISTRIBUTION = "registration-bundles"
 BEFORE = "_before"
 
 
-def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+def write_results(
+    rows: list[dict[str, Any]],
+    output_dir: str | Path,
+    settings: dict[str, Any],
+    further: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write ``metrics.csv`` and ``summary.json`` and return the summary.
 
     The table has the fixed ``COLUMNS`` first (empty where a run does not measure them), then every further key of the
@@ -43,9 +48,10 @@ def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: 
             True where absent), and the measures: numbers, zero-dimensional tensors or arrays, None.
         output_dir: folder to write in; created.
         settings: the configuration of the run, kept in the summary (what JSON does not know is written as text).
+        further: other entries of the summary, ``{"cost": …}``.
 
     Returns:
-        The summary as written: the measures, and ``settings``, ``versions``, ``subjects`` (their number).
+        The summary as written: the measures, and ``settings``, ``versions``, ``subjects`` (their number), ``further``.
 
     Raises:
         ValueError: if there is no row, a row lacks an identifier, two rows are the same case and slice, or a measure
@@ -65,7 +71,7 @@ def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: 
         "settings": _strict(settings),
         "versions": versions(),
         "subjects": len({str(row["subject"]) for row in plain}),
-    }
+    } | _strict(further or {})
     with atomic_path(Path(output_dir) / "metrics.csv") as path:
         _write_table(plain, columns, path)
     with atomic_path(Path(output_dir) / "summary.json") as path:

@@ -42,9 +42,9 @@ class LabelMeasures:
     are the means of the scored labels. A label can be scored in a case whose originals both hold it; the case is
     ``scorable`` where that is true of all scored labels. Otherwise the cells of the label and the means are NaN: a mean
     is never one over some of its labels. ``*_official`` are means of the measures of the published Yale code (any
-    warped value above 0 counts, surface distance from fixed to warped only). ``thickness`` is that of the fixed labels, by which
-    results may be plotted. Distances are in voxels, those in ``*_mm``
-    only where the spacing is known. The quick variant has ``dice`` alone.
+    warped value above 0 counts, surface distance from fixed to warped only). ``thickness`` is that of the fixed label,
+    to plot results against. Distances are in voxels, those in ``*_mm`` only where the spacing is known. The quick
+    variant has ``dice`` alone.
 
     Of a subject: ``dice_3d``, the Dice of all its cases' voxels together, scorable or not.
 
