@@ -18,8 +18,8 @@ class PairedComparison(NamedTuple):
     """Comparison of a with b on the subjects' mean differences a − b.
 
     ``n_unpaired`` counts the cases that only one of the two scored and that therefore entered no difference.
-    ``effect_size`` is Cohen's d_z, the mean difference over the standard deviation (n − 1) of the differences; NaN where
-    they are all equal and not 0. ``p_ttest_cases`` is the papers' test, of ``n_cases`` taken as independent.
+    ``effect_size`` is Cohen's d_z: the mean difference over the standard deviation (n − 1) of the differences, NaN
+    where they are all equal and not 0. ``p_ttest_cases`` is the papers' test, of ``n_cases`` taken as independent.
     """
 
     n_subjects: int
@@ -103,15 +103,15 @@ def paired_comparison(
 
     Returns:
         Mean difference (each subject weighs the same), bootstrap interval, two-sided Wilcoxon signed-rank and paired
-        t p-values (1 where all differences are 0), the number of cases that only one of the two scored, Cohen's d_z, and
-        the t-test of the cases. Subjects that neither scored are not counted in ``n_subjects``.
+        t p-values (1 where all differences are 0), the number of cases that only one of the two scored, Cohen's d_z,
+        and the t-test of the cases. Subjects that neither scored are not counted in ``n_subjects``.
 
     Raises:
         ValueError: if lengths differ, fewer than two subjects can be compared, or a subject is scored by one method
             only (named in the message).
 
     Reference:
-        Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, Eq. 2.3.5 (d_z).
+        Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, chapter 2 (d_z).
     """
     array_a, array_b = _as_array("a", a, subjects), _as_array("b", b, subjects)
     groups_a, groups_b = _group(array_a, subjects), _group(array_b, subjects)

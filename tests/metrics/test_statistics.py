@@ -96,7 +96,7 @@ def test_comparison_pairs_case_by_case_and_counts_what_has_no_partner():
 
 def test_comparison_of_equal_methods_finds_nothing():
     a, subjects = clustered(5, 3, 4)
-    assert paired_comparison(a, a, subjects, n=100) == (5, 0.0, 0.0, 0.0, 1.0, 1.0, 0)
+    assert paired_comparison(a, a, subjects, n=100) == (5, 0.0, 0.0, 0.0, 1.0, 1.0, 0, 0.0, 1.0, 15)
 
 
 def test_holm_on_known_values():
