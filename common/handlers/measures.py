@@ -76,7 +76,7 @@ class CaseMeasures:
         values = {name: value.cpu().tolist() for name, value in columns.items()}
         seconds = output["seconds"] / len(cases.ddf)
         for index, subject in enumerate(batch["subject"]):
-            row = _identified(batch, index) | {name: value[index] for name, value in values.items()}
+            row = identified(batch, index) | {name: value[index] for name, value in values.items()}
             self.rows.append(row | {"seconds": seconds})
             sums = self.sums.setdefault(subject, {})
             for name, value in cases.sums.items():
@@ -119,8 +119,16 @@ class CaseMeasures:
         )  # fmt: skip
 
 
-def _identified(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What names a case: ``case``, ``subject``, and of a stack ``slice``."""
+def identified(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """What names a case: ``case``, ``subject``, and of a stack ``slice``.
+
+    Args:
+        batch: the loader's items.
+        index: of the case in it.
+
+    Returns:
+        Value by column.
+    """
     subject = batch["subject"][index]
     case: dict[str, Any] = {"case": batch["case"][index] if "case" in batch else subject}
     if "slice" in batch:

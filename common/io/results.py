@@ -63,7 +63,7 @@ def write_results(
     present = {key for row in plain for key in row}
     columns = [*COLUMNS, *sorted(present - set(COLUMNS))]
     summary: dict[str, Any] = {
-        column: _measure(plain, column)
+        column: spread([row.get(column) for row in plain])
         for column in columns
         if column in present and column not in NOT_MEASURES and not _is_text(plain, column)
     }
@@ -160,7 +160,7 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]], measures: Sequence
         raise ValueError(
             f"measures: expected at least one of {sorted(known)}, got {list(measures)}; name measures of the summaries."
         )
-    rows = [[method, *(_cell(summary.get(name)) for name in measures)] for method, summary in summaries.items()]
+    rows = [[method, *(spread_text(summary.get(name)) for name in measures)] for method, summary in summaries.items()]
     return markdown_table(["method", *measures], rows)
 
 
@@ -223,8 +223,15 @@ def _is_text(rows: list[dict[str, Any]], column: str) -> bool:
     return any(isinstance(row.get(column), str) for row in rows)
 
 
-def _measure(rows: list[dict[str, Any]], column: str) -> dict[str, float | int | None]:
-    values = [row.get(column) for row in rows]
+def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """What a summary says of a measure.
+
+    Args:
+        values: one a case; None and what is not finite are not scorable.
+
+    Returns:
+        ``{"mean", "std", "n", "not_scorable"}``, see ``write_results``.
+    """
     finite = np.array([value for value in values if value is not None and math.isfinite(value)], dtype=np.float64)
     return {
         "mean": float(finite.mean()) if len(finite) else None,
@@ -268,15 +275,23 @@ def _strict(value: Any) -> Any:
     return str(value)
 
 
-def _cell(measure: Mapping[str, Any] | None) -> str:
+def spread_text(measure: Mapping[str, Any] | None) -> str:
+    """A measure of a summary in words: "mean ± std (n)", "(n of all)" where cases could not be scored.
+
+    Args:
+        measure: see ``spread``; None is "–", as is one of no case.
+
+    Returns:
+        The text.
+    """
     if measure is None or measure["n"] == 0:
         return "–"
     count = str(measure["n"])
     if measure["not_scorable"]:
         count += f" of {measure['n'] + measure['not_scorable']}"
     # one case has no standard deviation
-    spread = "" if measure["std"] is None else f" ± {_rounded(measure['std'])}"
-    return f"{_rounded(measure['mean'])}{spread} ({count})"
+    deviation = "" if measure["std"] is None else f" ± {_rounded(measure['std'])}"
+    return f"{_rounded(measure['mean'])}{deviation} ({count})"
 
 
 def _rounded(value: float) -> str:
