@@ -25,7 +25,7 @@ COMMANDS = {
 for command in (compare, options, pack, render, scaffold, verify):
     SetParseFn(str)(command)
 SetParseFns(failures=DefaultParseValue)(compare)
-SetParseFns(name=str, output_dir=str, device=str)(study)
+SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
 
 if __name__ == "__main__":
     forgive_signs()
