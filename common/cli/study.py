@@ -76,9 +76,9 @@ def study(
 
     Each run trains a bundle with its own train.json and the study's overrides, in a folder of its own. Killed and
     started again with the same arguments, the command repeats no finished run (one with a ``summary.json``), and
-    resumes those it was in. Further seeds and values of a grid may be added later, beside the earlier ones. At the end ``results.md`` and
-    ``results.csv`` hold a row a run, mean ± standard deviation over the seeds, and of a grid of two options
-    ``heat_map.png`` shows them; gradicon_convergence writes ``convergence.png`` (curves of all runs) and
+    resumes those it was in. Further seeds and values of a grid may be added later, beside the earlier ones. At the end
+    ``results.md`` and ``results.csv`` hold a row a run, mean ± standard deviation over the seeds, and of a grid of two
+    options ``heat_map.png`` shows them; gradicon_convergence writes ``convergence.png`` (curves of all runs) and
     ``convergence.csv``, whose threshold is the lowest training similarity that all runs reach. Measures are those of
     the cases that the bundle evaluates, its validation cases: what is chosen by them must be measured on others.
 
@@ -104,10 +104,12 @@ def study(
     """
     known_name("backend", backend, BACKENDS)
     chosen, output = _chosen(name, grid, samples), Path(output_dir)
+    runs = _checked(chosen.runs, overrides, icon_epochs, SHARED if grid is None else ())
     trainings = [
         Training(run, seed, output / f"{run.folder}_seed{seed}", _overrides(run, overrides, icon_epochs, seed))
-        for run in _checked(chosen.runs, overrides, icon_epochs) for seed in _seeds(seeds)
-    ]  # fmt: skip
+        for run in runs
+        for seed in _seeds(seeds)
+    ]
     trainings = [t._replace(overrides=t.overrides | {"output_dir": str(t.folder.resolve())}) for t in trainings]
     _check_settings(output, chosen.files, {training.folder.name: training for training in trainings})
     if backend == "ray":

@@ -42,7 +42,7 @@ class Run(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of its folder without the seed, "gradicon_one_step"."""
-        return re.sub(r"[^\w.+-]+", "_", self.label.lower()).strip("_")
+        return re.sub(r"(?:[^\w.+-]|-(?!\d))+", "_", self.label.lower()).strip("_")
 
 
 class Training(NamedTuple):

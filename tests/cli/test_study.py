@@ -115,8 +115,9 @@ def test_a_run_killed_in_its_training_is_resumed_to_the_same_weights(
 
 @pytest.mark.parametrize(
     "change, match",
-    [({"padding": "zeros"}, "padding was 'border' and is now 'zeros'"), ({"amp": "true"}, "amp was False and is now True"),
-     ({"count": 8}, "count was 4 and is now 8"), ({"epochs": 2}, "gradicon_one_step_seed0 .* epochs was 1 and is now 2")],
+    [({"padding": "zeros"}, "padding was 'border' and is now 'zeros'"),
+     ({"amp": "true"}, "amp was False and is now True"), ({"count": 8}, "count was 4 and is now 8"),
+     ({"epochs": 2}, "gradicon_one_step_seed0 .* epochs was 1 and is now 2")],
 )  # fmt: skip
 def test_other_settings_are_refused_by_name(change: dict[str, Any], match: str, finished: tuple[Path, str]) -> None:
     before = times(finished[0])

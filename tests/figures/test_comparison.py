@@ -11,10 +11,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from common.figures import boxes, comparison
+from common.figures import boxes, comparison, heat_map
 from common.figures.boxes import box_plots, dependence_plot, group_means
 from common.figures.comparison import comparison_panel
 from common.figures.drawing import LABEL_COLOURS
+from common.figures.heat_map import heat_maps
 
 NAN = float("nan")
 
@@ -98,3 +99,18 @@ def test_the_panel_is_written_with_the_fixed_labels_filled(tmp_path: Path) -> No
     assert (np.abs(imread(tmp_path / "b.png")[..., :3] - mixed).max(-1) < 0.02).mean() == 0
     with pytest.raises(ValueError, match="m: warped: must have shape"):
         comparison_panel(tmp_path / "c.png", np.zeros((4, 4)), np.zeros((4, 4)), {"m": one})
+
+
+def test_heat_maps_have_a_cell_a_point_and_its_value(drawn: list[Figure], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heat_map, "save_figure", lambda figure, path: drawn.append(figure))
+    values = np.array([[0.5, 0.75, NAN], [0.25, 0.125, 1.0]])
+    heat_maps({"Dice": values, "HD": 10 * values}, "none.png", ("alpha", [1, 2]), ("beta", ["a", "b", "c"]))
+    first, second = drawn[0].axes
+    assert (first.get_title(), first.get_xlabel(), first.get_ylabel()) == ("Dice", "beta", "alpha")
+    assert [label.get_text() for label in first.get_xticklabels()] == ["a", "b", "c"]
+    assert {text.get_position(): text.get_text() for text in first.texts} == {
+        (0, 0): "0.5", (1, 0): "0.75", (0, 1): "0.25", (1, 1): "0.125", (2, 1): "1",
+    }  # fmt: skip
+    assert np.array_equal(second.images[0].get_array().filled(NAN), 10 * values, equal_nan=True)
+    with pytest.raises(ValueError, match="maps: expected at least one of shape"):
+        heat_maps({"Dice": values}, "none.png", ("alpha", [1]), ("beta", [1, 2, 3]))
