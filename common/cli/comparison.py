@@ -122,7 +122,8 @@ def subjects_table(evaluations: Evaluations, measure: str) -> Table:
     """
     first = next(iter(evaluations.values()))
     subjects = [str(row["subject"]) for row in first.rows]
-    columns = {UNDEFORMED: first.values(f"{measure}{BEFORE}")}
+    before = f"{measure}{BEFORE}"
+    columns = {UNDEFORMED: first.values(before)} if before in first.rows[0] else {}
     columns |= {name: one.values(measure) for name, one in evaluations.items()}
     rows: list[Row] = []
     for name, values in columns.items():
@@ -151,7 +152,6 @@ def volumes_table(evaluations: Evaluations) -> Table | None:
         tables |= {name: [row for table in found for row in table]} if found else {}
     first: Rows = next(iter(tables.values()), [{}])
     labels = [key.removeprefix("dice_3d_") for key in first[0] if key.startswith("dice_3d_") and BEFORE not in key]
-    labels = [label for label in labels if not label.startswith("before")]
     if not labels:
         return None
     rows: list[Row] = [[UNDEFORMED, *(_volume(first, f"dice_3d_before_{label}") for label in labels)]]

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from ..runs import arguments
+from ..runs import arguments, messages
 from ..runs.command_line import Words
 from ..runs.outputs import STATE_FILE
 from ..runs.record import settings as settings_of
@@ -248,7 +249,11 @@ def _train_logged(training: Training) -> None:
     with (training.folder / LOG_FILE).open("a") as stream:
         for descriptor in (1, 2):  # loggers hold on to the stream that they found first
             os.dup2(stream.fileno(), descriptor)
-        training.train()
+        try:
+            training.train()
+        except Exception as error:  # its causes do not reach the other process
+            traceback.print_exc()
+            raise RuntimeError(messages.words(error)) from None
 
 
 def _configs(bundle: str) -> Path:

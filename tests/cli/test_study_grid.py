@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from common.cli import trainings
 from common.cli.study import STUDIES, study
 from common.cli.trainings import Training, grid_runs
 from common.handlers.log import read_history
@@ -26,6 +28,7 @@ GRID: dict[str, list[float]] = {"score_alpha": [0.005, 0.08], "score_beta": [0.5
 FOLDERS = [f"score_alpha_{a}_score_beta_{b}_seed0" for a in GRID["score_alpha"] for b in GRID["score_beta"]]
 TINY: dict[str, Any] = {
     "epochs": 3, "warmup_epochs": 1, "device": "cpu", "spatial_size": [32, 32], "batch_size": 4, "val_interval": 9,
+    "learning_rate": 0.01,
 }  # fmt: skip
 SECONDS = 300
 
@@ -74,7 +77,7 @@ def test_a_killed_grid_goes_on_to_the_same_numbers(finished: tuple[Path, str], a
     assert 0 < len(done) < 8, output
     again = subprocess.run(command, timeout=SECONDS, check=False, **start)
     assert again.returncode == 0, again.stdout
-    assert "finished earlier in" in again.stdout and again.stdout.count(": finished") == 4 - len(done) // 2
+    assert "finished earlier in" in again.stdout and again.stdout.count(": finished\n") == 4 - len(done) // 2
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert numbers(tmp_path) == numbers(finished[0])
 
@@ -119,14 +122,20 @@ def test_seeds_are_added_and_spread_is_shown(
     assert f"| 0.005 | 0.5 | 2 | {mean:.4g} ± {deviation:.2g} |" in text
 
 
-def test_a_failed_training_is_named_once_the_others_are_finished(acdc_dir: Path, tmp_path: Path) -> None:
-    blocked = tmp_path / "score_beta_0.5_seed0"
-    blocked.mkdir()
-    (blocked / "model.pt").write_text("not ours")
-    options = TINY | {"epochs": 2, "dataset_dir": str(acdc_dir)}
-    with pytest.raises(RuntimeError, match="1 of 2 trainings failed: .*score_beta_0.5_seed0 .*is not known as a file"):
-        study("adacs_acdc", str(tmp_path), {"score_beta": [0.5, 1.5]}, workers=2, **options)
-    assert (tmp_path / "score_beta_1.5_seed0" / "summary.json").is_file() and not (blocked / "summary.json").exists()
+def test_a_failed_training_is_named_once_the_others_are_finished(
+    acdc_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(training: Training) -> None:
+        if training.overrides["score_beta"] == 0.5:
+            raise RuntimeError("ValueError: no luck")
+
+    monkeypatch.setattr(trainings, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(trainings, "_train_logged", train)
+    grid, options = {"score_beta": [0.5, 1.5]}, TINY | {"dataset_dir": str(acdc_dir)}
+    message = r"1 of 2 trainings failed: .*score_beta_0.5_seed0 \(ValueError: no luck; see log.txt there\)"
+    with pytest.raises(RuntimeError, match=message):
+        study("adacs_acdc", str(tmp_path), grid, workers=2, **options)
+    assert "score_beta_1.5_seed0: finished\n" in capsys.readouterr().out
 
 
 def test_random_points_lie_between_the_ends_and_follow_the_seed() -> None:
