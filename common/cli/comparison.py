@@ -128,8 +128,11 @@ def subjects_table(evaluations: Evaluations, measure: str) -> Table:
     rows: list[Row] = []
     for name, values in columns.items():
         means = {subject: mean for subject, mean in subject_means(values, subjects).items() if not math.isnan(mean)}
+        mean = sum(means.values()) / max(len(means), 1)
+        if len(means) < 2:  # one subject has no interval
+            rows.append([name, number(mean if means else None, ".4f"), number(None)])
+            continue
         low, high = bootstrap_interval(means)
-        mean = sum(means.values()) / len(means)
         interval = Cell(f"{mean:.4f} [{low:.4f}, {high:.4f}]", {"": mean, "_low": low, "_high": high})
         rows.append([name, interval, number(design_effect(values, subjects), ".2f")])
     header = ["patient means", f"{measure} [95 % interval]", "design effect"]
