@@ -60,6 +60,7 @@ def numbers(output: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.timeout(1200)  # six processes import torch
 def test_a_killed_grid_goes_on_to_the_same_numbers(finished: tuple[Path, str], acdc_dir: Path, tmp_path: Path) -> None:
     options = {"grid": GRID, "output_dir": tmp_path, "workers": 2, "dataset_dir": acdc_dir} | TINY
     command = [sys.executable, "-m", "common", "study", "adacs_acdc"]
