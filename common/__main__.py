@@ -24,8 +24,8 @@ COMMANDS = {
 # Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
 for command in (compare, options, pack, render, scaffold, verify):
     SetParseFn(str)(command)
-SetParseFns(measures=DefaultParseValue, tested=DefaultParseValue)(compare)
-SetParseFns(name=str, output_dir=str, device=str)(study)
+SetParseFns(failures=DefaultParseValue)(compare)
+SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
 
 if __name__ == "__main__":
     forgive_signs()

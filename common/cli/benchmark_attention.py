@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.cost import peak_memory
 from ..networks.attention import WindowAttention
 from ..networks.transmorph import SIZES, WINDOWS
-from .benchmark_inference import peak_memory
 
 PLAIN, OURS = "plain", "ours"
 
@@ -134,7 +134,7 @@ def measure(variant: str, shape: Sequence[int], batch: int, steps: int, device: 
     where, grid = torch.device(device), [-(-size // 4) for size in shape]
     block = Block(variant, len(shape)).to(where)
     x = torch.randn(batch, int(torch.tensor(grid).prod()), SIZES["base"][0]).to(where).requires_grad_()
-    before, seconds, mean = peak_memory(where), [], 0.0
+    before, seconds, mean = peak_memory(where) or 0, [], 0.0
     for _ in range(steps + 1):
         started = time.perf_counter()
         y = block(x, grid)
@@ -144,7 +144,7 @@ def measure(variant: str, shape: Sequence[int], batch: int, steps: int, device: 
         seconds.append(time.perf_counter() - started)
         mean = y.abs().mean().item()
         block.zero_grad()
-    return [statistics.median(seconds[1:]), max(peak_memory(where) - before, 1.0), mean]
+    return [statistics.median(seconds[1:]), max((peak_memory(where) or 0) - before, 1.0), mean]
 
 
 def attention_table(shape: Sequence[int], batch: int, repeats: int, steps: int, device: torch.device) -> list[str]:

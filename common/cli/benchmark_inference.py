@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 from monai.networks.nets import VoxelMorph as MonaiVoxelMorph
 from monai.networks.nets import VoxelMorphUNet as MonaiVoxelMorphUNet
 from torch import Tensor
 
+from ..engines.cost import peak_memory
 from ..networks.registry import build
 from ..spatial.warp import warp
 
@@ -86,7 +84,7 @@ def measure(variant: str, precision: str, shape: Sequence[int], device: str, thr
     torch.set_num_threads(threads)
     where = torch.device(device)
     register = _register_of(variant, shape, where)
-    before = peak_memory(where)
+    before = peak_memory(where) or 0
     seconds = 0.0
     with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16"):
         for _ in range(2):
@@ -95,7 +93,7 @@ def measure(variant: str, precision: str, shape: Sequence[int], device: str, thr
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             seconds = time.perf_counter() - started
-    return seconds, max(peak_memory(where) - before, 1.0)  # of a tiny volume the peak can be that of the imports
+    return seconds, max((peak_memory(where) or 0) - before, 1.0)  # of a tiny volume the peak can be that of the imports
 
 
 def _in_a_process(variant: str, precision: str, shape: Sequence[int], device: torch.device) -> tuple[float, float]:
@@ -112,21 +110,3 @@ def _register_of(variant: str, shape: Sequence[int], device: torch.device) -> Ca
         return lambda: theirs(moving, fixed)[0]
     ours = build("voxelmorph", 3, half_resolution=variant == OURS_HALF).to(device).eval()
     return lambda: warp(moving, ours(moving, fixed))
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most memory that this process has held so far: its resident set on the CPU, the allocator's on CUDA.
-
-    Args:
-        device: where it computes.
-
-    Returns:
-        Bytes.
-    """
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would report the parent's peak where that was higher
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return float(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)

@@ -1,208 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods side by side, with paired tests on patient means."""
+"""Methods side by side: tables, tests on subjects, box plots, panels of single cases."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ..atomic import atomic_path
-from ..io.results import BEFORE, markdown_table, read_metrics, results_table, undeformed
-from ..metrics.statistics import (
-    bootstrap_interval,
-    design_effect,
-    holm,
-    paired_comparison,
-    subject_means,
+from ..checks import known_name
+from ..figures.boxes import box_plots, dependence_plot
+from ..io.results import BEFORE
+from ..io.tables import check_suffix, write_tables
+from .comparison import (
+    UNDEFORMED,
+    Evaluations,
+    cost_table,
+    failures_table,
+    measures_table,
+    paired_table,
+    seeds_table,
+    subjects_table,
+    volumes_table,
 )
+from .evaluations import headline_of, read_evaluations
+from .panels import draw_cases
 
 MEASURES = (
     "dice", "hd", "hd95", "asd", "foldings_percent", "sd_log_jacobian", "inverse_consistency_error", "dice_official",
     "asd_official", "dice_vessels", "tre_mm", "tre_voxels",
 )  # fmt: skip
 TESTED = ("dice", "hd", "asd")
-HEADLINES = ("dice", "dice_vessels", "tre_mm", "tre_voxels", "mse")  # the first that was measured has patient means
 
 
 def compare(
     *results: str,
     measures: Sequence[str] | None = None,
     tested: Sequence[str] | None = None,
-    output: str | None = None,
+    reference: str | None = None,
+    output: Sequence[str] | None = None,
+    figures: str | None = None,
+    against: str | None = None,
+    failures: int = 0,
+    panels: Sequence[str] | None = None,
 ) -> str:
     """Compare evaluations of the same cases; run as ``python -m common compare NAME=DIR NAME=DIR …``.
 
-    The table of cases is followed by means over patients with bootstrap intervals, the volumes' Dice, and paired tests
-    of every pair of methods on patient means (slices of one heart are not independent), p-values adjusted by Holm over
-    all pairs of a measure.
+    Tables of measures over cases and of cost are followed by means over subjects with bootstrap intervals, the volumes'
+    Dice, and paired tests on subject means (slices of one heart are not independent): Wilcoxon and t, adjusted by Holm
+    over the comparisons of a measure, Cohen's d_z, and the papers' own t-test of slices. Several folders of a method,
+    ``NAME=DIR1,DIR2``, are runs with different seeds: tests take the mean over them of each case, and a table shows
+    their spread. Methods trained with labels and without are not compared.
 
     Args:
         results: ``NAME=DIR``, DIR holding ``metrics.csv`` and ``summary.json`` of an evaluation.
         measures: columns of the first table, of those that were measured, as in ``--measures dice,dice_lv,hd95``;
-            default: ``MEASURES`` and the headline, the first of ``HEADLINES`` that was measured.
-        tested: measures with a table of tests; default: ``TESTED`` and the headline.
-        output: also write the Markdown here.
+            default: ``MEASURES`` and the headline, the first of ``evaluations.HEADLINES`` that was measured.
+        tested: measures with a table of tests, and a box plot; default: ``TESTED`` and the headline.
+        reference: name of the method that is tested against each of the others; default: all pairs.
+        output: also write the tables here, as ``--output table.md,table.tex,table.csv``; of CSV a file a table.
+        figures: folder for figures: box plots of the tested measures.
+        against: a column, such as ``thickness_myocardium``, that the headline is plotted over in ``figures``.
+        failures: list this many worst cases of each method.
+        panels: cases to register once more with every method and to draw in ``figures``: names of cases, or ``worst``
+            for the worst case of each method.
 
     Returns:
         Markdown.
 
     Raises:
-        ValueError: for no results, an argument of another form, a repeated name, or evaluations of different data:
-            other cases, or cases of the same name whose measures before registration differ.
+        ValueError: for no results, an argument of another form, a repeated or unknown name, or evaluations of different
+            data: other cases, or cases of the same name whose measures before registration differ.
     """
-    folders = _folders(results)
-    rows = {name: read_metrics(folder / "metrics.csv") for name, folder in folders.items()}
-    summaries = {
-        name: json.loads((folder / "summary.json").read_text(encoding="utf-8")) for name, folder in folders.items()
-    }
-    _check_same_cases(rows)
-    _check_same_data(rows)
-    headline = _headline(summaries)
+    outputs = [check_suffix(path) for path in _names(output, ())]
+    if (against or panels) and figures is None:
+        raise ValueError("figures: expected a folder with --against and --panels, got none; pass --figures DIR.")
+    evaluations = read_evaluations(results)
+    if reference is not None:
+        known_name("reference", reference, evaluations)
+    headline = headline_of(evaluations.values())
     columns = _names(measures, (*MEASURES, headline))
-    shown = [name for name in columns if any(name in summary for summary in summaries.values())]
-    first = next(iter(rows.values()))
-    scored = sum(row["scorable"] > 0 for row in first)
-    subjects = [str(row["subject"]) for row in first]
-    before = {"undeformed": undeformed(next(iter(summaries.values())))}
-    parts = [
-        f"{len(first)} cases of {len(set(subjects))} subjects: {scored} scored, {len(first) - scored} not scorable "
-        "(a scored label is missing in one of the two images).",
-        results_table(before | summaries, shown or columns),
-        _patient_table(rows, subjects, headline),
-        _volume_table(folders),
+    checked = _names(tested, (*TESTED, headline))
+    _check_columns(evaluations, columns, against)
+    tables = [
+        measures_table(evaluations, [name for name in columns if _measured(evaluations, name)]),
+        cost_table(evaluations),
+        seeds_table(evaluations, [name for name in columns if _measured(evaluations, name)]),
+        subjects_table(evaluations, headline),
+        volumes_table(evaluations),
+        *(paired_table(evaluations, name, reference) for name in checked if len(evaluations) > 1),
+        failures_table(evaluations, headline, failures, [against] if against else []) if failures else None,
     ]
-    parts += [_tests(rows, subjects, measure) for measure in _names(tested, (*TESTED, headline)) if len(rows) > 1]
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    if output is not None:
-        with atomic_path(output) as path:
-            path.write_text(text, encoding="utf-8")
-    return text
+    notes = "\n".join(_notes(evaluations, checked))
+    present = [table for table in tables if table is not None and (table.rows or table.caption)]
+    for path in outputs:
+        write_tables(present, path, notes)
+    if figures is not None:
+        _draw(evaluations, Path(figures), [name for name in checked if _measured(evaluations, name)], headline, against)
+        draw_cases(evaluations, Path(figures), headline, _names(panels, ()))
+    return "\n\n".join([notes, *(table.markdown() for table in present)]) + "\n"
 
 
 def _names(given: Sequence[str] | None, default: Sequence[str]) -> list[str]:
     """The command line delivers one name as text and several as a tuple; each is named once."""
     if given is None:
         given = default
-    return [given] if isinstance(given, str) else list(dict.fromkeys(given))
+    return given.split(",") if isinstance(given, str) else list(dict.fromkeys(given))
 
 
-def _headline(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """The measure to compare patients by: the first of ``HEADLINES`` that all evaluations measured."""
-    for name in HEADLINES:
-        if all(summary.get(name, {}).get("n") for summary in summaries.values()):
-            return name
-    raise ValueError(
-        f"compare: expected evaluations that all measured one of {', '.join(HEADLINES)}; add one of these measures to "
-        "the bundles' 'measures' and evaluate again."
-    )
+def _measured(evaluations: Evaluations, column: str) -> bool:
+    return any(not math.isnan(value) for one in evaluations.values() for value in one.values(column))
 
 
-def _folders(results: tuple[str, ...]) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for result in results:
-        name, separator, folder = str(result).partition("=")
-        if not (name and separator and folder) or name in folders:
-            raise ValueError(f"compare: expected NAME=DIR, each name once, got {result!r}.")
-        folders[name] = Path(folder)
-    if not folders:
-        raise ValueError("compare: expected at least one NAME=DIR, got none.")
-    return folders
+def _check_columns(evaluations: Evaluations, columns: Sequence[str], against: str | None) -> None:
+    first = next(iter(evaluations.values())).rows
+    known = [name for name, value in first[0].items() if isinstance(value, float)]
+    if not any(_measured(evaluations, name) for name in columns):
+        raise ValueError(f"measures: expected at least one of {', '.join(known)}; got {', '.join(columns)}.")
+    if against is not None:
+        known_name("against", against, known)
 
 
-def _check_same_cases(rows: dict[str, list[dict[str, Any]]]) -> None:
-    cases = {name: [row["case"] for row in table] for name, table in rows.items()}
-    reference_name, reference = next(iter(cases.items()))
-    for name, other in cases.items():
-        if other != reference:
-            different = sorted(set(other) ^ set(reference))[:5]
-            raise ValueError(
-                f"compare: '{name}' and '{reference_name}' were evaluated on different cases or orders "
-                f"({len(other)} and {len(reference)}; {different or 'same set'}). Evaluate both on one split."
-            )
-
-
-def _check_same_data(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Two data sets may use the same names; what was measured before registration tells them apart."""
-    reference_name, reference = next(iter(rows.items()))
-    for name, table in rows.items():
-        columns = [key for key in reference[0] if key.endswith(BEFORE) and key in table[0]]
-        for column, (one, other) in itertools.product(columns, zip(reference, table, strict=True)):
-            same = math.isclose(one[column], other[column], rel_tol=1e-5, abs_tol=1e-6)
-            if not same and not math.isnan(one[column]) + math.isnan(other[column]) == 2:
-                raise ValueError(
-                    f"compare: '{name}' and '{reference_name}' were evaluated on different data: before registration "
-                    f"{column} of case {one['case']} is {other[column]:.6g} and {one[column]:.6g}. Evaluate both on "
-                    "one dataset_dir, with the same window, percentiles and scored labels."
-                )
-
-
-def _patient_table(rows: dict[str, list[dict[str, Any]]], subjects: list[str], measure: str) -> str:
-    first = next(iter(rows.values()))
-    columns = {"undeformed": [row[f"{measure}{BEFORE}"] for row in first]}
-    columns |= {name: [row[measure] for row in table] for name, table in rows.items()}
-    lines = []
-    for name, values in columns.items():
-        means = {subject: mean for subject, mean in subject_means(values, subjects).items() if not math.isnan(mean)}
-        low, high = bootstrap_interval(means)
-        mean = sum(means.values()) / len(means)
-        lines.append([name, f"{mean:.4f} [{low:.4f}, {high:.4f}]", f"{design_effect(values, subjects):.2f}"])
-    return markdown_table(["patient means", f"{measure} [95 % interval]", "design effect"], lines)
-
-
-def _volume_table(folders: dict[str, Path]) -> str:
-    """Mean over patients of the Dice of whole volumes, a column a label."""
-    files = {name: folder / "subjects.csv" for name, folder in folders.items()}
-    tables = {name: read_metrics(file, ("subject",)) for name, file in files.items() if file.is_file()}
-    first = next(iter(tables.values()), [{}])[0]
-    labels = [key.removeprefix("dice_3d_") for key in first if key.startswith("dice_3d_") and "before" not in key]
-    if not labels:
-        return ""
-    lines = [["undeformed", *(_mean(next(iter(tables.values())), f"dice_3d_before_{label}") for label in labels)]]
-    lines += [[name, *(_mean(table, f"dice_3d_{label}") for label in labels)] for name, table in tables.items()]
-    return markdown_table(["3D Dice of a patient", *labels], lines)
-
-
-def _mean(table: list[dict[str, Any]], key: str) -> str:
-    values = np.array([row[key] for row in table if not math.isnan(row.get(key, math.nan))])
-    if not len(values):
-        return "–"
-    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{values.mean():.4f}{spread} ({len(values)})"
-
-
-def _tests(rows: dict[str, list[dict[str, Any]]], subjects: list[str], measure: str) -> str:
-    pairs = list(itertools.combinations(rows, 2))
-    missing = sorted(name for name, table in rows.items() if measure not in table[0])
-    if missing:
-        raise ValueError(f"tested: expected a measure of all evaluations, got {measure!r}, which {missing} lack.")
-    if any(all(math.isnan(row[measure]) for row in table) for table in rows.values()):
-        return ""  # not measured
-    outcomes = [
-        paired_comparison([row[measure] for row in rows[b]], [row[measure] for row in rows[a]], subjects)
-        for a, b in pairs
+def _notes(evaluations: Evaluations, checked: Sequence[str]) -> list[str]:
+    """What was compared, and what is missing from it: no case is left out silently."""
+    first = next(iter(evaluations.values())).rows
+    scored = [index for index, row in enumerate(first) if row.get("scorable", 1) > 0]
+    subjects = {str(row["subject"]) for row in first}
+    notes = [
+        f"{len(first)} cases of {len(subjects)} subjects: {len(scored)} scored, {len(first) - len(scored)} not "
+        "scorable (a scored label is missing in one of the two images)."
     ]
-    adjusted = holm([outcome.p_wilcoxon for outcome in outcomes])
-    header = (
-        f"{measure}: difference of patient means",
-        "mean [95 % interval]",
-        "patients",
-        "p Wilcoxon",
-        "Holm",
-        "p t-test",
-    )
-    lines = [
-        (
-            f"{b} − {a}",
-            f"{outcome.mean_difference:+.4f} [{outcome.ci_low:+.4f}, {outcome.ci_high:+.4f}]",
-            str(outcome.n_subjects),
-            *(f"{p:.2g}" for p in (outcome.p_wilcoxon, adjusted_p, outcome.p_ttest)),
-        )
-        for (a, b), outcome, adjusted_p in zip(pairs, outcomes, adjusted, strict=True)
-    ]
-    return markdown_table(header, lines)
+    for name, one in evaluations.items():
+        for measure in checked:
+            lost = [one.rows[i]["case"] for i in scored if math.isnan(one.rows[i].get(measure, math.nan))]
+            if lost and len(lost) < len(scored):
+                shown = ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
+                notes.append(f"{name} has no {measure} in {len(lost)} of the scored cases: {shown}.")
+    unknown = [name for name, one in evaluations.items()
+               if any(run.settings.get("labels_in_training") is None for run in one.runs)]  # fmt: skip
+    if unknown:
+        notes.append(f"Whether labels were used in training is not recorded for {', '.join(unknown)}.")
+    return notes
+
+
+def _draw(evaluations: Evaluations, folder: Path, measures: Sequence[str], headline: str, against: str | None) -> None:
+    first = next(iter(evaluations.values()))
+    drawn = {}
+    for measure in measures:
+        before = {UNDEFORMED: first.values(f"{measure}{BEFORE}")} if f"{measure}{BEFORE}" in first.rows[0] else {}
+        drawn[measure] = before | {name: one.values(measure) for name, one in evaluations.items()}
+    box_plots(drawn, folder / "boxes.png")
+    if against is not None:
+        values = {name: one.values(headline) for name, one in evaluations.items()}
+        dependence_plot(first.values(against), values, folder / f"{headline}_over_{against}.png", against, headline)

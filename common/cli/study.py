@@ -1,152 +1,181 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published comparisons of trainings as one command: train what is not trained yet, then table and curves."""
+"""Sensitivity studies, ablations and published comparisons of trainings as one command."""
 
 from __future__ import annotations
 
-import csv
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from monai.bundle import ConfigParser, ConfigWorkflow
-
 from ..atomic import atomic_path
-from ..bundle import choose, root, switch
-from ..figures.convergence import convergence_curves
-from ..figures.curves import read_columns
-from ..handlers.log import HISTORY_FILE
-from ..runs.outputs import STATE_FILE
-from ..runs.record import settings as settings_of
-from .bundles import read_json
+from ..checks import known_name
+from .bundles import find_bundles, read_json
+from .study_tables import CONVERGENCE_FILES, TABLE_FILES, convergence_report, table_report
+from .trainings import Run, Training, grid_runs, run_in_processes, run_in_turn, run_with_ray
 
 
-class Run(NamedTuple):
-    """One training of a study: its name, the bundle, and what differs from the bundle's train.json."""
+class Study(NamedTuple):
+    """Trainings that belong together: their report, the files that it writes, and the axes of a grid."""
 
-    label: str
-    bundle: str
-    overrides: dict[str, Any]
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder, "gradicon_one_step"."""
-        return re.sub(r"\W+", "_", self.label.lower())
+    runs: tuple[Run, ...]
+    report: Callable[..., str] = table_report
+    files: tuple[str, ...] = TABLE_FILES
+    axes: Mapping[str, Sequence[Any]] | None = None
 
 
 STEPS = "architectures#icon#factors"  # one step at each of these fractions of the resolution
-STUDIES: dict[str, tuple[Run, ...]] = {
+ALPHA_BETA = {"score_alpha": [0.005, 0.02, 0.08], "score_beta": [0.5, 1.5, 4.5]}
+STUDIES: dict[str, Study] = {
     # Tian et al., GradICON, CVPR 2023, Fig. 3 and A.1.1
-    "gradicon_convergence": (
+    "gradicon_convergence": Study((
         Run("ICON, one step", "gradicon_triangles", {"objective": "icon", STEPS: [1], "epochs": 128}),
         Run("ICON, multi-step", "gradicon_triangles", {"objective": "icon", STEPS: [8, 4, 2, 1], "epochs": 128}),
         Run("GradICON, one step", "gradicon_triangles", {"objective": "gradicon", STEPS: [1], "epochs": 64}),
         Run("GradICON, multi-step", "gradicon_triangles", {"objective": "gradicon", STEPS: [8, 4, 2, 1], "epochs": 64}),
-    ),
-}
-SETTINGS_FILE = "settings.json"
-FIGURES = ("convergence.png", "convergence.csv")
-SUMMARY_FILE = "summary.json"
-NOT_SETTINGS = ("device", "output_dir", "bundle_root")  # a run may be finished on another machine
-COLUMNS = {
-    "run": "run", "epochs": "epochs", "updates": "updates", "final_similarity": "final similarity",
-    "epoch_at_threshold": "first epoch ≤ {threshold:.4g}", "dice": "Dice", "foldings_percent": "foldings %",
-    "inverse_consistency_error": "inverse consistency error, voxels", "seconds": "seconds of training",
+    ), convergence_report, CONVERGENCE_FILES),
+    # Zhang et al., AdaCS, ECCV 2024, Fig. 6 (right)
+    "adacs_sensitivity": Study(grid_runs("adacs_acdc", ALPHA_BETA), axes=ALPHA_BETA),
+    # there, Tables 2, 4 and 10. Without L_reg the score falls to 0: α must be above 0, and is tiny.
+    "adacs_ablation": Study((
+        Run("AdaCS", "adacs_acdc", {}),
+        Run("without L_smooth", "adacs_acdc", {"score_beta": 0.0}),
+        Run("without L_reg (alpha 1e-9)", "adacs_acdc", {"score_alpha": 1e-9}),
+        Run("without m_T", "adacs_acdc", {"score_momentum": "none"}),
+        Run("score from fixed and warped", "adacs_acdc", {"score_input": "fixed_warped"}),
+    )),
+    # there, Table 9
+    "adacs_losses": Study((
+        *(Run(label, "baseline_acdc", {"objective": name}) for label, name in (
+            ("NCC", "lncc"), ("MI", "mi"), ("TBL", "tukey"), ("MAE", "mae"), ("MSE", "mse"))),
+        Run("AdaCS", "adacs_acdc", {}),
+    )),
 }  # fmt: skip
+BACKENDS = ("processes", "ray")
+SETTINGS_FILE = "settings.json"
+SHARED = ("epochs",)  # an override of these replaces a study's own value
+KEPT = ("output_dir", "resume", "seed", "run_id", "config_file", "meta_file")
 
 
 def study(
     name: str,
     output_dir: str,
-    epochs: int | None = None,
+    grid: Mapping[str, Any] | None = None,
+    seeds: int | Sequence[int] = 0,
+    workers: int = 1,
+    samples: int | None = None,
+    backend: str = "processes",
     icon_epochs: int | None = None,
-    device: str | None = None,
-    amp: bool = False,
-    seed: int = 0,
-    count: Any = None,
-    spatial_size: Sequence[int] | None = None,
+    **overrides: Any,
 ) -> str:
-    """Run the trainings of a study one after the other; ``python -m common study gradicon_convergence --output_dir …``.
+    """Run the trainings of a study, or of a grid over a bundle's options; ``python -m common study NAME …``.
+
+    As in ``study adacs_ablation --output_dir results/ablation --seeds 0,1,2`` or
+    ``study adacs_acdc --grid "{'score_alpha': [0.005, 0.02], 'score_beta': [0.5, 1.5]}" --output_dir results/grid
+    --epochs 60 --workers 2 --architecture transmorph``: every further option is one of the bundles' trainings.
 
     Each run trains a bundle with its own train.json and the study's overrides, in a folder of its own. Killed and
     started again with the same arguments, the command repeats no finished run (one with a ``summary.json``), and
-    resumes the one it was in. At the end ``convergence.png`` (curves of all runs) and ``convergence.csv`` (the table)
-    are written. The table's similarity is the mean over the pairs of an epoch while training; its threshold is the
-    lowest that all runs reach, the best of the worst run. All else is measured on the validation pairs at the end.
+    resumes those it was in. Further seeds and values of a grid may be added later, beside the earlier ones. At the end
+    ``results.md`` and ``results.csv`` hold a row a run, mean ± standard deviation over the seeds, and of a grid of two
+    options ``heat_map.png`` shows them; gradicon_convergence writes ``convergence.png`` (curves of all runs) and
+    ``convergence.csv``, whose threshold is the lowest training similarity that all runs reach. Measures are those of
+    the cases that the bundle evaluates, its validation cases: what is chosen by them must be measured on others.
 
     Args:
-        name: of the study: gradicon_convergence.
-        output_dir: receives a folder a run, the figure and the table.
-        epochs: of every run but those of ICON; by default the published number.
-        icon_epochs: of the runs that minimise ICON's penalty; by default the published number.
-        device: "cpu", "cuda"; by default the bundle's choice.
-        amp: train in bfloat16 autocast.
-        seed: of all runs.
-        count: pairs of every split, a number or {"train": 256, "validation": 64}; by default the bundle's.
-        spatial_size: voxels of the images, "[32,32]"; by default the bundle's.
+        name: of the study: gradicon_convergence, adacs_sensitivity, adacs_ablation, adacs_losses; or of a bundle.
+        output_dir: receives a folder a run, the table and the figure.
+        grid: of a bundle, the values of each option that is varied; all combinations are run.
+        seeds: every run is trained once with each.
+        workers: number of trainings at a time, each in a process of one thread that writes ``log.txt`` in its folder; 1
+            trains in this process, with all its threads.
+        samples: run this many combinations of the grid, drawn at random; ``{'loguniform': [0.001, 0.1]}`` and
+            ``{'uniform': [0, 1]}`` then stand for values between two ends.
+        backend: "processes", or "ray" for Ray Tune on one machine or many (pip install 'registration-bundles[sweep]').
+        icon_epochs: of those runs of gradicon_convergence that minimise ICON's penalty; by default the published ones.
+        overrides: further options of all trainings: epochs, device, dataset_dir, ….
 
     Returns:
         The table, Markdown.
 
     Raises:
-        ValueError: for an unknown study, or a run in ``output_dir`` that has other settings, naming them.
+        ValueError: for an unknown study or option, or a run in ``output_dir`` that has other settings, naming them.
+        RuntimeError: where a training failed in another process, once all others are finished.
     """
-    output, runs = Path(output_dir), choose(STUDIES, name, "name")
-    given = {"device": device, "amp": switch(amp, "amp"), "seed": seed, "count": count, "spatial_size": spatial_size}
-    overrides: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        changed = given | {"epochs": icon_epochs if run.overrides.get("objective") == "icon" else epochs}
-        overrides[run.folder] = run.overrides | {key: value for key, value in changed.items() if value is not None}
-        overrides[run.folder] |= {"output_dir": str(output / run.folder)}
-    _check_settings(output, {run.folder: _settings(run, overrides[run.folder]) for run in runs})
-    for number, run in enumerate(runs, start=1):
-        folder = output / run.folder
-        finished = (folder / SUMMARY_FILE).is_file()
-        resume = (folder / STATE_FILE).is_file()
-        what = "finished earlier in" if finished else "resumes in" if resume else "starts in"
-        print(f"Run {number} of {len(runs)}, {run.label}: {what} {folder}", flush=True)
-        if not finished:
-            _train(run, overrides[run.folder] | {"resume": resume})
-    convergence_curves({run.label: output / run.folder / HISTORY_FILE for run in runs}, output / "convergence.png")
-    return _report(output, runs)
+    known_name("backend", backend, BACKENDS)
+    chosen, output = _chosen(name, grid, samples), Path(output_dir)
+    runs = _checked(chosen.runs, overrides, icon_epochs, SHARED if grid is None else ())
+    trainings = [
+        Training(run, seed, output / f"{run.folder}_seed{seed}", _overrides(run, overrides, icon_epochs, seed))
+        for run in runs
+        for seed in _seeds(seeds)
+    ]
+    trainings = [t._replace(overrides=t.overrides | {"output_dir": str(t.folder.resolve())}) for t in trainings]
+    _check_settings(output, chosen.files, {training.folder.name: training for training in trainings})
+    if backend == "ray":
+        run_with_ray(trainings, workers)
+    elif workers > 1:
+        run_in_processes(trainings, workers)
+    else:
+        run_in_turn(trainings)
+    return chosen.report(output, trainings, chosen.axes)
 
 
-def _train(run: Run, overrides: dict[str, Any]) -> None:
-    configs = Path(root(run.bundle)) / "configs"
-    workflow = ConfigWorkflow(
-        config_file=str(configs / "train.json"), meta_file=str(configs / "metadata.json"), logging_file=False,
-        run_id="training", workflow_type="train", **overrides,
-    )  # fmt: skip
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+def _chosen(name: str, grid: Mapping[str, Any] | None, samples: int | None) -> Study:
+    if grid is None:
+        if samples is not None:
+            raise ValueError("samples: expected a --grid to draw from, got none.")
+        return STUDIES[known_name("name", name, STUDIES)]
+    if name in STUDIES:
+        raise ValueError(f"grid: {name} has its own; give a bundle's name with --grid, or leave --grid out.")
+    (bundle,) = find_bundles((str(name),))
+    return Study(grid_runs(str(bundle), grid, samples), axes=grid if samples is None else None)
 
 
-def _settings(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, with what the study changes, as JSON holds them."""
-    parser = ConfigParser()
-    parser.read_config(str(Path(root(run.bundle)) / "configs" / "train.json"))
-    parser.update(overrides)
-    settings = settings_of(parser)
-    kept = {key: value for key, value in settings.items() if key not in NOT_SETTINGS}
-    return json.loads(json.dumps(kept, default=str))
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    given = [seeds] if isinstance(seeds, int) else list(seeds) if isinstance(seeds, (list, tuple)) else []
+    if not given or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in given):
+        raise ValueError(f"seeds: expected whole numbers, as in --seeds 0,1,2, got {seeds!r}.")
+    return list(dict.fromkeys(given))
 
 
-def _check_settings(output: Path, settings: dict[str, dict[str, Any]]) -> None:
+def _checked(
+    runs: Sequence[Run], overrides: Mapping[str, Any], icon_epochs: int | None, shared: Sequence[str]
+) -> Sequence[Run]:
+    varied = {key for run in runs for key in run.overrides} - set(shared)
+    for key in overrides:
+        if key in varied:
+            raise ValueError(f"{key}: the study varies it, and cannot be given one value for all runs.")
+        if key in KEPT:
+            raise ValueError(f"{key}: the study sets it for every run" + ("; give --seeds." if key == "seed" else "."))
+    if icon_epochs is not None and not any(run.overrides.get("objective") == "icon" for run in runs):
+        raise ValueError("icon_epochs: no run of this study minimises ICON's penalty; give --epochs.")
+    folders = [run.folder for run in runs]
+    double = sorted({folder for folder in folders if folders.count(folder) > 1})
+    if double:
+        raise ValueError(f"grid: expected different values, got {double[0]} more than once.")
+    return runs
+
+
+def _overrides(run: Run, given: Mapping[str, Any], icon_epochs: int | None, seed: int) -> dict[str, Any]:
+    own = {} if icon_epochs is None or run.overrides.get("objective") != "icon" else {"epochs": icon_epochs}
+    return run.overrides | dict(given) | own | {"seed": seed}
+
+
+def _check_settings(output: Path, files: Sequence[str], trainings: Mapping[str, Training]) -> None:
     """Refuse to go on with runs that were started otherwise, and record the settings of all."""
     path = output / SETTINGS_FILE
     recorded = read_json(path) if path.is_file() else {}
-    foreign = [path] if not set(recorded) <= set(settings) else []
-    foreign += [output / name for name in FIGURES if not path.is_file() and (output / name).exists()]
+    settings = {name: training.settings() for name, training in trainings.items()}
+    foreign = [path] if recorded and not recorded.keys() & settings.keys() else []
+    foreign += [output / name for name in files if not path.is_file() and (output / name).exists()]
     if foreign:
         raise ValueError(
             f"output_dir: {foreign[0]} is not of this study and would be overwritten. Choose another folder."
         )
-    for name, now in settings.items():
-        folder, then = output / name, recorded.get(name, {})
-        if not any((folder / file).is_file() for file in (SUMMARY_FILE, STATE_FILE)) or then == now:
+    for name, training in trainings.items():
+        now, then = settings[name], recorded.get(name, {})
+        if not (training.finished or training.started) or then == now:
             continue
         different = [
             f"{key} was {then.get(key, 'not recorded')!r} and is now {now.get(key, 'not set')!r}"
@@ -154,45 +183,8 @@ def _check_settings(output: Path, settings: dict[str, dict[str, Any]]) -> None:
             if key not in then or key not in now or then[key] != now[key]
         ]
         raise ValueError(
-            f"output_dir: {folder} holds a run with other settings: {'; '.join(different)}. Pass those it was started "
-            "with, or another --output_dir, or remove that folder to repeat the run."
+            f"output_dir: {training.folder} holds a run with other settings: {'; '.join(different)}. Pass those it was "
+            "started with, or another --output_dir, or remove that folder to repeat the run."
         )
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _report(output: Path, runs: Sequence[Run]) -> str:
-    """Write the table as convergence.csv and return it as Markdown."""
-    histories = {run.label: read_columns(output / run.folder / HISTORY_FILE)[0] for run in runs}
-    summaries = {run.label: read_json(output / run.folder / SUMMARY_FILE) for run in runs}
-    threshold = max(float(np.nanmin(history["displacement/similarity"])) for history in histories.values())
-    rows = [_row(label, histories[label], summaries[label], threshold) for label in histories]
-    with atomic_path(output / "convergence.csv") as path, path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [*COLUMNS, "threshold"])
-        writer.writeheader()
-        writer.writerows(row | {"threshold": threshold} for row in rows)
-    header = [title.format(threshold=threshold) for title in COLUMNS.values()]
-    lines = [header, ["---"] * len(header), *([_cell(row[key]) for key in COLUMNS] for row in rows)]
-    before = summaries[runs[0].label]["dice_before"]
-    first = f"{before['n']} validation pairs, Dice {before['mean']:.4g} before registration."
-    return "\n".join([first, "", *("| " + " | ".join(line) + " |" for line in lines)])
-
-
-def _row(label: str, history: dict[str, np.ndarray], summary: dict[str, Any], threshold: float) -> dict[str, Any]:
-    similarity = history["displacement/similarity"]
-    row = {
-        "run": label,
-        "epochs": int(history["epoch"][-1]),
-        "updates": int(history["updates"][-1]),
-        "final_similarity": float(similarity[-1]),
-        "epoch_at_threshold": int(history["epoch"][np.flatnonzero(similarity <= threshold)[0]]),
-        "seconds": round(float(np.nansum(history["seconds"])), 1),
-    }
-    measures = ("dice", "foldings_percent", "inverse_consistency_error")
-    return row | {measure: summary.get(measure, {}).get("mean") for measure in measures}
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        temporary.write_text(json.dumps(recorded | settings, indent=2) + "\n", encoding="utf-8")

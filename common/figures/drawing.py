@@ -115,17 +115,32 @@ def colour_bar(figure: Any, picture: Any, axis: Any, label: str = "") -> None:
         bar.set_label(label, fontsize=8)
 
 
-def _label_colour(value: float) -> str:
+def label_colour(value: float) -> str:
+    """The colour of a label.
+
+    Args:
+        value: of the label, from 1.
+
+    Returns:
+        "#RRGGBB".
+    """
     return LABEL_COLOURS[(int(value) - 1) % len(LABEL_COLOURS)]
 
 
-def _outline(axis: Any, label: np.ndarray | None, style: str = "solid") -> None:
+def outline(axis: Any, label: np.ndarray | None, style: str = "solid") -> None:
+    """Outline every label of a map in its colour.
+
+    Args:
+        axis: of matplotlib.
+        label: (H, W), 0 the background; None draws nothing.
+        style: of the lines.
+    """
     if label is None:
         return
     for value in np.unique(label[label != 0]):
         # Filled to the border, so that a structure cut by the crop is still outlined up to it.
         mask = (label == value).T.astype(float)
-        axis.contour(mask, levels=[0.5], colors=_label_colour(value), linewidths=1.1, linestyles=style)
+        axis.contour(mask, levels=[0.5], colors=label_colour(value), linewidths=1.1, linestyles=style)
 
 
 def zoom(
@@ -196,10 +211,10 @@ def draw_images(axes: Mapping[str, Any], images: Mapping[str, Any], labels: Mapp
         low = min(images[key].min() for key in ("moving", "fixed"))
         high = max(images[key].max() for key in ("moving", "fixed"))
         show(axes[name], images[name], name, cmap="gray", vmin=low, vmax=high)
-    _outline(axes["moving"], labels.get("moving_label"))
-    _outline(axes["fixed"], labels.get("fixed_label"), "dashed")
-    _outline(axes["warped"], labels.get("fixed_label"), "dashed")
-    _outline(axes["warped"], labels.get("warped_label"))
+    outline(axes["moving"], labels.get("moving_label"))
+    outline(axes["fixed"], labels.get("fixed_label"), "dashed")
+    outline(axes["warped"], labels.get("fixed_label"), "dashed")
+    outline(axes["warped"], labels.get("warped_label"))
 
 
 def draw_differences(figure: Any, axes: Mapping[str, Any], images: Mapping[str, np.ndarray]) -> None:
@@ -233,7 +248,7 @@ def draw_legend(
 
     values = sorted({int(value) for label in labels.values() for value in np.unique(label) if value != 0})
     entries = [
-        Line2D([], [], color=_label_colour(value), label=names.get(value, f"label {value}"))
+        Line2D([], [], color=label_colour(value), label=names.get(value, f"label {value}"))
         for value in values[:LEGEND_LABELS]
     ]
     if len(values) > LEGEND_LABELS:

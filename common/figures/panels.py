@@ -83,7 +83,7 @@ def registration_panel(
     labels = _checked_all(_given(given), shape)
     given = {"score": score, "deviation": deviation, "jacobian_determinant": jacobian_determinant}
     maps = _checked_all(_given(given), shape)
-    field = _checked("ddf", ddf, (2, *shape))
+    field = checked_array("ddf", ddf, (2, *shape))
     box = None
     if window is not None:
         part, box = zoom(window, shape)
@@ -196,7 +196,20 @@ def _draw_estimated(axes: Sequence[Any], case: Mapping[str, Any], kind: str, lar
     return [*pictures, show(axes[2], weighted, "error / σ²", cmap="magma", vmin=0, vmax=9)]
 
 
-def _checked(name: str, array: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+def checked_array(name: str, array: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a panel as float64.
+
+    Args:
+        name: what the error calls it.
+        array: any.
+        shape: that it must have: (H, W), or (2, H, W) of a displacement.
+
+    Returns:
+        Array of that shape.
+
+    Raises:
+        ValueError: for another shape, or a value that is not finite.
+    """
     values = np.asarray(array)
     if len(shape) not in (2, 3) or values.shape != shape:
         raise ValueError(
@@ -214,7 +227,7 @@ def _given(arrays: Mapping[str, ArrayLike | None]) -> dict[str, ArrayLike]:
 
 
 def _checked_all(arrays: Mapping[str, ArrayLike], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return {name: _checked(name, array, shape) for name, array in arrays.items()}
+    return {name: checked_array(name, array, shape) for name, array in arrays.items()}
 
 
 def _checked_case(index: int, case: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -224,9 +237,9 @@ def _checked_case(index: int, case: Mapping[str, Any], kind: str) -> dict[str, A
         raise ValueError(f"score_panel: case {index} must have the keys {needed}; {missing} are missing. Add them.")
     shape = np.asarray(case["fixed_image"]).shape
     checked: dict[str, Any] = {
-        key.removesuffix("_image"): _checked(key, case[key], shape) for key in needed if key != "ddf"
+        key.removesuffix("_image"): checked_array(key, case[key], shape) for key in needed if key != "ddf"
     }
-    checked["ddf"] = _checked("ddf", case["ddf"], (2, *shape))
+    checked["ddf"] = checked_array("ddf", case["ddf"], (2, *shape))
     checked["error"] = (checked["fixed"] - checked["warped"]) ** 2
     names = ("moving_label", "fixed_label", "warped_label")
     checked["labels"] = _checked_all(_given({name: case.get(name) for name in names}), shape)

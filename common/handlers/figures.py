@@ -118,41 +118,65 @@ class FigurePanels:
         )
         logger.info("Figure of the median case: %s", path)
 
-    @torch.no_grad()
     def _case(self, engine: Any, index: int, rank: Rank) -> dict[str, Any]:
         """Register one case and return arrays of the plane to show."""
         item, row = engine.data_loader.dataset[index], self.measures.rows[index]
-        device = engine.state.device
-        moving, fixed = (item[key][None].to(device) for key in ("moving_image", "fixed_image"))
-        ddf = engine.register(torch.cat([moving, fixed], dim=1)).float()
-        warped = warp(moving, ddf)
-        case: dict[str, Any] = {"moving_image": moving, "fixed_image": fixed, "warped_image": warped}
-        if self.labels:
-            moving_label, fixed_label = (item[key][None].to(device) for key in ("moving_label", "fixed_label"))
-            case |= {"moving_label": moving_label, "fixed_label": fixed_label}
-            case["warped_label"] = self._warped_label(moving_label, fixed_label, ddf)
-        case["determinant"] = jacobian_determinant(ddf)[:, None]
-        if self.estimator is not None:
-            seen = fixed if self.estimator_input == "fixed" else torch.cat([fixed, warped], dim=1)
-            estimated = self.estimator.to(device).eval()(seen)
-            is_score = getattr(self.estimator, "sigmoid", True)  # else log σ², see ``networks.unet.PixelEstimator``
-            case |= {"score": estimated} if is_score else {"deviation": (0.5 * estimated).exp()}
-        shown: dict[str, Any] = {name: middle_plane(value[0])[0].cpu().numpy() for name, value in case.items()}
-        shown["ddf"] = middle_plane(ddf[0])[:2].cpu().numpy()
+        shown = registered_case(engine, item, self.labels, self.estimator, self.estimator_input)
         digits = ".3f" if rank.sign > 0 else ".3g"
         before, after = (format(row[name], digits) for name in (f"{rank.column}_before", rank.column))
-        shown["title"] = f"{row['case']}  {rank.title} {before} → {after}"
-        return shown
+        return shown | {"title": f"{row['case']}  {rank.title} {before} → {after}"}
 
     def _label_names(self) -> dict[int, str]:
         return {value: name for name, value in self.labels.items()}
 
-    def _warped_label(self, moving: Tensor, fixed: Tensor, ddf: Tensor) -> Tensor:
-        """Label map (B, 1, *S) of the warped masks; where two of them overlap the first label named wins."""
-        label = torch.zeros_like(moving)
-        for value in reversed(self.labels.values()):
-            label[label_masks(moving, fixed, ddf, value).warped] = value
-        return label
+
+@torch.no_grad()
+def registered_case(
+    engine: Any,
+    item: Mapping[str, Any],
+    labels: Mapping[str, int],
+    estimator: nn.Module | None = None,
+    estimator_input: str = "fixed",
+) -> dict[str, Any]:
+    """Register a case, and return the plane to show of all that a panel needs.
+
+    Args:
+        engine: a ``RegistrationEvaluator``.
+        item: of its data set.
+        labels: value by name of those to show; none shows no label.
+        estimator: the score or variance network; None gives no map.
+        estimator_input: what it sees: "fixed" or "fixed_warped".
+
+    Returns:
+        ``moving_image``, ``fixed_image``, ``warped_image``, ``determinant``, and where there are any ``score`` or
+        ``deviation``, ``moving_label``, ``fixed_label``, ``warped_label``: arrays (H, W); ``ddf``, (2, H, W) in voxels; and ``mse``,
+        the mean squared difference of the warped and the fixed image, a number.
+    """
+    device = engine.state.device
+    moving, fixed = (item[key][None].to(device) for key in ("moving_image", "fixed_image"))
+    ddf = engine.register(torch.cat([moving, fixed], dim=1)).float()
+    warped = warp(moving, ddf)
+    case: dict[str, Any] = {"moving_image": moving, "fixed_image": fixed, "warped_image": warped}
+    if labels:
+        moving_label, fixed_label = (item[key][None].to(device) for key in ("moving_label", "fixed_label"))
+        case |= {"moving_label": moving_label, "fixed_label": fixed_label}
+        case["warped_label"] = _warped_label(moving_label, fixed_label, ddf, labels)
+    case["determinant"] = jacobian_determinant(ddf)[:, None]
+    if estimator is not None:
+        seen = fixed if estimator_input == "fixed" else torch.cat([fixed, warped], dim=1)
+        estimated = estimator.to(device).eval()(seen)
+        is_score = getattr(estimator, "sigmoid", True)  # else log σ², see ``networks.unet.PixelEstimator``
+        case |= {"score": estimated} if is_score else {"deviation": (0.5 * estimated).exp()}
+    shown: dict[str, Any] = {name: middle_plane(value[0])[0].cpu().numpy() for name, value in case.items()}
+    return shown | {"ddf": middle_plane(ddf[0])[:2].cpu().numpy(), "mse": float((warped - fixed).square().mean())}
+
+
+def _warped_label(moving: Tensor, fixed: Tensor, ddf: Tensor, labels: Mapping[str, int]) -> Tensor:
+    """Label map (B, 1, *S) of the warped masks; where two of them overlap the first label named wins."""
+    label = torch.zeros_like(moving)
+    for value in reversed(list(labels.values())):
+        label[label_masks(moving, fixed, ddf, value).warped] = value
+    return label
 
 
 def _ranked(rows: Sequence[Mapping[str, Any]]) -> tuple[Rank | None, list[int]]:

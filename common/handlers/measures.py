@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from ..engines.cost import cost
 from ..io.results import BEFORE, results_table, undeformed, write_results, write_subjects
 from ..metrics.cases import Cases, Measure, SubjectMeasure
 
@@ -75,7 +76,7 @@ class CaseMeasures:
         values = {name: value.cpu().tolist() for name, value in columns.items()}
         seconds = output["seconds"] / len(cases.ddf)
         for index, subject in enumerate(batch["subject"]):
-            row = _identified(batch, index) | {name: value[index] for name, value in values.items()}
+            row = identified(batch, index) | {name: value[index] for name, value in values.items()}
             self.rows.append(row | {"seconds": seconds})
             sums = self.sums.setdefault(subject, {})
             for name, value in cases.sums.items():
@@ -97,7 +98,9 @@ class CaseMeasures:
             engine.state.metrics.update(_means(self.rows))
             return
         settings = self.settings() if callable(self.settings) else self.settings or {}
-        summary = write_results(self.rows, self.output_dir, dict(settings))
+        network: Any = getattr(engine, "network", None)
+        found = {} if network is None else {"cost": cost(network, engine.state.device)}
+        summary = write_results(self.rows, self.output_dir, dict(settings), found)
         write_subjects(self._subject_rows(), self.output_dir)
         for name, values in summary.items():
             if isinstance(values, dict) and isinstance(values.get("mean"), float):
@@ -116,8 +119,16 @@ class CaseMeasures:
         )  # fmt: skip
 
 
-def _identified(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What names a case: ``case``, ``subject``, and of a stack ``slice``."""
+def identified(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """What names a case: ``case``, ``subject``, and of a stack ``slice``.
+
+    Args:
+        batch: the loader's items.
+        index: of the case in it.
+
+    Returns:
+        Value by column.
+    """
     subject = batch["subject"][index]
     case: dict[str, Any] = {"case": batch["case"][index] if "case" in batch else subject}
     if "slice" in batch:

@@ -23,12 +23,17 @@ COLUMNS = (
     "dice_before", "hd_before", "hd95_before", "asd_before",
 )  # fmt: skip
 NOT_MEASURES = (*IDENTIFIERS, "slice", "scorable")
-SUMMARY_KEYS = ("settings", "versions", "subjects")
+SUMMARY_KEYS = ("settings", "versions", "subjects", "cost")
 DISTRIBUTION = "registration-bundles"
 BEFORE = "_before"
 
 
-def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+def write_results(
+    rows: list[dict[str, Any]],
+    output_dir: str | Path,
+    settings: dict[str, Any],
+    further: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write ``metrics.csv`` and ``summary.json`` and return the summary.
 
     The table has the fixed ``COLUMNS`` first (empty where a run does not measure them), then every further key of the
@@ -43,9 +48,10 @@ def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: 
             True where absent), and the measures: numbers, zero-dimensional tensors or arrays, None.
         output_dir: folder to write in; created.
         settings: the configuration of the run, kept in the summary (what JSON does not know is written as text).
+        further: other entries of the summary, ``{"cost": …}``.
 
     Returns:
-        The summary as written: the measures, and ``settings``, ``versions``, ``subjects`` (their number).
+        The summary as written: the measures, and ``settings``, ``versions``, ``subjects`` (their number), ``further``.
 
     Raises:
         ValueError: if there is no row, a row lacks an identifier, two rows are the same case and slice, or a measure
@@ -57,7 +63,7 @@ def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: 
     present = {key for row in plain for key in row}
     columns = [*COLUMNS, *sorted(present - set(COLUMNS))]
     summary: dict[str, Any] = {
-        column: _measure(plain, column)
+        column: spread([row.get(column) for row in plain])
         for column in columns
         if column in present and column not in NOT_MEASURES and not _is_text(plain, column)
     }
@@ -65,7 +71,7 @@ def write_results(rows: list[dict[str, Any]], output_dir: str | Path, settings: 
         "settings": _strict(settings),
         "versions": versions(),
         "subjects": len({str(row["subject"]) for row in plain}),
-    }
+    } | _strict(further or {})
     with atomic_path(Path(output_dir) / "metrics.csv") as path:
         _write_table(plain, columns, path)
     with atomic_path(Path(output_dir) / "summary.json") as path:
@@ -154,7 +160,7 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]], measures: Sequence
         raise ValueError(
             f"measures: expected at least one of {sorted(known)}, got {list(measures)}; name measures of the summaries."
         )
-    rows = [[method, *(_cell(summary.get(name)) for name in measures)] for method, summary in summaries.items()]
+    rows = [[method, *(spread_text(summary.get(name)) for name in measures)] for method, summary in summaries.items()]
     return markdown_table(["method", *measures], rows)
 
 
@@ -217,8 +223,15 @@ def _is_text(rows: list[dict[str, Any]], column: str) -> bool:
     return any(isinstance(row.get(column), str) for row in rows)
 
 
-def _measure(rows: list[dict[str, Any]], column: str) -> dict[str, float | int | None]:
-    values = [row.get(column) for row in rows]
+def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """What a summary says of a measure.
+
+    Args:
+        values: one a case; None and what is not finite are not scorable.
+
+    Returns:
+        ``{"mean", "std", "n", "not_scorable"}``, see ``write_results``.
+    """
     finite = np.array([value for value in values if value is not None and math.isfinite(value)], dtype=np.float64)
     return {
         "mean": float(finite.mean()) if len(finite) else None,
@@ -262,15 +275,23 @@ def _strict(value: Any) -> Any:
     return str(value)
 
 
-def _cell(measure: Mapping[str, Any] | None) -> str:
+def spread_text(measure: Mapping[str, Any] | None) -> str:
+    """A measure of a summary in words: "mean ± std (n)", "(n of all)" where cases could not be scored.
+
+    Args:
+        measure: see ``spread``; None is "–", as is one of no case.
+
+    Returns:
+        The text.
+    """
     if measure is None or measure["n"] == 0:
         return "–"
     count = str(measure["n"])
     if measure["not_scorable"]:
         count += f" of {measure['n'] + measure['not_scorable']}"
     # one case has no standard deviation
-    spread = "" if measure["std"] is None else f" ± {_rounded(measure['std'])}"
-    return f"{_rounded(measure['mean'])}{spread} ({count})"
+    deviation = "" if measure["std"] is None else f" ± {_rounded(measure['std'])}"
+    return f"{_rounded(measure['mean'])}{deviation} ({count})"
 
 
 def _rounded(value: float) -> str:

@@ -17,6 +17,7 @@ from ..spatial.warp import identity_grid, sample, warp
 from .cases import Cases
 from .overlap import Overlap, count_overlap
 from .surface import Surface, SurfaceDistances, directed_distance, surface_distances
+from .thickness import mean_thickness
 
 # The published code counts any warped value above 0; below this it is the interpolation's rounding.
 ABOVE_ZERO = 1e-4
@@ -41,8 +42,9 @@ class LabelMeasures:
     are the means of the scored labels. A label can be scored in a case whose originals both hold it; the case is
     ``scorable`` where that is true of all scored labels. Otherwise the cells of the label and the means are NaN: a mean
     is never one over some of its labels. ``*_official`` are means of the measures of the published Yale code (any
-    warped value above 0 counts, surface distance from fixed to warped only). Distances are in voxels, those in ``*_mm``
-    only where the spacing is known. The quick variant has ``dice`` alone.
+    warped value above 0 counts, surface distance from fixed to warped only). ``thickness`` is that of the fixed label,
+    to plot results against. Distances are in voxels, those in ``*_mm`` only where the spacing is known. The quick
+    variant has ``dice`` alone.
 
     Of a subject: ``dice_3d``, the Dice of all its cases' voxels together, scorable or not.
 
@@ -81,6 +83,7 @@ class LabelMeasures:
             values = _overlaps(after, before, cases.thorough)
             if cases.thorough and name in self.scored:
                 values[OFFICIAL[0]] = count_overlap(masks.touched, masks.fixed).dice()
+                values["thickness", ""] = mean_thickness(masks.fixed)
                 values |= _surfaces(masks, cases.spacing, present[name])
             each[name] = {column: torch.where(present[name], value, torch.nan) for column, value in values.items()}
         cases.sums["labels"] = torch.stack(counts, dim=1)

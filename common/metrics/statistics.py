@@ -18,6 +18,8 @@ class PairedComparison(NamedTuple):
     """Comparison of a with b on the subjects' mean differences a − b.
 
     ``n_unpaired`` counts the cases that only one of the two scored and that therefore entered no difference.
+    ``effect_size`` is Cohen's d_z: the mean difference over the standard deviation (n − 1) of the differences, NaN
+    where they are all equal and not 0. ``p_ttest_cases`` is the papers' test, of ``n_cases`` taken as independent.
     """
 
     n_subjects: int
@@ -27,6 +29,9 @@ class PairedComparison(NamedTuple):
     p_wilcoxon: float
     p_ttest: float
     n_unpaired: int
+    effect_size: float
+    p_ttest_cases: float
+    n_cases: int
 
 
 def subject_means(values: Sequence[float], subjects: Sequence[str]) -> dict[str, float]:
@@ -98,12 +103,15 @@ def paired_comparison(
 
     Returns:
         Mean difference (each subject weighs the same), bootstrap interval, two-sided Wilcoxon signed-rank and paired
-        t p-values (1 where all differences are 0), and the number of cases that only one of the two scored.
-        Subjects that neither scored are not counted in ``n_subjects``.
+        t p-values (1 where all differences are 0), the number of cases that only one of the two scored, Cohen's d_z,
+        and the t-test of the cases. Subjects that neither scored are not counted in ``n_subjects``.
 
     Raises:
         ValueError: if lengths differ, fewer than two subjects can be compared, or a subject is scored by one method
             only (named in the message).
+
+    Reference:
+        Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, chapter 2 (d_z).
     """
     array_a, array_b = _as_array("a", a, subjects), _as_array("b", b, subjects)
     groups_a, groups_b = _group(array_a, subjects), _group(array_b, subjects)
@@ -121,6 +129,8 @@ def paired_comparison(
     differences = np.array(list(means.values()))
     # SciPy has no rank or t statistic for differences that are all 0
     same = not differences.any()
+    spread = float(differences.std(ddof=1))
+    cases = np.concatenate([group for group in groups.values() if len(group)])
     return PairedComparison(
         n_subjects=len(means),
         mean_difference=float(differences.mean()),
@@ -129,6 +139,9 @@ def paired_comparison(
         p_wilcoxon=1.0 if same else float(stats.wilcoxon(differences).pvalue),
         p_ttest=1.0 if same else float(stats.ttest_1samp(differences, 0.0).pvalue),
         n_unpaired=int((np.isnan(array_a) != np.isnan(array_b)).sum()),
+        effect_size=0.0 if same else float(differences.mean()) / spread if spread else math.nan,
+        p_ttest_cases=1.0 if not cases.any() else float(stats.ttest_1samp(cases, 0.0).pvalue),
+        n_cases=len(cases),
     )
 
 

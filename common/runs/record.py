@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .configuration import current_parser, differences, shipped, stage_of
+from .configuration import current_parser, differences, read_json, shipped, stage_of
 from .options import EVALUATE, FIT, OPTIONS, SOLVERS, TRAIN
 from .outputs import SETS, TRAINING
 
@@ -55,9 +55,10 @@ def settings(parser: ConfigParser | None = None) -> dict[str, Any]:
 
 
 def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Callable[[], dict[str, Any]]:
-    """A function that returns ``settings``, the ``commit`` of a clone, and as ``weights`` the SHA-256 of their files.
+    """A function that returns ``settings`` and what else a summary says of a run.
 
-    Those that are read are summed now, those that a training writes when the function is called.
+    That is the ``commit`` of a clone, as ``weights`` the SHA-256 of their files (those that are read are summed now,
+    those that a training writes when the function is called), and ``labels_in_training`` (see there).
 
     Args:
         output_dir: of the run.
@@ -70,6 +71,7 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
     found = settings(parser)
     read = {str(path): sha256(path) for path in weights_read(found).values() if Path(path).is_file()}
     commit = _commit(Path(__file__).resolve().parents[2])
+    labels = None if parser is None else labels_in_training(parser)
     training = parser is not None and stage_of(parser.config) == TRAIN
 
     def finished() -> dict[str, Any]:
@@ -77,10 +79,43 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
         written = [Path(output_dir) / name for name in names]
         return found | {
             "commit": commit,
+            "labels_in_training": labels,
             "weights": read | {str(path): sha256(path) for path in written if path.is_file()},
         }
 
     return finished
+
+
+def labels_in_training(parser: ConfigParser) -> bool | None:
+    """Whether the training of what registers was given labels, so that its Dice is no measure of unsupervised methods.
+
+    Of weights that are read, the ``summary.json`` beside them says it; of those that a bundle ships, its train.json.
+
+    Args:
+        parser: of the run.
+
+    Returns:
+        True or False; None where the weights' training left no record of it.
+    """
+    config = parser.config
+    if config.get("architecture") in SOLVERS:
+        return False
+    training = stage_of(config) == TRAIN
+    own = _gives_labels(parser) if training else False
+    name = "initial_weights" if training else "ckpt_path"
+    path = parser.get_parsed_content(name) if name in config else None
+    if own or path is None:
+        return own
+    beside = Path(path).with_name("summary.json")
+    if beside.is_file():
+        return read_json(beside).get("settings", {}).get("labels_in_training")
+    ours = "bundle_root" in parser and Path(path).parent == Path(parser.get_parsed_content("bundle_root")) / "models"
+    return _gives_labels(parser) if ours else None
+
+
+def _gives_labels(parser: ConfigParser) -> bool:
+    key = "train::dataset::with_labels"
+    return key in parser and bool(parser.get_parsed_content(key))
 
 
 def weights_read(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from common.cli.compare import compare
-from common.io.results import read_metrics, write_results, write_subjects
+from common.io.results import read_metrics, spread, write_results, write_subjects
+from common.metrics.statistics import holm
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def evaluation(folder: Path, gain: float, subjects: int = 6) -> np.ndarray:
+def evaluation(folder: Path, gain: float, subjects: int = 6, **settings: Any) -> np.ndarray:
     """Write an evaluation of three slices a subject, the last not scorable; return patient means of Dice."""
     generator = np.random.default_rng(int(gain * 1000))
     rows, means = [], []
@@ -31,7 +34,7 @@ def evaluation(folder: Path, gain: float, subjects: int = 6) -> np.ndarray:
                  "scorable": int(number < 2), "dice": dice, "dice_before": 0.5 if number < 2 else float("nan"),
                  "hd": 4.0 - gain if number < 2 else float("nan"), "foldings_percent": 0.0}
             )  # fmt: skip
-    write_results(rows, folder, {})
+    write_results(rows, folder, settings)
     write_subjects([{"subject": "a", "dice_3d_lv": 0.9, "dice_3d_before_lv": 0.6}], folder)
     return np.array(means)
 
@@ -83,7 +86,7 @@ def test_measures_and_tests_are_chosen_by_name(tmp_path: Path) -> None:
     for name, gain in (("a", 0.0), ("b", 0.03)):
         evaluation(tmp_path / name, gain)
     text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", measures=("hd", "nothing"), tested="hd")
-    assert text.splitlines()[2] == "| method | hd |"
+    assert "| method | hd |" in text.splitlines()
     assert text.count("difference of patient means") == 1 and "| hd: difference" in text
     with pytest.raises(ValueError, match=r"tested: expected .* of all evaluations, got 'epe', which \['a', 'b'\]"):
         compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", tested="epe")
@@ -140,3 +143,152 @@ def test_command_prints_on_any_output(tmp_path: Path, encoding: str) -> None:
 def test_arguments_have_the_form_name_and_folder(arguments: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="NAME=DIR"):
         compare(*arguments)
+
+
+def column(text: str, header: str, row: str, name: str) -> str:
+    """A cell of the Markdown table whose first column has this header."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    start = next(index for index, line in enumerate(lines) if line[0] == header)
+    found = next(line for line in lines[start:] if line[0] == row)
+    return found[lines[start].index(name)]
+
+
+def test_a_reference_is_tested_against_each_of_the_others(tmp_path: Path) -> None:
+    means = {name: evaluation(tmp_path / name, gain) for name, gain in (("a", 0.0), ("b", 0.03), ("c", 0.01))}
+    folders = [f"{name}={tmp_path / name}" for name in means]
+    text = compare(*folders, reference="b", tested="dice")
+    header = "dice: difference of patient means"
+    assert "| c − a |" not in text and "| b − a |" in text and "| b − c |" in text
+    pairs = {f"b − {name}": means["b"] - means[name] for name in "ac"}
+    p_values = [stats.wilcoxon(difference).pvalue for difference in pairs.values()]
+    for (name, difference), adjusted in zip(pairs.items(), holm(p_values), strict=True):
+        assert column(text, header, name, "d_z") == f"{difference.mean() / difference.std(ddof=1):+.2f}"
+        assert column(text, header, name, "Holm") == f"{adjusted:.2g}"
+        assert column(text, header, name, "p t-test") == f"{stats.ttest_1samp(difference, 0).pvalue:.2g}"
+    with pytest.raises(ValueError, match="reference: expected one of a, b, c, got 'd'"):
+        compare(*folders, reference="d")
+
+
+def test_the_papers_test_is_that_of_slices_and_named_so(tmp_path: Path) -> None:
+    for name, gain in (("a", 0.0), ("b", 0.03)):
+        evaluation(tmp_path / name, gain)
+    text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", tested="dice")
+    dice = [[row["dice"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in "ab"]
+    expected = stats.ttest_rel(*dice, nan_policy="omit").pvalue
+    name = "p t-test, slices taken as independent, as in the papers"
+    assert column(text, "dice: difference of patient means", "b − a", name) == f"{expected:.2g} (12)"
+
+
+def test_runs_with_several_seeds_are_averaged_case_by_case(tmp_path: Path) -> None:
+    gains = {"s0": 0.01, "s1": 0.03, "s2": 0.02}
+    means = np.array([evaluation(tmp_path / name, gain) for name, gain in gains.items()])
+    base = evaluation(tmp_path / "base", 0.0)
+    text = compare(f"base={tmp_path / 'base'}", "ours=" + ",".join(str(tmp_path / name) for name in gains))
+    over_seeds = means.mean(1)
+    assert (
+        column(text, "method, over seeds", "ours", "dice")
+        == f"{over_seeds.mean():.3f} ± {over_seeds.std(ddof=1):.3f} (3)"
+    )
+    difference = (means.mean(0) - base).mean()
+    header = "dice: difference of patient means"
+    assert column(text, header, "ours − base", "mean [95 % interval]").startswith(f"{difference:+.4f} [")
+    assert column(text, "patient means", "ours", "dice [95 % interval]").startswith(f"{means.mean():.4f} [")
+    with pytest.raises(ValueError, match="each run of 'ours' once"):
+        compare(f"ours={tmp_path / 's0'},{tmp_path / 's0'}")
+    evaluation(tmp_path / "other", 0.0, subjects=5)
+    with pytest.raises(ValueError, match=r"'ours \(.*other\)' and 'ours \(.*s0\)' were evaluated on different cases"):
+        compare(f"ours={tmp_path / 's0'},{tmp_path / 'other'}")
+
+
+def test_trainings_with_and_without_labels_are_not_mixed(tmp_path: Path) -> None:
+    for name, flag in (("with", True), ("without", False), ("unknown", None)):
+        evaluation(tmp_path / name, 0.0, labels_in_training=flag)
+    arguments = {name: f"{name}={tmp_path / name}" for name in ("with", "without", "unknown")}
+    with pytest.raises(ValueError, match="training of with was given labels, that of without was not"):
+        compare(arguments["without"], arguments["with"])
+    note = "Whether labels were used in training is not recorded for unknown."
+    assert note in compare(arguments["with"], arguments["unknown"])
+    assert "not recorded" not in compare(arguments["without"])
+
+
+def test_cases_that_a_method_loses_are_named(tmp_path: Path) -> None:
+    for name, gain in (("a", 0.0), ("b", 0.03)):
+        evaluation(tmp_path / name, gain)
+    rows = read_metrics(tmp_path / "b" / "metrics.csv")
+    rows[3] |= {"dice": 0.0, "hd": float("nan")}
+    write_results(rows, tmp_path / "b", {})
+    text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", failures=2)
+    assert "b has no hd in 1 of the scored cases: patient001_slice0." in text
+    assert "a has no" not in text
+    assert "Cases that only one of the two scored are left out: 1 of b − a." in text
+    assert column(text, "method", "b", "hd").endswith("(11 of 18)") and column(text, "method", "a", "hd").endswith(
+        "(12 of 18)"
+    )
+    assert column(text, "worst dice of", "b", "case") == "patient001_slice0"
+    assert column(text, "worst dice of", "b", "undeformed") == "0.5000"
+    assert sum(line.startswith(("| a | patient", "| b | patient")) for line in text.splitlines()) == 4
+
+
+def test_a_method_that_lost_a_whole_subject_is_reported_not_dropped(tmp_path: Path) -> None:
+    for name, gain in (("a", 0.0), ("b", 0.03)):
+        evaluation(tmp_path / name, gain)
+    rows = [row | ({"hd": float("nan")} if row["subject"] == "patient002" else {})
+            for row in read_metrics(tmp_path / "b" / "metrics.csv")]  # fmt: skip
+    write_results(rows, tmp_path / "b", {})
+    text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", tested="hd")
+    assert "b − a is not tested: " in text and "'patient002'" in text
+
+
+def test_cost_is_read_from_summary_history_and_cases(tmp_path: Path) -> None:
+    for name in ("net", "anchor", "old"):
+        evaluation(tmp_path / name, 0.0)
+        rows = [
+            row | {"seconds": 0.5 if n else 90.0} for n, row in enumerate(read_metrics(tmp_path / name / "metrics.csv"))
+        ]
+        settings = {
+            "net": {"batch_size": 8},
+            "anchor": {"architecture": "pairwise"},
+            "old": {"ckpt_path": "gone/model.pt"},
+        }
+        cost = {
+            "parameters": 1234567,
+            "peak_memory_bytes": 3 * 2**30,
+            "memory_of": "GPU",
+            "device": "H100",
+            "threads": 1,
+        }
+        write_results(rows, tmp_path / name, settings[name], {} if name == "old" else {"cost": cost})
+    (tmp_path / "net" / "history.csv").write_text("epoch,seconds\n1,1800\n2,3600\n")
+    outputs = ",".join(str(tmp_path / f"table.{end}") for end in ("md", "csv", "tex"))
+    text = compare(*(f"{name}={tmp_path / name}" for name in ("net", "anchor", "old")), output=outputs)
+    table = text[text.index("| method | hours of training") :].splitlines()[2:5]
+    assert table == [
+        "| net | 1.5 | 0.5 | 3 | 1,234,567 | H100, batches of 8 |",
+        "| anchor | 0 | 0.5 | 3 | 1,234,567 | H100 |",
+        "| old | – | 0.5 | – | – | – |",
+    ]
+    assert (tmp_path / "table.md").read_text() == text and r"\toprule" in (tmp_path / "table.tex").read_text()
+    with (tmp_path / "table_cost.csv").open(newline="") as stream:
+        costs = list(csv.DictReader(stream))
+    assert [row["training_hours"] for row in costs] == ["1.5", "0.0", ""]
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        first = next(row for row in csv.DictReader(stream) if row["method"] == "net")
+    summary = spread([row["dice"] for row in read_metrics(tmp_path / "net" / "metrics.csv")])
+    assert float(first["dice"]) == summary["mean"] and float(first["dice_sd"]) == summary["std"]
+    assert (first["dice_n"], first["dice_not_scorable"]) == ("12", "6")
+
+
+def test_figures_show_the_tested_measures_and_a_chosen_column(tmp_path: Path) -> None:
+    for name, gain in (("a", 0.0), ("b", 0.03)):
+        evaluation(tmp_path / name, gain)
+        rows = read_metrics(tmp_path / name / "metrics.csv")
+        write_results([row | {"thickness": 5.0 + n % 4} for n, row in enumerate(rows)], tmp_path / name, {})
+    arguments = [f"{name}={tmp_path / name}" for name in "ab"]
+    compare(*arguments, figures=str(tmp_path / "figures"), against="thickness")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"boxes.png", "dice_over_thickness.png"}
+    with pytest.raises(ValueError, match="against: expected one of .*Did you mean 'thickness'"):
+        compare(*arguments, figures=str(tmp_path), against="thicknes")
+    with pytest.raises(ValueError, match="figures: expected a folder with --against and --panels"):
+        compare(*arguments, against="thickness")
+    with pytest.raises(ValueError, match=r"output: expected a name that ends in one of .md, .csv, .tex, got 'a.txt'"):
+        compare(*arguments, output="b.md,a.txt")

@@ -19,7 +19,7 @@ NAME = "gradicon_convergence"
 TINY: dict[str, Any] = {
     "epochs": 1, "icon_epochs": 2, "device": "cpu", "amp": "false", "count": 4, "spatial_size": [32, 24],
 }  # fmt: skip
-FOLDERS = ["icon_one_step", "icon_multi_step", "gradicon_one_step", "gradicon_multi_step"]
+FOLDERS = [f"{name}_seed0" for name in ("icon_one_step", "icon_multi_step", "gradicon_one_step", "gradicon_multi_step")]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def times(output: Path) -> dict[str, int]:
 
 def test_the_four_runs_differ_in_penalty_and_steps_as_published(finished: tuple[Path, str]) -> None:
     settings = json.loads((finished[0] / "settings.json").read_text())
-    assert [run.folder for run in STUDIES[NAME]] == list(settings) == FOLDERS
-    assert [run.overrides["epochs"] for run in STUDIES[NAME]] == [128, 128, 64, 64]
+    assert [f"{run.folder}_seed0" for run in STUDIES[NAME].runs] == list(settings) == FOLDERS
+    assert [run.overrides["epochs"] for run in STUDIES[NAME].runs] == [128, 128, 64, 64]
     assert {key for name in FOLDERS for key in settings[name] if settings[name][key] != settings[FOLDERS[0]][key]} == {
         "objective", "chosen", "epochs", "architectures"
     }  # fmt: skip
@@ -45,7 +45,7 @@ def test_the_four_runs_differ_in_penalty_and_steps_as_published(finished: tuple[
         assert summary["settings"]["objective"] == name.split("_")[0]
         assert summary["settings"]["style"] == "outlines"
         assert len(read_history(finished[0] / name / "history.csv")) == (1 if name.startswith("gradicon") else 2)
-    one, four = (torch.load(finished[0] / f"icon_{steps}" / "model.pt", weights_only=True)
+    one, four = (torch.load(finished[0] / f"icon_{steps}_seed0" / "model.pt", weights_only=True)
                  for steps in ("one_step", "multi_step"))  # fmt: skip
     assert sum(map(torch.Tensor.numel, four.values())) == 4 * sum(map(torch.Tensor.numel, one.values()))
 
@@ -58,7 +58,7 @@ def test_the_table_holds_what_the_runs_wrote(finished: tuple[Path, str]) -> None
     curves = [[float(row["displacement/similarity"]) for row in read_history(output / name / "history.csv")]
               for name in FOLDERS]  # fmt: skip
     threshold = max(min(curve) for curve in curves)
-    for name, run, row, curve in zip(FOLDERS, STUDIES[NAME], rows, curves, strict=True):
+    for name, run, row, curve in zip(FOLDERS, STUDIES[NAME].runs, rows, curves, strict=True):
         summary = json.loads((output / name / "summary.json").read_text())
         assert (row["run"], int(row["epochs"]), int(row["updates"])) == (run.label, len(curve), len(curve))
         assert float(row["threshold"]) == threshold and float(row["final_similarity"]) == curve[-1]
@@ -90,7 +90,7 @@ def test_a_run_killed_in_its_evaluation_is_only_evaluated(finished: tuple[Path, 
 def test_a_run_killed_in_its_training_is_resumed_to_the_same_weights(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(STUDIES, NAME, STUDIES[NAME][:1])
+    monkeypatch.setitem(STUDIES, NAME, STUDIES[NAME]._replace(runs=STUDIES[NAME].runs[:1]))
     write = TrainingLog._write
 
     def killed(log: TrainingLog, engine: Any) -> None:
@@ -102,10 +102,12 @@ def test_a_run_killed_in_its_training_is_resumed_to_the_same_weights(
         patch.setattr(TrainingLog, "_write", killed)
         study(NAME, str(tmp_path), **TINY)
     assert not (tmp_path / FOLDERS[0] / "summary.json").exists()
-    with pytest.raises(ValueError, match="icon_one_step holds a run with other settings: epochs was 2 and is now 3"):
+    with pytest.raises(
+        ValueError, match="icon_one_step_seed0 holds a run with other settings: epochs was 2 and is now 3"
+    ):
         study(NAME, str(tmp_path), **(TINY | {"icon_epochs": 3}))
     study(NAME, str(tmp_path), **TINY)
-    assert "Run 1 of 1, ICON, one step: resumes in" in capsys.readouterr().out
+    assert "Run 1 of 1, ICON, one step, seed 0: resumes in" in capsys.readouterr().out
     assert [row["epoch"] for row in read_history(tmp_path / FOLDERS[0] / "history.csv")] == ["1", "2"]
     once, twice = (torch.load(path / FOLDERS[0] / "model.pt", weights_only=True) for path in (finished[0], tmp_path))
     assert all(torch.equal(once[key], twice[key]) for key in once)
@@ -113,8 +115,9 @@ def test_a_run_killed_in_its_training_is_resumed_to_the_same_weights(
 
 @pytest.mark.parametrize(
     "change, match",
-    [({"seed": 1}, "seed was 0 and is now 1"), ({"amp": "true"}, "amp was False and is now True"),
-     ({"count": 8}, "count was 4 and is now 8"), ({"epochs": 2}, "gradicon_one_step .* epochs was 1 and is now 2")],
+    [({"padding": "zeros"}, "padding was 'border' and is now 'zeros'"),
+     ({"amp": "true"}, "amp was False and is now True"), ({"count": 8}, "count was 4 and is now 8"),
+     ({"epochs": 2}, "gradicon_one_step_seed0 .* epochs was 1 and is now 2")],
 )  # fmt: skip
 def test_other_settings_are_refused_by_name(change: dict[str, Any], match: str, finished: tuple[Path, str]) -> None:
     before = times(finished[0])

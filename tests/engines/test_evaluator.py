@@ -93,6 +93,9 @@ def test_known_shift_scores_one_from_the_pair_to_the_files(size, tmp_path):
     assert float(rows[0]["hd_before"]) == pytest.approx(math.sqrt(sum(s**2 for s in shift)), abs=1e-4)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["dice"]["n"] == 3 and summary["settings"] == {"seed": 3}
+    cost = summary["cost"]
+    assert cost["parameters"] == 0 and cost["memory_of"] == "process" and cost["device"]
+    assert 2**26 < cost["peak_memory_bytes"] < 2**36  # torch alone needs more than 64 MiB
 
 
 @pytest.mark.parametrize("amp", [False, True])

@@ -29,7 +29,7 @@ def test_columns_and_values_are_those_recorded(dims, tmp_path):
             rows = list(csv.DictReader(stream))
         new = [column for column in rows[0] if column not in recorded]
         assert [column for column in rows[0] if column in recorded] == list(recorded)
-        assert all(column.startswith("jaccard") or column == "fold_count" for column in new)
+        assert all(column.startswith(("jaccard", "thickness")) or column == "fold_count" for column in new)
         for column, expected in recorded.items():
             values = [row[column] for row in rows]
             if column not in ("case", "subject"):

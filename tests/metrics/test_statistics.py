@@ -57,6 +57,26 @@ def test_comparison_agrees_with_scipy_on_patient_means():
     assert opposite.p_wilcoxon == pytest.approx(result.p_wilcoxon, rel=1e-9)
 
 
+def test_effect_size_and_the_papers_test_agree_with_their_definitions():
+    a, subjects = clustered(12, 7, 0)
+    b = a - 0.2 + 0.3 * np.random.default_rng(1).normal(size=a.size)
+    a[3] = NAN
+    result = paired_comparison(a, b, subjects, n=100)
+    both = ~np.isnan(a)
+    assert (result.n_cases, result.n_unpaired) == (83, 1)
+    assert result.p_ttest_cases == pytest.approx(stats.ttest_rel(a[both], b[both]).pvalue, rel=1e-9)
+    # d_z is the t statistic over the root of n: the p-value of that t is the one of the test on subjects
+    t = result.effect_size * math.sqrt(12)
+    assert 2 * stats.t.sf(abs(t), 11) == pytest.approx(result.p_ttest, rel=1e-9)
+    assert result.p_ttest_cases < result.p_ttest  # what taking slices as independent does
+
+
+def test_effect_size_of_equal_differences():
+    subjects = ["a", "b", "c"]
+    assert paired_comparison([1.0, 2.0, 4.0], [1.0, 2.0, 4.0], subjects, n=100).effect_size == 0
+    assert math.isnan(paired_comparison([1.5, 2.5, 4.5], [1.0, 2.0, 4.0], subjects, n=100).effect_size)
+
+
 def test_repeated_slices_do_not_make_a_difference_more_significant():
     a, subjects = clustered(9, 1, 2)
     b = a - 0.1 * np.arange(9)
@@ -76,7 +96,7 @@ def test_comparison_pairs_case_by_case_and_counts_what_has_no_partner():
 
 def test_comparison_of_equal_methods_finds_nothing():
     a, subjects = clustered(5, 3, 4)
-    assert paired_comparison(a, a, subjects, n=100) == (5, 0.0, 0.0, 0.0, 1.0, 1.0, 0)
+    assert paired_comparison(a, a, subjects, n=100) == (5, 0.0, 0.0, 0.0, 1.0, 1.0, 0, 0.0, 1.0, 15)
 
 
 def test_holm_on_known_values():

@@ -86,12 +86,30 @@ def test_the_record_holds_the_weights_that_were_written_and_read(finished, here)
     written = json.loads((finished / "summary.json").read_text())["settings"]
     digest = hashlib.sha256((finished / "model.pt").read_bytes()).hexdigest()
     assert written["weights"] == {str(finished / "model.pt"): digest} and written["epochs"] == 1
+    assert written["labels_in_training"] is False
     if (ROOT / ".git").exists():
         assert len(written["commit"].partition("-")[0]) == 40
     shutil.copytree(finished, "w")
     monai_run("evaluating", *config("evaluating"), *QUICK, "--output_dir", "out", "--ckpt_path", "w/model.pt")
     read = json.loads(Path("out/summary.json").read_text())["settings"]
     assert read["weights"] == {"w/model.pt": digest} and not TRAINING_ONLY & set(read)
+    assert read["labels_in_training"] is False
+
+
+def test_the_record_says_whether_labels_helped_the_training(tmp_path):
+    def used(*files, **changed):
+        return record.labels_in_training(parser("baseline_acdc", *files, **changed))
+
+    assert used("train") is False
+    assert used("train", train__dataset__with_labels=True) is True
+    assert used("train", "evaluate") is False  # the bundle's own weights
+    assert used("train", "evaluate", architecture="pairwise", ckpt_path="anywhere/model.pt") is False
+    weights = tmp_path / "model.pt"
+    assert used("train", "evaluate", ckpt_path=str(weights)) is None
+    assert used("train", initial_weights=str(weights)) is None
+    (tmp_path / "summary.json").write_text('{"settings": {"labels_in_training": true}}')
+    assert used("train", "evaluate", ckpt_path=str(weights)) is True
+    assert used("train", initial_weights=str(weights)) is True
 
 
 def test_settings_are_found_without_a_run():
