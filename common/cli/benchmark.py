@@ -86,9 +86,7 @@ def benchmark(
         sections.append([title, "", *inference_table(registered, repeats, where)])
     if suite in ("attention", "all"):
         for shape, count in (([size, size], batch_size), ([n // 2 for n in registered], 1)):
-            title = _title(
-                f"TransMorph, attention of the first stage, {'×'.join(map(str, shape))}, batch {count}", where
-            )
+            title = _title(f"TransMorph's first attention, {'×'.join(map(str, shape))}, batch {count}", where)
             sections.append([title, "", *attention_table(shape, count, repeats, max(steps_3d, 3), where)])
     return "\n\n".join("\n".join(lines) for lines in sections)
 

@@ -149,8 +149,8 @@ def registered_case(
 
     Returns:
         ``moving_image``, ``fixed_image``, ``warped_image``, ``determinant``, and where there are any ``score`` or
-        ``deviation``, ``moving_label``, ``fixed_label``, ``warped_label``: arrays (H, W); ``ddf``, (2, H, W) in voxels; and ``mse``,
-        the mean squared difference of the warped and the fixed image, a number.
+        ``deviation``, ``moving_label``, ``fixed_label``, ``warped_label``: arrays (H, W); ``ddf``, (2, H, W) in voxels;
+        and ``mse``, the mean squared difference of the warped and the fixed image, a number.
     """
     device = engine.state.device
     moving, fixed = (item[key][None].to(device) for key in ("moving_image", "fixed_image"))
