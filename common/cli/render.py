@@ -90,10 +90,21 @@ def rendered(bundle: Path) -> dict[str, str]:
     batch = {"NAME": bundle.name, "BATCH_SIZE": str(train["batch_size"])}
     files["configs/evaluate.json"] = dumps(template("evaluate.json"))
     files["configs/multi_gpu_train.json"] = dumps(template("multi_gpu_train.json", batch))
+    files |= {f"configs/{name}.json": text for name, text in _overlays(bundle.name, train).items()}
     files["configs/inference.json"] = dumps(inference(bundle.name, train, dataset_module(bundle)))
     files["configs/train.json"] = dumps(train)
     files["configs/metadata.json"] = metadata_text(read_json(bundle / "configs" / "metadata.json"), train)
     return files
+
+
+def _overlays(name: str, train: Mapping[str, Any]) -> dict[str, str]:
+    """The published training of each architecture that the bundle lists, where the bundle has all of its keys."""
+    overlays = {}
+    for path in sorted((TEMPLATES / "architectures").glob("*.json")):
+        overlay = template(f"architectures/{path.name}", {"NAME": name})
+        if path.stem in train["architectures"] and overlay.keys() - {"_doc_"} <= train.keys():
+            overlays[path.stem] = dumps(overlay)
+    return overlays
 
 
 def inference(name: str, train: Mapping[str, Any], dataset: ModuleType) -> dict[str, Any]:
