@@ -15,7 +15,7 @@ from .comparison import (
     UNDEFORMED,
     Evaluations,
     cost_table,
-    failures_table,
+    groups_table,
     measures_table,
     paired_table,
     seeds_table,
@@ -23,6 +23,7 @@ from .comparison import (
     volumes_table,
 )
 from .evaluations import headline_of, read_evaluations
+from .failures import failures_table
 from .panels import draw_cases
 
 MEASURES = (
@@ -86,6 +87,7 @@ def compare(
         cost_table(evaluations),
         seeds_table(evaluations, [name for name in columns if _measured(evaluations, name)]),
         subjects_table(evaluations, headline),
+        groups_table(evaluations, headline),
         volumes_table(evaluations),
         *(paired_table(evaluations, name, reference) for name in checked if len(evaluations) > 1),
         failures_table(evaluations, headline, failures, [against] if against else []) if failures else None,

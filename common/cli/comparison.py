@@ -43,6 +43,29 @@ def measures_table(evaluations: Evaluations, columns: Sequence[str]) -> Table:
     return Table("measures", ["method", *columns], rows)
 
 
+def groups_table(evaluations: Evaluations, column: str) -> Table | None:
+    """A measure by group (diagnosis, image quality); None where the data give fewer than two.
+
+    Args:
+        evaluations: by name.
+        column: the measure.
+
+    Returns:
+        The table.
+    """
+    own = [str(row.get("group") or "") for row in next(iter(evaluations.values())).rows]
+    groups = sorted(set(own) - {"", "nan"})
+    if len(groups) < 2:
+        return None
+    values = {UNDEFORMED: next(iter(evaluations.values())).values(f"{column}{BEFORE}")}
+    values |= {name: one.values(column) for name, one in evaluations.items()}
+    rows: list[Row] = [
+        [name, *(_spread([v for v, g in zip(all_, own, strict=True) if g == group]) for group in groups)]
+        for name, all_ in values.items()
+    ]
+    return Table("groups", [f"{column} by group", *groups], rows)
+
+
 def cost_table(evaluations: Evaluations) -> Table:
     """What each method takes: hours of training, seconds a pair, memory, parameters.
 
@@ -233,45 +256,6 @@ def _test(name: str, one: PairedComparison, wilcoxon: float, ttest: float) -> li
         number(one.effect_size, "+.2f"),
         Cell(f"{one.p_ttest_cases:.2g} ({one.n_cases})", {"": one.p_ttest_cases, "_n": one.n_cases}),
     ]
-
-
-def worst_cases(evaluation: Evaluation, measure: str, count: int) -> list[int]:
-    """Numbers of the cases that a method registers worst, those that it lost before all others.
-
-    Args:
-        evaluation: of the method.
-        measure: the headline.
-        count: how many.
-
-    Returns:
-        Indices into the rows, the worst first.
-    """
-    sign = 1 if measure.startswith("dice") else -1
-    scored = [index for index, row in enumerate(evaluation.rows) if row.get("scorable", 1) > 0]
-    values = {index: sign * evaluation.rows[index].get(measure, math.nan) for index in scored}
-    return sorted(values, key=lambda index: (not math.isnan(values[index]), values[index]))[:count]
-
-
-def failures_table(evaluations: Evaluations, measure: str, count: int, beside: Sequence[str] = ()) -> Table:
-    """The worst cases of each method, with what the others make of them.
-
-    Args:
-        evaluations: by name.
-        measure: the headline.
-        count: cases a method.
-        beside: further columns of the cases.
-
-    Returns:
-        The table.
-    """
-    rows: list[Row] = []
-    for name, one in evaluations.items():
-        for index in worst_cases(one, measure, count):
-            values = [other.rows[index].get(measure) for other in evaluations.values()]
-            shown = [number(value, ".4f") for value in (one.rows[index].get(f"{measure}{BEFORE}"), *values)]
-            rows.append([name, one.rows[index]["case"], *shown, *(number(one.rows[index].get(c)) for c in beside)])
-    header = [f"worst {measure} of", "case", UNDEFORMED, *evaluations, *beside]
-    return Table("failures", header, rows, columns=["method", *header[1:]])
 
 
 def _spread(values: Sequence[float]) -> Cell:

@@ -23,8 +23,9 @@ from ..runs.options import EVALUATE, OPTIONS
 from ..runs.record import sha256
 from ..workflow import load, registration
 from .bundles import find_bundles
-from .comparison import Evaluations, worst_cases
+from .comparison import Evaluations
 from .evaluations import Evaluation, Run
+from .failures import worst_cases
 
 WORST = "worst"
 # Of the recorded settings those that say where a run took place, or follow from others.

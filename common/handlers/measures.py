@@ -120,7 +120,7 @@ class CaseMeasures:
 
 
 def identified(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What names a case: ``case``, ``subject``, and of a stack ``slice``.
+    """What names a case: ``case``, ``subject``, of a stack ``slice``, and ``group`` where the data give one.
 
     Args:
         batch: the loader's items.
@@ -130,11 +130,12 @@ def identified(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
         Value by column.
     """
     subject = batch["subject"][index]
+    group = batch["group"][index] if "group" in batch else ""
     case: dict[str, Any] = {"case": batch["case"][index] if "case" in batch else subject}
     if "slice" in batch:
         number = int(batch["slice"][index])
         case = {"case": f"{subject}_slice{number:02d}", "slice": number}
-    return case | {"subject": subject}
+    return case | {"subject": subject} | ({"group": group} if group else {})
 
 
 def _without_double(columns: Mapping[str, Tensor], new: dict[str, Tensor], measure: Measure) -> dict[str, Tensor]:

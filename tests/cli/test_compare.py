@@ -51,6 +51,23 @@ def test_tables_hold_the_measured_numbers_and_scipys_tests(tmp_path: Path) -> No
     assert "| undeformed | 0.6000 (1) |" in text and "| better | 0.9000 (1) |" in text
 
 
+def test_groups_have_a_table_where_the_data_tell_them_apart(tmp_path: Path) -> None:
+    """Image quality, or diagnosis: an empty group has no column."""
+    for name, gain in (("a", 0.0), ("b", 0.1)):
+        rows = [
+            {"case": f"c{n}", "subject": f"s{n}", "dice": 0.5 + 0.01 * n + gain, "dice_before": 0.25, "group": group}
+            for n, group in enumerate(["Good", "Poor", "Good", "Poor", ""])
+        ]
+        write_results(rows, tmp_path / name, {})
+    text = compare(f"plain={tmp_path / 'a'}", f"better={tmp_path / 'b'}")
+    assert "| dice by group | Good | Poor |" in text
+    assert "| better | 0.610 ± 0.014 (2) | 0.620 ± 0.014 (2) |" in text
+    assert "| undeformed | 0.250 ± 0.000 (2) | 0.250 ± 0.000 (2) |" in text
+    for path in (tmp_path / "a", tmp_path / "b"):
+        write_results([row | {"group": "Good"} for row in read_metrics(path / "metrics.csv")], path, {})
+    assert "by group" not in compare(f"plain={tmp_path / 'a'}", f"better={tmp_path / 'b'}")
+
+
 def test_evaluations_without_labels_are_compared_by_what_they_measured(tmp_path: Path) -> None:
     for name, gain in (("a", 0.0), ("b", 0.01)):
         rows = [
