@@ -123,14 +123,14 @@ class LabelOverlap(nn.Module):
 class NoiseError(nn.Module):
     """mean_x[ (ε̂ − ε)² ] of a network that predicts the noise of a diffused image; only where the step's ``mask`` is.
 
-    0 in eval mode, where nothing is diffused: fits of a network to one pair leave it out.
+    0 in eval mode, where nothing is diffused (fits of a network to one pair leave it out), and of other networks.
 
     Reference:
         Kim et al., DiffuseMorph, ECCV 2022; the mask as in the code of AdaCS.
     """
 
     def forward(self, step: Step) -> Tensor:
-        error = step.estimate.noise_error
+        error = getattr(step.estimate, "noise_error", None)
         if error is None:
             return step.fixed.new_zeros(())
         return (error if step.mask is None else error * step.mask).mean()

@@ -14,37 +14,52 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 
-from common.data import acdc, hippocampus, triangles
-from common.data.hippocampus_phantom import make_hippocampus_phantom
+from common.data import triangles
 from common.handlers.state import load_weights
+from tests.bundles.suite import BUNDLES, SIZES, config, data_of
 
-BUNDLES_DIR = Path(__file__).resolve().parents[2] / "bundles"
-BUNDLES = sorted(path.parents[1] for path in BUNDLES_DIR.rglob("configs/metadata.json"))
-SIZES = {"acdc": [64, 48], "hippocampus": [24, 32, 21], "triangles": [32, 25]}
 # Of volumes and stacks, and of 2D images, whose axes swap and flip in their plane.
 STORED = {3: ["LAS", "SRA", "PIR", "ILA"], 2: ["LAS", "ARS", "PLS", "RPS"]}
 
 
 @pytest.fixture(scope="module")
-def files(acdc_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """Moving, fixed and (but for triangles) the label of moving, of every data set."""
-    volumes = make_hippocampus_phantom(tmp_path_factory.mktemp("hippocampus"), n_train=2, n_validation=1)
-    names = hippocampus.subjects(volumes)[:2]
-    heart = list(acdc.frame_files(acdc_dir, "patient001"))
-    found = {
-        "acdc": [*heart, heart[0].with_name(heart[0].name.replace(".nii", "_gt.nii"))],
-        "hippocampus": [
-            *hippocampus.image_files(volumes, *names),
-            volumes / "labelsTr" / f"{names[0]}.nii.gz",
-        ],
-        "triangles": [],
-    }
-    pair = triangles.load_pairs("phantom", "test", 1, (40, 33))[0]
-    for key in ("moving_image", "fixed_image", "moving_label"):
-        found["triangles"].append(tmp_path_factory.mktemp("triangles") / "image.nii.gz")
-        array = pair[key][0].numpy().astype(np.float32)
-        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 1.0, 1.0])), found["triangles"][-1])
+def files(data_dirs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Moving, fixed and the label of moving, of the data set of every bundle."""
+    found = {}
+    for bundle in BUNDLES:
+        if data_of(bundle).PHANTOM is not None:
+            entry = data_of(bundle).datalist(data_dirs[bundle.name], "validation")[0]
+            found[bundle.name] = [Path(entry[key]) for key in ("moving_image", "fixed_image", "moving_label")]
+            continue
+        pair, found[bundle.name] = triangles.load_pairs("phantom", "test", 1, (40, 33))[0], []
+        for key in ("moving_image", "fixed_image", "moving_label"):
+            found[bundle.name].append(tmp_path_factory.mktemp("triangles") / "image.nii.gz")
+            array = pair[key][0].numpy().astype(np.float32)
+            nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 1.0, 1.0])), found[bundle.name][-1])
     return found
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The weights of every bundle; where it ships none, random ones that move something."""
+    found = {}
+    for bundle in BUNDLES:
+        found[bundle.name] = bundle / "models" / "model.pt"
+        if not found[bundle.name].exists():
+            parser = ConfigParser()
+            parser.read_config(str(bundle / "configs" / "inference.json"))
+            parser["bundle_root"] = str(bundle)
+            network = parser.get_parsed_content("network_def")
+            for parameter in network.parameters():
+                if parameter.dim() > 1 and parameter.abs().max() < 1e-3:
+                    torch.nn.init.normal_(parameter, std=0.05)
+            found[bundle.name] = tmp_path_factory.mktemp("weights") / "model.pt"
+            torch.save(network.state_dict(), found[bundle.name])
+    return found
+
+
+def size_of(bundle: Path) -> list[int]:
+    return SIZES[len(config(bundle)["spatial_size"])]
 
 
 def stored(path: Path, codes: str, folder: Path) -> Path:
@@ -60,12 +75,13 @@ def stored(path: Path, codes: str, folder: Path) -> Path:
     return file
 
 
-def register(bundle: Path, files: list[Path], folder: Path) -> dict[str, nib.Nifti1Image]:
+def register(bundle: Path, files: list[Path], weights: Path, folder: Path) -> dict[str, nib.Nifti1Image]:
     configs = bundle / "configs"
     workflow = ConfigWorkflow(
         config_file=str(configs / "inference.json"), meta_file=str(configs / "metadata.json"), logging_file=False,
         workflow_type="infer", run_id="inferring", moving=str(files[0]), fixed=str(files[1]), device="cpu",
-        moving_label=str(files[2]), output_dir=str(folder), spatial_size=SIZES[bundle.name.partition("_")[2]],
+        moving_label=str(files[2]), output_dir=str(folder), spatial_size=size_of(bundle),
+        ckpt_path=str(weights),
     )  # fmt: skip
     workflow.initialize()
     workflow.run()
@@ -76,14 +92,14 @@ def register(bundle: Path, files: list[Path], folder: Path) -> dict[str, nib.Nif
 @pytest.mark.parametrize("number", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 2, 3))])
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_results_do_not_depend_on_how_files_are_stored(
-    bundle: Path, number: int, files: dict[str, list[Path]], tmp_path: Path
+    bundle: Path, number: int, files: dict[str, list[Path]], weights: dict[str, Path], tmp_path: Path
 ) -> None:
-    own = files[bundle.name.partition("_")[2]]
-    plain = register(bundle, own, tmp_path / "plain")
+    own, used = files[bundle.name], weights[bundle.name]
+    plain = register(bundle, own, used, tmp_path / "plain")
     dims = nib.load(own[1]).ndim
     codes, other = STORED[dims][number], STORED[dims][number - 1]
     given = [stored(path, name, tmp_path) for path, name in zip(own, (other, codes, other), strict=True)]
-    turned = register(bundle, given, tmp_path / "turned")
+    turned = register(bundle, given, used, tmp_path / "turned")
     for name in ("warped", "warped_label", "jacobian"):
         assert turned[name].shape == nib.load(given[1]).shape
         np.testing.assert_allclose(turned[name].affine, nib.load(given[1]).affine, atol=1e-4)
@@ -98,15 +114,15 @@ def test_results_do_not_depend_on_how_files_are_stored(
     np.testing.assert_allclose(np.sort(lengths[0], axis=None), np.sort(lengths[1], axis=None), atol=1e-3)
 
 
-def answered(bundle: Path, item: dict[str, Any]) -> torch.Tensor:
+def answered(bundle: Path, weights: Path, item: dict[str, Any]) -> torch.Tensor:
     """The order of calls of MONAI Label and of MONAI Deploy's operator; both return what is under ``pred``."""
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
-    parser["bundle_root"], parser["spatial_size"] = str(bundle), SIZES[bundle.name.partition("_")[2]]
+    parser["bundle_root"], parser["spatial_size"] = str(bundle), size_of(bundle)
     before, after = (parser.get_parsed_content(f"{stage}processing") for stage in ("pre", "post"))
     for compose in (before, after):
         assert isinstance(compose, Compose) and all(isinstance(step, MapTransform) for step in compose.transforms)
-    network = load_weights(parser.get_parsed_content("network_def"), bundle / "models" / "model.pt").eval()
+    network = load_weights(parser.get_parsed_content("network_def"), weights).eval()
     item = before(item)
     assert [key for key, value in item.items() if isinstance(value, torch.Tensor)] == ["image"]
     with torch.no_grad():
@@ -118,31 +134,36 @@ def answered(bundle: Path, item: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_label_and_deploy_get_what_inferring_writes(bundle: Path, files: dict[str, list[Path]], tmp_path: Path) -> None:
-    moving, fixed, label = (str(path) for path in files[bundle.name.partition("_")[2]])
-    written = register(bundle, [Path(moving), Path(fixed), Path(label)], tmp_path / "out")
+def test_label_and_deploy_get_what_inferring_writes(
+    bundle: Path, files: dict[str, list[Path]], weights: dict[str, Path], tmp_path: Path
+) -> None:
+    used = weights[bundle.name]
+    moving, fixed, label = (str(path) for path in files[bundle.name])
+    written = register(bundle, [Path(moving), Path(fixed), Path(label)], used, tmp_path / "out")
     image, labels = (np.asarray(written[name].dataobj) for name in ("warped", "warped_label"))
     shape = (*image.shape, 1)[:3]
     panel = ConfigParser.load_config_file(str(bundle / "configs" / "inference.json"))["displayable_configs"]
     assert panel == {"fixed": "", "moving": "", "moving_label": "", "answer": "image"}
     request = panel | {"device": "cpu", "model": bundle.name, "image": moving, "fixed": fixed}
-    np.testing.assert_array_equal(answered(bundle, request).numpy(), image.reshape(shape))
+    np.testing.assert_array_equal(answered(bundle, used, request).numpy(), image.reshape(shape))
     carried = {"image": fixed, "moving": moving, "moving_label": label, "answer": "label", "result_dtype": "uint8"}
-    got = answered(bundle, panel | carried).numpy()
+    got = answered(bundle, used, panel | carried).numpy()
     assert got.dtype == labels.dtype and len(np.unique(got)) > 1
     np.testing.assert_array_equal(got, labels.reshape(shape))
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_a_pair_in_memory_is_as_its_files(bundle: Path, files: dict[str, list[Path]], tmp_path: Path) -> None:
-    fixed = files[bundle.name.partition("_")[2]][1]
+def test_a_pair_in_memory_is_as_its_files(
+    bundle: Path, files: dict[str, list[Path]], weights: dict[str, Path], tmp_path: Path
+) -> None:
+    fixed, used = files[bundle.name][1], weights[bundle.name]
     still = nib.load(fixed)
     values = still.get_fdata(dtype=np.float32)
     moved = np.roll(values, 2, 0) + 0.1 * values  # on the grid of fixed, as in memory it must be
     nib.save(nib.Nifti1Image(moved, still.affine), tmp_path / "moving.nii.gz")
-    by_files = answered(bundle, {"moving": str(tmp_path / "moving.nii.gz"), "fixed": str(fixed)})
+    by_files = answered(bundle, used, {"moving": str(tmp_path / "moving.nii.gz"), "fixed": str(fixed)})
     image = MetaTensor(torch.from_numpy(np.stack([moved, values])), affine=torch.from_numpy(still.affine))
-    torch.testing.assert_close(answered(bundle, {"image": image}), by_files, rtol=0, atol=1e-3)
+    torch.testing.assert_close(answered(bundle, used, {"image": image}), by_files, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

@@ -247,8 +247,8 @@ def test_every_ablation_of_adacs_is_reached_by_configuration(
     ablation: dict[str, Any], data_dirs: dict[str, str], tmp_path: Path
 ) -> None:
     workflow = train_only(
-        ADACS, "train.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path), **small(ADACS),
-        **ablation,
+        ADACS, "train.json", dataset_dir=data_dirs[ADACS.name], output_dir=str(tmp_path),
+        **small(ADACS, **ablation),
     )  # fmt: skip
     method, row = workflow.parser.get_parsed_content("method"), read_history(tmp_path / "history.csv")[-1]
     assert row["active"] == "displacement+score"

@@ -140,5 +140,7 @@ def test_networks_are_those_of_the_bundles(name: str) -> None:
 
 
 def test_unknown_suite_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="suite: expected one of adacs, gradicon, inference, all, got 'gradicom'"):
+    with pytest.raises(
+        ValueError, match="suite: expected one of adacs, gradicon, inference, attention, all, got 'gradicom'"
+    ):
         benchmark(suite="gradicom")

@@ -31,7 +31,7 @@ def network_of(dims, **options):
 def plain(objective="mse", dims=2, lr=1e-3, network=None, **form):
     entry = {"smoothness_weight": 0.05, "field_weight": 0.025}
     network = network_of(dims) if network is None else network
-    return baselines.build(objective, entry, network, build_similarity("mse"), adam(lr), **form)
+    return baselines.build(objective, entry, network, build_similarity("mse"), adam(lr), dims, **form)
 
 
 def both_ways(dims):

@@ -13,8 +13,9 @@ from common.data.pairs import PairDataset
 from common.engines.method import MODEL, Method, Update
 from common.engines.trainer import RegistrationTrainer
 from common.losses.objective import Objective
+from common.losses.score import Distrust, ScoredResidual, ScoreSmoothness, ScoreWeight
 from common.losses.similarity import build_similarity
-from common.losses.terms import Distrust, ScoredResidual, ScoreSmoothness, ScoreWeight, Similarity, Smoothness
+from common.losses.terms import Similarity, Smoothness
 from common.methods.baselines import plain
 from common.networks.registry import build, build_estimator
 

@@ -23,6 +23,7 @@ from common.losses.terms import (
 )
 from common.losses.weighting import AdaRegSmoothness, adaframe_weight
 from common.networks.contract import Estimate
+from common.networks.diffusemorph import DiffusionEstimate
 from common.networks.unet import PixelEstimator
 from common.spatial.warp import warp
 from tests.engines.synthetic import (
@@ -67,7 +68,7 @@ def fake_step(shape, active=("displacement", "score"), seed=0):
         fixed=fixed,
         residual=(warped - fixed).square(),
         estimated=image().requires_grad_(),
-        estimate=Estimate(ddf, field(2)),
+        estimate=DiffusionEstimate(ddf, field(2), noise_error=image().requires_grad_()),
         both_ways=tuple(ddf.chunk(2)),
         moving_label=torch.randint(0, 4, moving.shape, generator=generator),
         fixed_label=torch.randint(0, 4, moving.shape, generator=generator),
