@@ -26,7 +26,7 @@ from .handlers.decay import PolynomialDecay
 from .handlers.figures import evaluation_handlers, validation_handlers
 from .handlers.log import TrainingLog
 from .handlers.stages import Stages
-from .handlers.state import TrainingState, load_weights
+from .handlers.state import TrainingState, load_modules
 from .metrics.inverse_consistency import InverseConsistencyMeasures
 from .runs import record
 from .runs.configuration import current_parser
@@ -238,16 +238,14 @@ def load(method: Method, ckpt_path: str | Path, all_modules: bool = True) -> Non
     """
     if is_solver(method.network):
         return
-    for name, module in method.modules.items():
-        if name == MODEL or all_modules:
-            load_weights(module, ckpt_path if name == MODEL else Path(ckpt_path).with_name(f"{name}.pt"))
+    load_modules(method.modules if all_modules else {MODEL: method.network}, ckpt_path)
 
 
 def train(method: Method, trainer: RegistrationTrainer, evaluator: RegistrationEvaluator, options: Options) -> None:
     """Run a training, and evaluate the result in the first process.
 
     Args:
-        method: whose network starts from ``initial_weights``, where there are some.
+        method: whose networks start from ``initial_weights`` and the files beside it, where there are some.
         trainer: see ``trainer``.
         evaluator: see ``evaluator``.
         options: of the run.
@@ -256,7 +254,7 @@ def train(method: Method, trainer: RegistrationTrainer, evaluator: RegistrationE
         ValueError: for an output folder in use, or with files that are not ours; weights that do not fit.
     """
     if options.initial_weights is not None:
-        load_weights(method.network, options.initial_weights, "initial_weights", lengthen=True)
+        load_modules(method.modules, options.initial_weights, "initial_weights", to_start_from=True)
     claim(options.output_dir, resume=options.resume)
     trainer.run()
     if rank() == 0:

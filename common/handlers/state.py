@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..atomic import atomic_path
+from ..engines.method import MODEL
 from ..networks.composition import lengthened
 from ..runs.outputs import STATE_FILE
 
@@ -80,6 +81,29 @@ def load_weights(module: nn.Module, path: str | Path, argument: str = "ckpt_path
         )
     module.load_state_dict(state)
     return module
+
+
+def load_modules(
+    modules: Mapping[str, nn.Module], path: str | Path, argument: str = "ckpt_path", to_start_from: bool = False
+) -> None:
+    """Load the weights of several networks, those beside "model" from the files of their names in the same folder.
+
+    Args:
+        modules: by the names of their files, see ``engines.method.Method``.
+        path: file of "model".
+        argument: what errors call ``path``.
+        to_start_from: a training starts from them: "model" may be of a chain of fewer steps, and modules without a
+            file stay as they are, which is said.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``.
+    """
+    for name, module in modules.items():
+        file = Path(path) if name == MODEL else Path(path).with_name(f"{name}.pt")
+        if to_start_from and name != MODEL and not file.is_file():
+            logger.info("%s: no %s beside %s; this network starts untrained.", argument, file.name, Path(path).name)
+            continue
+        load_weights(module, file, argument, lengthen=to_start_from and name == MODEL)
 
 
 def _line(error: BaseException) -> str:

@@ -49,7 +49,9 @@ OPTIONS: dict[str, Option] = {
     "dataset_dir": Option('folder of the data set, or "phantom" for synthetic data', kind="path", fixed=True),
     "output_dir": Option("folder for the results", kind="path"),
     "ckpt_path": Option("weights of the network", (EVALUATE, INFERENCE), kind="path", reads=True),
-    "initial_weights": Option("weights to start from", (TRAIN,), kind="path", optional=True, reads=True),
+    "initial_weights": Option(
+        "weights to start from, model.pt, and those beside it", (TRAIN,), kind="path", optional=True, reads=True
+    ),
     "resume": Option("continue the training that output_dir holds", (TRAIN,)),
     "moving": Option("image file to be warped", (INFERENCE,), kind="path", optional=True, reads=True),
     "fixed": Option("image file to be registered to", (INFERENCE,), kind="path", optional=True, reads=True),
