@@ -107,7 +107,7 @@ def test_inference_registers_two_files(
     run(
         bundle, "inferring", "inference.json", moving=str(moving), fixed=str(fixed), device="cpu",
         output_dir=str(tmp_path), ckpt_path=str(trained[bundle.name] / "model.pt"),
-        spatial_size=small(bundle)["spatial_size"],
+        spatial_size=small(bundle).get("spatial_size", config(bundle)["spatial_size"]),
     )  # fmt: skip
     warped, reference = nibabel.load(tmp_path / "warped.nii.gz"), nibabel.load(fixed)
     assert warped.shape == reference.shape

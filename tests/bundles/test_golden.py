@@ -16,6 +16,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from common.data.acdc_phantom import make_acdc_phantom
+from common.data.camus_phantom import make_camus_phantom
 from common.data.hippocampus_phantom import make_hippocampus_phantom
 
 HERE = Path(__file__).resolve().parent
@@ -23,6 +24,7 @@ BUNDLES_DIR = HERE.parents[1] / "bundles"
 RECORD = HERE / "golden.json"
 MEASURES = {
     "acdc": ("dice", "dice_lv", "dice_rv", "asd", "epe", "foldings_percent"),
+    "camus": ("dice", "dice_lv", "dice_atrium", "asd", "epe", "foldings_percent"),
     "hippocampus": ("dice", "dice_anterior", "dice_posterior", "asd", "foldings_percent", "inverse_consistency_error"),
     "triangles": ("dice", "asd", "foldings_percent", "inverse_consistency_error"),
 }
@@ -32,6 +34,9 @@ def synthetic(data: str, folder: Path) -> dict[str, Any]:
     """Make a data set's phantom and return what the evaluation needs to read it."""
     if data == "acdc":
         made = make_acdc_phantom(folder / "phantom", n_train=2, n_test=0, n_slices=4)
+        return {"dataset_dir": str(made), "split": "all"}
+    if data == "camus":
+        made = make_camus_phantom(folder / "phantom", n_train=3)
         return {"dataset_dir": str(made), "split": "all"}
     if data == "hippocampus":
         made = make_hippocampus_phantom(folder / "phantom", n_train=1, n_validation=3)
