@@ -295,7 +295,7 @@ def test_the_papers_form_stays_the_default() -> None:
     published = {
         "crop_jitter": 16, "crop_shift": True, "updates_per_epoch": None, "bidirectional": False,
         "inverse_by_negation": False, "foreground": False, "score_initial": 0.88, "score_momentum": "paper",
-        "score_leak": False,
+        "score_leak": False, "percentiles": [0, 99],
     }  # fmt: skip
     assert {key: config(ADACS)[key] for key in published} == published
     assert set(config(ADACS, "official.json")) - {"_doc_"} == set(published)
