@@ -182,7 +182,7 @@ def volumes_table(evaluations: Evaluations) -> Table | None:
         return None
     rows: list[Row] = [[UNDEFORMED, *(_volume(first, f"dice_3d_before_{label}") for label in labels)]]
     rows += [[name, *(_volume(table, f"dice_3d_{label}") for label in labels)] for name, table in tables.items()]
-    return Table("volumes", ["3D Dice of a patient", *labels], rows, columns=["method", *labels])
+    return Table("volumes", ["Dice over all cases of a subject", *labels], rows, columns=["method", *labels])
 
 
 def _volume(table: Rows, key: str) -> Cell:

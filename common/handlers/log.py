@@ -21,6 +21,7 @@ from ..figures.curves import training_curves
 
 logger = logging.getLogger(__name__)
 HISTORY_FILE = "history.csv"
+MANY_LABELS = 8  # above, the screen shows their mean alone
 
 
 def read_history(path: str | Path) -> list[dict[str, str]]:
@@ -136,6 +137,9 @@ class TrainingLog:
         for key, value in (means | self._validated).items():
             self._writer.add_scalar(key, value, engine.state.epoch)
         shown = {key: value for key, value in (means | self._validated).items() if not key.endswith("/total")}
+        labels = [key for key in shown if key.startswith("validation/dice_")]
+        if len(labels) > MANY_LABELS:  # they stand in history.csv
+            shown = {key: value for key, value in shown.items() if key not in labels}
         logger.info(
             "Epoch %d/%d (%.1f s): %s", engine.state.epoch, engine.state.max_epochs, row["seconds"],
             ", ".join(f"{key} {value:.4g}" for key, value in shown.items()),

@@ -83,7 +83,7 @@ def test_evaluations_without_labels_are_compared_by_what_they_measured(tmp_path:
         write_subjects([{"subject": "s0", "slices": 2}], tmp_path / name)
     text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}")
     assert "| method | mse |" in text and "| patient means | mse [95 % interval] | design effect |" in text
-    assert "| undeformed | 0.1000 [0.1000, 0.1000] |" in text and "3D Dice" not in text
+    assert "| undeformed | 0.1000 [0.1000, 0.1000] |" in text and "Dice over all cases" not in text
     assert text.count("difference of patient means") == 1 and "| b − a | -0.0155 [" in text
 
 

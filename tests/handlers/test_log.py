@@ -33,7 +33,7 @@ class ResumeAt:
         engine.state.epoch, engine.state.iteration = self.epoch, 2 * self.epoch
 
 
-def run(folder, epochs=3, start=0, validate_every=0, offset=0.0):
+def run(folder, epochs=3, start=0, validate_every=0, offset=0.0, labels=()):
     def iteration(engine, batch):
         value = torch.tensor(VALUES[engine.state.epoch - 1][batch] + offset)
         engine.state.output = {"displacement": {"total": 2 * value, "similarity": value}}
@@ -43,7 +43,10 @@ def run(folder, epochs=3, start=0, validate_every=0, offset=0.0):
         return engine.state.output
 
     validator = Engine(lambda e, batch: None)
-    validator.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(dice=0.75))
+    validator.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda e: e.state.metrics.update({"dice": 0.75} | {f"dice_{label}": 0.5 for label in labels}),
+    )
     engine = stand_in(iteration, ("displacement", "score"))
     engine.optimizer(engine.method.updates[0])
     if validate_every:
@@ -127,3 +130,12 @@ def test_terms_are_not_changed_by_summing_them(no_curves, tmp_path):
     engine.run([0, 1, 2], max_epochs=1)
     assert float(value) == 1.0
     assert float(rows_of(tmp_path)[0]["displacement/total"]) == 1.0
+
+
+@pytest.mark.parametrize(("count", "listed"), [(3, True), (35, False)])
+def test_many_labels_stand_in_the_file_and_not_on_the_screen(tmp_path, no_curves, caplog, count, listed):
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, epochs=1, validate_every=1, labels=range(count))
+    assert "validation/dice 0.75" in caplog.text
+    assert ("validation/dice_2 0.5" in caplog.text) is listed
+    assert float(rows_of(tmp_path)[0]["validation/dice_2"]) == 0.5
