@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..io.images import load_grid
 from ..io.orientation import slice_axis
-from .layout import DatasetLayoutError
+from .layout import DatasetLayoutError, subject_folders
 
 LAYOUT = (
     "expected DIR/training/patient001/{Info.cfg, patient001_frame01.nii.gz, patient001_frame01_gt.nii.gz, ...} and "
@@ -31,17 +30,7 @@ def patient_folders(base: Path) -> list[Path]:
         DatasetLayoutError: when the folder holds no patient, or a patient twice.
     """
     parents = [base, *(base / top / part for top in ("", "database") for part in ("training", "testing"))]
-    found: dict[str, Path] = {}
-    for parent in parents:
-        for folder in parent.iterdir() if parent.is_dir() else ():
-            if not (folder.is_dir() and re.fullmatch(r"patient\d{3}", folder.name)):
-                continue
-            other = found.setdefault(folder.name, folder)
-            if other != folder:
-                raise DatasetLayoutError(f"dataset_dir: {folder.name} is there twice, {other} and {folder}; keep one.")
-    if not found:
-        raise DatasetLayoutError(f"dataset_dir: no patient folder in {str(base)!r}; {LAYOUT}.")
-    return [found[name] for name in sorted(found)]
+    return subject_folders(base, parents, r"patient\d{3}", LAYOUT)
 
 
 def patient_files(folder: Path) -> dict[str, str]:

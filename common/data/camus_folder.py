@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from .layout import DatasetLayoutError
+from .layout import DatasetLayoutError, subject_folders
 
 VIEWS = ("2CH", "4CH")
 PARTITIONS = ("number", "official")
@@ -31,17 +30,8 @@ def patient_folders(base: Path) -> list[Path]:
     Raises:
         DatasetLayoutError: when the folder holds no patient, or a patient twice.
     """
-    found: dict[str, Path] = {}
-    for parent in (folder / end for folder in _tops(base) for end in ("", "database_nifti")):
-        for folder in parent.iterdir() if parent.is_dir() else ():
-            if not (folder.is_dir() and re.fullmatch(r"patient\d{4}", folder.name)):
-                continue
-            other = found.setdefault(folder.name, folder)
-            if other != folder:
-                raise DatasetLayoutError(f"dataset_dir: {folder.name} is there twice, {other} and {folder}; keep one.")
-    if not found:
-        raise DatasetLayoutError(f"dataset_dir: no patient folder in {str(base)!r}; {LAYOUT}.")
-    return [found[name] for name in sorted(found)]
+    parents = [folder / end for folder in _tops(base) for end in ("", "database_nifti")]
+    return subject_folders(base, parents, r"patient\d{4}", LAYOUT)
 
 
 def _tops(base: Path) -> list[Path]:

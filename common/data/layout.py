@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,34 @@ def dataset_root(dataset_dir: str | Path, phantom: Callable[[], Path], layout: s
     if not folder.is_dir():
         raise DatasetLayoutError(f"dataset_dir: no folder {str(folder)!r}; {layout}.")
     return folder
+
+
+def subject_folders(base: Path, parents: Iterable[Path], pattern: str, layout: str) -> list[Path]:
+    """List the folders of subjects, by name.
+
+    Args:
+        base: where a copy of the data set lies, for errors.
+        parents: where they may be; what does not exist is passed over.
+        pattern: regular expression of a subject's whole name.
+        layout: what the error says of the layout.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        DatasetLayoutError: for no subject, or one in two places.
+    """
+    found: dict[str, Path] = {}
+    for parent in parents:
+        for folder in parent.iterdir() if parent.is_dir() else ():
+            if not (folder.is_dir() and re.fullmatch(pattern, folder.name)):
+                continue
+            other = found.setdefault(folder.name, folder)
+            if other != folder:
+                raise DatasetLayoutError(f"dataset_dir: {folder.name} is there twice, {other} and {folder}; keep one.")
+    if not found:
+        raise DatasetLayoutError(f"dataset_dir: no patient folder in {str(base)!r}; {layout}.")
+    return [found[name] for name in sorted(found)]
 
 
 class Invalid:

@@ -16,7 +16,7 @@ from ..io.images import Image, load_image, load_label, same_grid
 from ..io.nifti import open_nifti, read_values
 from ..io.orientation import reorient, training_spacing
 from ..io.resampling import WHOLE, extent_in, resample_like
-from ..io.spacing import resample_to_spacing, spacing_of_size
+from ..io.spacing import resample_to_spacing
 from .layout import DatasetLayoutError
 
 logger = logging.getLogger(__name__)
@@ -80,10 +80,7 @@ def read_case(
             f"expected the labels {', '.join(map(str, sorted(labels)))} in {label_file}, got "
             f"{label.array.unique().tolist()[:8]}; restore the published file."
         )
-    if resize is None:
-        wanted = training_spacing(image, spatial_dims, spacing, spacing_range)
-    else:
-        wanted = spacing_of_size(image, resize)
+    wanted = training_spacing(image, spatial_dims, spacing, spacing_range, resize)
     image = resample_to_spacing(image, wanted, "bilinear")
     if shared is None:  # straight to the final grid: the nearest of the nearest voxel may be another
         return image, resample_like(label, image, "nearest")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .affine import sizes_text
 from .images import Image
+from .spacing import spacing_of_size
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,11 @@ def spacing_is_unknown(image: Image) -> bool:
 
 
 def training_spacing(
-    image: Image, spatial_dims: int, spacing: Sequence[float] | None, limits: Sequence[float] | None = None
+    image: Image,
+    spatial_dims: int,
+    spacing: Sequence[float] | None,
+    limits: Sequence[float] | None = None,
+    resize: Sequence[int] | None = None,
 ) -> list[float]:
     """The spacing at which images are registered: the training's where that of the file lies far from it.
 
@@ -199,10 +204,13 @@ def training_spacing(
         spacing: of the training, mm along each of the d axes; None: that of the image.
         limits: lowest and highest spacing in mm that is left as it is; None: 1 % around ``spacing``. Where a network
             for slices meets voxels of 1 mm all round, the spacing counts as unknown and is left as well.
+        resize: voxels to which the whole field of view is brought, in place of a spacing; None for none.
 
     Returns:
         mm, one number an axis of the image.
     """
+    if resize is not None:
+        return spacing_of_size(image, resize)
     if spacing is None or (spatial_dims == 2 and spacing_is_unknown(image)):
         return list(image.spacing)
     own, wanted = np.array(image.spacing[:spatial_dims]), np.array(spacing, dtype=float)

@@ -15,7 +15,7 @@ from ..io.fields import check_grid
 from ..io.images import Image, check_plane
 from ..io.orientation import Axes, reoriented, spacing_is_unknown, stored_axes, training_spacing
 from ..io.resampling import grid_only, share_within
-from ..io.spacing import grid_of_spacing, spacing_of_size
+from ..io.spacing import grid_of_spacing
 from ..io.transforms import Transform, checked_placement
 from .sources import Source, entry, read_label, read_pair
 
@@ -153,10 +153,7 @@ class LoadPaird(MapTransform):
                 "%s is brought from its stored axes to %s for the network%s; results are written as %s is stored.",
                 name, self.orientation, f", its slices lie along axis {axes.order[2] + 1} of 3" if slices else "", name,
             )  # fmt: skip
-        if self.resize is None:
-            spacing = training_spacing(turned, self.spatial_dims, self.spacing, self.spacing_range)
-        else:
-            spacing = spacing_of_size(turned, self.resize)
+        spacing = training_spacing(turned, self.spatial_dims, self.spacing, self.spacing_range, self.resize)
         if spacing != list(turned.spacing):
             logger.info("%s has voxels of %s mm: registered at %s mm, as in training.", name,
                         sizes_text(turned.spacing), sizes_text(spacing))  # fmt: skip
