@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from ..checks import known_name
-from ..io.images import Image, same_grid
+from ..io.images import Image
 from ..io.orientation import spacing_is_unknown
 from ..transforms.intensity import clipped
 from .acdc_folder import LAYOUT, patient_files, patient_folders, slice_count
@@ -41,7 +41,7 @@ from .acdc_phantom import PHANTOM
 from .centres import CROP_CENTERS, slice_centres
 from .decoded import MEMORY, DecodedPairs
 from .layout import DatasetLayoutError, Invalid, dataset_root
-from .reading import read_case, read_displacement, slices_first
+from .reading import check_phases, read_case, read_displacement, slices_first
 
 logger = logging.getLogger(__name__)
 
@@ -212,10 +212,7 @@ def load_pairs(
         cache=cache,
         lazily=skip_invalid,
     )
-    if skip_invalid:
-        pairs.drop(invalid)
-    invalid.report(split, dataset_dir, len(pairs))
-    return list(pairs) if str(cache) == MEMORY else pairs
+    return pairs.finished(invalid, split, dataset_dir)
 
 
 def read_patient(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,12 +230,7 @@ def read_patient(part: Mapping[str, Any]) -> dict[str, Any]:
     subject, percentiles = part["subject"], part["percentiles"]
     try:
         (moving, moving_label), (fixed, fixed_label) = (_frame(part, role) for role in ("moving", "fixed"))
-        if not same_grid(moving, fixed):
-            raise DatasetLayoutError(
-                f"expected ED and ES on one grid, got shapes {tuple(moving.array.shape)} and "
-                f"{tuple(fixed.array.shape)} with affines {moving.affine.tolist()} and {fixed.affine.tolist()}; "
-                "resample ES to ED."
-            )
+        check_phases(moving, fixed)
         stacks = {
             "moving_image": slices_first(clipped(moving.array, percentiles)),
             "fixed_image": slices_first(clipped(fixed.array, percentiles)),

@@ -33,14 +33,14 @@ from typing import Any
 import torch
 
 from ..checks import known_name
-from ..io.images import Image, load_grid, same_grid
+from ..io.images import Image, load_grid
 from ..io.orientation import spacing_is_unknown
 from ..transforms.intensity import clipped
 from .camus_folder import LAYOUT, PARTITIONS, VIEWS, official_split, patient_folders, view_files
 from .camus_phantom import PHANTOM
 from .decoded import MEMORY, DecodedPairs
 from .layout import DatasetLayoutError, Invalid, dataset_root
-from .reading import read_case, read_displacement, slices_first
+from .reading import check_phases, read_case, read_displacement, slices_first
 
 SPLITS = ("train", "validation", "all")  # and "test", where the release's split is at hand
 LABELS = {"myocardium": 2, "lv": 1, "atrium": 3}
@@ -198,10 +198,7 @@ def load_pairs(
         cache=cache,
         lazily=skip_invalid,
     )
-    if skip_invalid:
-        pairs.drop(invalid)
-    invalid.report(split, dataset_dir, len(pairs))
-    return list(pairs) if str(cache) == MEMORY else pairs
+    return pairs.finished(invalid, split, dataset_dir)
 
 
 def read_view(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,12 +216,7 @@ def read_view(part: Mapping[str, Any]) -> dict[str, Any]:
     try:
         (moving, moving_label), (fixed, fixed_label) = (_frame(part, role) for role in ("moving", "fixed"))
         before, after = (load_grid(part[f"{role}_image"], "image") for role in ("moving", "fixed"))
-        if not same_grid(before, after):
-            raise DatasetLayoutError(
-                f"expected ED and ES on one grid, got shapes {tuple(before.array.shape)} and "
-                f"{tuple(after.array.shape)} with affines {before.affine.tolist()} and {after.affine.tolist()}; "
-                "resample ES to ED."
-            )
+        check_phases(before, after)
         images = {
             "moving_image": clipped(moving.array, part["percentiles"]),
             "fixed_image": clipped(fixed.array, part["percentiles"]),

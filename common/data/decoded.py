@@ -94,6 +94,25 @@ class DecodedPairs(Sequence[dict[str, Any]]):
         self.datalist = [self.datalist[number] for number in kept]
         self.needed = [self.needed[number] for number in kept]
 
+    def finished(self, invalid: Invalid, split: str, dataset_dir: str | Path) -> Sequence[dict[str, Any]]:
+        """The pairs of a split as ``load_pairs`` returns them, without subjects that cannot be read where asked for.
+
+        Args:
+            invalid: says whether such subjects are left out, and which have been already.
+            split: that is read.
+            dataset_dir: where it lies.
+
+        Returns:
+            In memory a list, else this.
+
+        Raises:
+            DatasetLayoutError: where no subject is left.
+        """
+        if invalid.skip:
+            self.drop(invalid)
+        invalid.report(split, dataset_dir, len(self))
+        return list(self) if self.folder is None else self
+
     def _part(self, number: int) -> dict[str, Any]:
         with _layout_errors():
             try:

@@ -34,13 +34,13 @@ from typing import Any
 import torch
 
 from ..checks import known_name
-from ..io.images import Image, same_grid
+from ..io.images import Image
 from ..io.orientation import spacing_is_unknown
 from ..io.spacing import resample_to_spacing, spacing_of_size
 from .decoded import MEMORY, DecodedPairs
 from .echo3d_phantom import PHANTOM, split_by_name
 from .layout import DatasetLayoutError, Invalid, dataset_root
-from .reading import read_case, read_displacement
+from .reading import check_phases, read_case, read_displacement
 
 logger = logging.getLogger(__name__)
 
@@ -221,10 +221,7 @@ def load_pairs(
         cache=cache,
         lazily=skip_invalid,
     )
-    if skip_invalid:
-        pairs.drop(invalid)
-    invalid.report(split, dataset_dir, len(pairs))
-    return list(pairs) if str(cache) == MEMORY else pairs
+    return pairs.finished(invalid, split, dataset_dir)
 
 
 def read_subject(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,12 +241,7 @@ def read_subject(part: Mapping[str, Any]) -> dict[str, Any]:
             read_case(part[f"{role}_image"], part[f"{role}_label"], (0, *LABELS.values()), orientation=ORIENTATION)
             for role in ("moving", "fixed")
         )
-        if not same_grid(moving, fixed):
-            raise DatasetLayoutError(
-                f"expected ED and ES on one grid, got shapes {tuple(moving.array.shape)} and "
-                f"{tuple(fixed.array.shape)} with affines {moving.affine.tolist()} and {fixed.affine.tolist()}; "
-                "resample ES to ED."
-            )
+        check_phases(moving, fixed)
         spacing = spacing_of_size(moving, part["spatial_size"])
         resized = [resample_to_spacing(image, spacing, "bilinear") for image in (moving, fixed)]
         small = [resample_to_spacing(label, spacing, "nearest").array for label in (moving_label, fixed_label)]

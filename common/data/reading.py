@@ -117,6 +117,23 @@ def read_image(
     return resample_to_spacing(image, training_spacing(image, 3, spacing, spacing_range), "bilinear")
 
 
+def check_phases(moving: Image, fixed: Image) -> None:
+    """Refuse ED and ES on different grids.
+
+    Args:
+        moving: at end-diastole.
+        fixed: at end-systole.
+
+    Raises:
+        DatasetLayoutError: naming both grids.
+    """
+    if not same_grid(moving, fixed):
+        raise DatasetLayoutError(
+            f"expected ED and ES on one grid, got shapes {tuple(moving.array.shape)} and {tuple(fixed.array.shape)} "
+            f"with affines {moving.affine.tolist()} and {fixed.affine.tolist()}; resample ES to ED."
+        )
+
+
 def _as_stack(image: Image) -> Image:
     if image.array.dim() != 2:
         return image
