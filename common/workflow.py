@@ -19,6 +19,7 @@ from .data.pairs import PairDataset, evaluation_loader, training_loader
 from .engines.adaptation import adapt
 from .engines.evaluator import RegistrationEvaluator
 from .engines.instance import InstanceOptimisation
+from .engines.memory import keep_freed_memory
 from .engines.method import MODEL, Method
 from .engines.solvers import is_solver, refuse_solver
 from .engines.trainer import RegistrationTrainer
@@ -256,6 +257,8 @@ def train(method: Method, trainer: RegistrationTrainer, evaluator: RegistrationE
     if options.initial_weights is not None:
         load_modules(method.modules, options.initial_weights, "initial_weights", to_start_from=True)
     claim(options.output_dir, resume=options.resume)
+    if options.device.type == "cpu":
+        keep_freed_memory()
     trainer.run()
     if rank() == 0:
         evaluator.run()
