@@ -257,7 +257,7 @@ def train(method: Method, trainer: RegistrationTrainer, evaluator: RegistrationE
     if options.initial_weights is not None:
         load_modules(method.modules, options.initial_weights, "initial_weights", to_start_from=True)
     claim(options.output_dir, resume=options.resume)
-    if options.device.type == "cpu":
+    if torch.device(options.device).type == "cpu":
         keep_freed_memory()
     trainer.run()
     if rank() == 0:

@@ -16,7 +16,7 @@ from ..checks import known_name, switch
 from ..spatial.warp import PADDINGS
 
 MODEL = "model"  # the displacement network's name among the modules, and that of its file of weights
-ESTIMATOR_INPUTS = ("fixed", "fixed_warped")
+ESTIMATOR_INPUTS = ("fixed", "fixed_warped", "warped_fixed")
 
 
 @dataclass
@@ -54,10 +54,10 @@ class Method:
         similarity: (warped, fixed) -> residual map.
         updates: run in this order in every iteration; the first one trains the displacement network.
         estimator: name of the module that maps pixels to a score or variance; None where the method has none.
-        estimator_input: "fixed" or "fixed_warped", cat(fixed, warped).
-        through_estimator: with "fixed_warped", what differentiates the displacement network does so through the warped
-            image that the estimator sees as well (likelihoods, see ``methods.baselines.nll``); by default that image is
-            detached.
+        estimator_input: "fixed"; "fixed_warped", cat(fixed, warped); or "warped_fixed" (published code of the
+            heteroscedastic paper).
+        through_estimator: where the estimator sees the warped image, what differentiates the displacement network does
+            so through that image as well (likelihoods, see ``methods.baselines.nll``); by default it is detached.
         bidirectional: also register fixed onto moving, in the same batch; both directions count one half.
         batched_directions: with ``bidirectional``, register both directions in one forward; False runs two of half the
             batch, one after the other (batch statistics are then those of one direction).
@@ -110,7 +110,7 @@ class Method:
             )
         if self.inverse_by_negation and not self.bidirectional:
             raise ValueError("inverse_by_negation: bidirectional must be true with it, there is no way back otherwise.")
-        if self.through_estimator and self.estimator_input != "fixed_warped":
+        if self.through_estimator and not self.estimates_from_warped:
             raise ValueError("through_estimator: estimator_input must be 'fixed_warped' with it, got 'fixed'.")
 
     def _check_modules(self) -> None:
@@ -141,6 +141,26 @@ class Method:
     def estimator_network(self) -> nn.Module | None:
         """The score or variance network."""
         return None if self.estimator is None else self.modules[self.estimator]
+
+    @property
+    def estimates_from_warped(self) -> bool:
+        """Whether the estimator sees the warped image."""
+        return self.estimator_input != "fixed"
+
+    def estimator_image(self, fixed: Tensor, warped: Tensor | None) -> Tensor:
+        """What the estimator sees.
+
+        Args:
+            fixed: (B, 1, *S).
+            warped: (B, 1, *S); not read where the estimator sees the fixed image alone.
+
+        Returns:
+            (B, 1 or 2, *S).
+        """
+        if not self.estimates_from_warped:
+            return fixed
+        assert warped is not None
+        return torch.cat([fixed, warped] if self.estimator_input == "fixed_warped" else [warped, fixed], dim=1)
 
     @property
     def update_names(self) -> frozenset[str]:

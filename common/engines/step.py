@@ -198,10 +198,10 @@ class RegistrationStep:
                 raise ValueError("estimator: this objective needs a score or variance network, the method has none.")
             through = self.method.through_estimator
             with self._gradients(self.method.estimator, MODEL if through else None):
-                image = self.fixed
-                if self.method.estimator_input == "fixed_warped":
-                    image = torch.cat([self.fixed, self.warped if through else self.warped.detach()], dim=1)
-                self._estimated = self._estimator(image)
+                warped = None
+                if self.method.estimates_from_warped:
+                    warped = self.warped if through else self.warped.detach()
+                self._estimated = self._estimator(self.method.estimator_image(self.fixed, warped))
         return self._estimated
 
     @property
@@ -233,5 +233,5 @@ class RegistrationStep:
     def forget_displacement(self) -> None:
         """Have the displacement computed anew: an update has changed its network."""
         self._estimate = self._warped = self._residual = None
-        if self.method.estimator_input == "fixed_warped":
+        if self.method.estimates_from_warped:
             self._estimated = None

@@ -11,7 +11,8 @@ from ignite.engine import Engine, Events
 
 from ..engines.distributed import all_least, all_mean
 from ..engines.trainer import RegistrationEvents
-from ..losses.score import ScoreAlpha, masked_mean
+from ..losses.controls import masked_mean
+from ..losses.score import ScoreAlpha
 
 logger = logging.getLogger(__name__)
 SATURATED = 0.99

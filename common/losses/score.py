@@ -6,25 +6,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checks import known_name
+from .controls import check_control, controlled
 from .objective import Step
 from .smoothness import Diffusion
 
-CONTROLS = ("none", "mean", "shuffled", "other")
 AUTO = "auto"
 
 
 class ScoreWeight(nn.Module):
     """AdaCS: the detached score, once the score is trained (1 in the displacement's warm-up, Algorithm 1 line 14).
 
-    The controls replace the score by something that lacks what the score knows, to see what a gain is due to. They are
-    this project's. Where the step has a ``mask``, everything happens inside it, and the weight is 0 outside.
+    Where the step has a ``mask``, the weight is 0 outside.
 
     Args:
         update: name of the update that trains the score.
-        control: "none" is the score S. "mean" is its mean over the pixels of each image, which acts as a larger λ does,
-            λ / mean(S). "shuffled" has the values of S at random pixels of their own image, drawn anew in every step.
-            "other" is the score of the next pair of the batch, in the same direction: not that of this pair's image.
+        control: what stands in the score's place, see ``controls.controlled``; "mean" acts as a larger λ, λ / mean(S).
 
     Raises:
         ValueError: for an unknown control; in a step, for "other" with one pair.
@@ -35,63 +31,12 @@ class ScoreWeight(nn.Module):
 
     def __init__(self, update: str = "score", control: str = "none") -> None:
         super().__init__()
-        self.update, self.control = update, known_name("score_control", control, CONTROLS)
+        self.update, self.control = update, check_control("score_control", control)
 
     def forward(self, step: Step) -> Tensor | None:
         if self.update not in step.active:
             return None
-        score, mask = step.estimated.detach(), step.mask
-        if self.control == "mean":
-            score = masked_mean(score, mask).expand_as(score)
-        elif self.control == "shuffled":
-            score = shuffled(score, mask)
-        elif self.control == "other":
-            score = _next_pairs(score, step.bidirectional)
-        return score if mask is None else score * mask
-
-
-def masked_mean(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the pixels of each image.
-
-    Args:
-        image: (B, C, *S).
-        mask: (B, C, *S), 1 where pixels count and 0 elsewhere; None counts all.
-
-    Returns:
-        (B, 1, …, 1); 0 where no pixel counts.
-    """
-    axes = tuple(range(1, image.dim()))
-    if mask is None:
-        return image.mean(dim=axes, keepdim=True)
-    return (image * mask).sum(dim=axes, keepdim=True) / mask.sum(dim=axes, keepdim=True).clamp(min=1)
-
-
-def shuffled(image: Tensor, mask: Tensor | None) -> Tensor:
-    """The values of each image at random pixels of its own, drawn from torch's random state.
-
-    Args:
-        image: (B, C, *S).
-        mask: (B, C, *S): values inside it and outside it stay apart; None shuffles all.
-
-    Returns:
-        (B, C, *S).
-    """
-    values = image.flatten(1)
-    draw = torch.rand(values.shape, device=values.device)
-    outside = torch.zeros_like(draw) if mask is None else (mask == 0).flatten(1).to(draw.dtype)
-    # Pixels inside the mask come first in both orders, at random in one, as they lie in the other.
-    source, target = (draw + outside).argsort(dim=1), outside.argsort(dim=1, stable=True)
-    return torch.empty_like(values).scatter(1, target, values.gather(1, source)).view_as(image)
-
-
-def _next_pairs(score: Tensor, bidirectional: bool) -> Tensor:
-    directions = score.chunk(2) if bidirectional else (score,)
-    if len(directions[0]) < 2:
-        raise ValueError(
-            "score_control: 'other' weighs a pair with the score of another one, and there is only one in this step. "
-            "Raise batch_size to 2 or more, or choose another control."
-        )
-    return torch.cat([direction.roll(1, 0) for direction in directions])
+        return controlled(step.estimated.detach(), step, self.control, "score_control")
 
 
 class ScoredResidual(nn.Module):

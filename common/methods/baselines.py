@@ -16,7 +16,6 @@ from ..engines.method import MODEL, Method, Update
 from ..losses.likelihood import MeanLogVariance, NegativeLogLikelihood
 from ..losses.objective import Objective
 from ..losses.score import MeanResidual
-from ..losses.similarity import SquaredError
 from ..losses.terms import DATA_WEIGHTS, SMOOTHNESS, Similarity, Smoothness
 from ..networks.registry import build_estimator
 
@@ -116,14 +115,13 @@ def nll(
     spatial_dims: int,
     seed: int | None = None,
     beta: float = 0.0,
-    floor: float = 1e-6,
     **form: Any,
 ) -> Method:
     """mean_x[ ⌊σ^(2β)⌋ · ( (I_f − Î_f)² / σ² + log σ² ) ] + 2 λ · smoothness(v), with log σ² = h(I_f, Î_f).
 
-    The variance network h is a ``PixelEstimator`` without activation. One optimiser minimises the one loss over both
-    networks. The gradient reaches the displacement through Î_f in the residual and, as the papers print no stop there,
-    through Î_f as an input of h. Terms, the floor and published factors: ``losses.likelihood``.
+    The variance network h is a ``PixelEstimator``. One optimiser minimises the one loss over both networks. The
+    gradient reaches the displacement through Î_f in the residual and, as the papers print no stop there, through Î_f as
+    an input of h. Terms and published factors: ``losses.likelihood``.
 
     The smoothness weight that the papers used is not known. The squared error of a pixel counts 1/σ² times, which for
     σ² near the mean residual, some thousandths, is some hundred times what ``plain`` gives it.
@@ -136,32 +134,26 @@ def nll(
         spatial_dims: 2 or 3.
         seed: of the variance network's initial weights; None draws them from torch's random state.
         beta: β.
-        floor: least variance, in squared intensity.
         form: further arguments of ``Method``.
 
     Returns:
         The method, with the variance network as "model_variance".
 
     Raises:
-        ValueError: for another similarity, a negative λ, or a β or floor out of range.
+        ValueError: for another similarity, a negative λ, or a β out of range.
 
     Reference:
         Zhang et al., AdaCS, ECCV 2024, Sec. 5 (baselines); Kendall and Gal, NeurIPS 2017.
     """
-    if not isinstance(similarity, SquaredError):
-        raise ValueError(
-            f"similarity: expected mse, got {type(similarity).__name__}: the likelihood is that of Gaussian noise, and "
-            "its variance that of the images' difference, which only mse squares. Choose another objective."
-        )
     objective = Objective(
         {
-            "nll": (1.0, NegativeLogLikelihood(beta, floor)),
+            "nll": (1.0, NegativeLogLikelihood(beta, similarity=similarity)),
             "smoothness": (_doubled(smoothness_weight), Smoothness()),
             "similarity": (0.0, MeanResidual()),
             "log_variance": (0.0, MeanLogVariance()),
         }
     )
-    variance = build_estimator(spatial_dims, seed, in_channels=2, activation="linear")
+    variance = build_estimator(spatial_dims, seed, in_channels=2, activation="log_variance")
     update = Update("displacement", [MODEL, VARIANCE], objective, optimizer)
     return Method(
         {MODEL: network, VARIANCE: variance},
@@ -182,7 +174,6 @@ def beta_nll(
     spatial_dims: int,
     seed: int | None = None,
     beta: float = 0.5,
-    floor: float = 1e-6,
     **form: Any,
 ) -> Method:
     """``nll`` with β = 0.5: a pixel counts 1/σ times instead of 1/σ².
@@ -195,7 +186,6 @@ def beta_nll(
         spatial_dims: 2 or 3.
         seed: of the variance network's initial weights.
         beta: β, from 0 (``nll``) to 1 (every pixel counts alike).
-        floor: least variance, in squared intensity.
         form: further arguments of ``Method``.
 
     Returns:
@@ -204,7 +194,7 @@ def beta_nll(
     Reference:
         Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation, ICLR 2022.
     """
-    return nll(network, similarity, optimizer, smoothness_weight, spatial_dims, seed, beta, floor, **form)
+    return nll(network, similarity, optimizer, smoothness_weight, spatial_dims, seed, beta, **form)
 
 
 BUILDERS: dict[str, Callable[..., Method]] = {"adaframe": adaframe, "adareg": adareg, "nll": nll, "beta_nll": beta_nll}

@@ -165,18 +165,41 @@ class UNet(nn.Module):
         return x
 
 
+def bounded_log_variance(value: Tensor, least: float = 1e-6, largest: float = 10.0) -> Tensor:
+    """log σ², with 1/σ² = 1/(exp(value) + least) + 1/largest: smooth, and ``value`` itself far from the ends.
+
+    Without a least variance a pixel without residual draws its σ² to 0, and the likelihood to minus infinity; without a
+    largest one σ² may overflow. A clamp would hold pixels beyond it for ever. The least, of images in [0, 1], is about
+    the noise of rounding to 8 bits, 1 / (12 · 255²); the largest is ten times the largest squared residual.
+
+    Args:
+        value: (B, C, *S), unbounded.
+        least: lower end of σ², in squared units of what varies.
+        largest: upper end.
+
+    Returns:
+        log σ², (B, C, *S), float32 or float64.
+    """
+    low, high = math.log(least), math.log(largest)
+    raised = low + F.softplus(value - low)
+    return high - F.softplus(high - raised)
+
+
 class PixelEstimator(nn.Module):
-    """One value a pixel from a U-Net: AdaCS's score (sigmoid) or a log variance (linear).
+    """One value a pixel from a U-Net: AdaCS's score (sigmoid) or a log variance (bounded).
 
     Shape: (B, in_channels, *S) -> (B, 1, *S).
 
+    A log variance lies between log 1e-6 and log 10, see ``bounded_log_variance``.
+
     Args:
         spatial_dims: 2 or 3.
-        in_channels: 1 where it sees the fixed image, 2 for cat(fixed, warped).
-        activation: "sigmoid" (values in (0, 1)) or "linear".
+        in_channels: 1 where it sees the fixed image, 2 where fixed and warped.
+        activation: "sigmoid" (values in (0, 1)) or "log_variance" (of images in [0, 1]).
         initial: the value at every pixel before training, in (0, 1) for a sigmoid; None leaves PyTorch's random
-            initialisation, which the papers do not mention and which starts a score near 0.5. From there Adam has been
-            seen to overshoot AdaCS's optimum (close to 1) into the sigmoid's flat end, where the score stays 1.
+            initialisation, which the papers do not mention and which starts a score near 0.5, a variance near 1. From
+            there Adam has been seen to overshoot AdaCS's optimum (close to 1) into the sigmoid's flat end, where the
+            score stays 1.
         encoder: as ``UNet``.
         decoder: as ``UNet``.
 
@@ -197,8 +220,8 @@ class PixelEstimator(nn.Module):
         decoder: tuple[int, ...] = DECODER,
     ) -> None:
         super().__init__()
-        if activation not in ("sigmoid", "linear"):
-            raise ValueError(f"activation must be 'sigmoid' or 'linear', got '{activation}'.")
+        if activation not in ("sigmoid", "log_variance"):
+            raise ValueError(f"activation must be 'sigmoid' or 'log_variance', got '{activation}'.")
         self.unet = UNet(spatial_dims, in_channels, tuple(encoder), tuple(decoder))
         self.head = convolution(spatial_dims, self.unet.out_channels, 1)
         self.sigmoid = activation == "sigmoid"
@@ -210,4 +233,4 @@ class PixelEstimator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         value = convolve(self.unet(image), self.head.weight, self.head.bias).float()
-        return torch.sigmoid(value) if self.sigmoid else value
+        return torch.sigmoid(value) if self.sigmoid else bounded_log_variance(value)

@@ -139,6 +139,17 @@ OPTIONS: dict[str, Option] = {
     "batched_directions": Option("both directions in one pass of the network", (TRAIN,)),
     "padding": Option("values outside moving: border, zeros", METHOD, fixed=True),
     "inside_only": Option("compare only where moving is sampled inside", METHOD, fixed=True),
+    "gamma": Option(
+        "trust in the noise estimate, exponent of the relative signal-to-noise ratio", METHOD, least=0, fixed=True
+    ),
+    "variance_beta": Option(
+        "how far the variance's likelihood is weighted by the variance, 0 to 1", (TRAIN,), least=0, fixed=True
+    ),
+    "noise": Option("noise of the variance's likelihood: gaussian, laplace", (TRAIN,), fixed=True),
+    "weight_form": Option("form of the weight: paper, official", METHOD, fixed=True),
+    "weight_control": Option("what stands in the weight's place: none, mean, shuffled, other", (TRAIN,), fixed=True),
+    "variance_input": Option("what the variance network sees: fixed_warped, warped_fixed", fixed=True),
+    "variance_leak": Option("the variance's loss also moves the field, as in the published code", (TRAIN,), fixed=True),
     "score_input": Option("what the score network sees: fixed, fixed_warped", fixed=True),
     "score_initial": Option(
         "score before training, null for random weights", (TRAIN,), least=0, fixed=True, optional=True
