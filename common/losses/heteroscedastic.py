@@ -34,7 +34,8 @@ def relative_snr_weight(fixed: Tensor, log_variance: Tensor, gamma: float = 0.5,
     Reference:
         Zhang et al., Heteroscedastic Uncertainty Estimation Framework, MICCAI 2024, Eq. 4.
     """
-    signal, log_variance = fixed.detach().clamp(min=0), log_variance.detach()
+    # Beyond e^80 float32 overflows, and 0 · ∞ is NaN.
+    signal, log_variance = fixed.detach().clamp(min=0), log_variance.detach().clamp(min=-80)
     if known_name("weight_form", form, FORMS) == "paper":
         return torch.sigmoid((signal * torch.exp(-0.5 * log_variance)).pow(2 * gamma))
     ratio = (signal * torch.exp(-log_variance)).sqrt()

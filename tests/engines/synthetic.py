@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 
 from common.engines.method import Method, Update
 from common.engines.trainer import RegistrationTrainer
+from common.losses.heteroscedastic import SnrWeight
 from common.losses.inverse_consistency import InverseConsistencyPenalty
+from common.losses.likelihood import NegativeLogLikelihood
 from common.losses.objective import Objective
 from common.losses.score import Distrust, MeanResidual, Momentum, ScoredResidual, ScoreSmoothness, ScoreWeight
 from common.losses.similarity import SquaredError
@@ -122,6 +124,19 @@ def adacs_method(network, score, momentum=None, lr=1e-3, leak=False, objective=N
     ]
     form = {"second_forward": leak} | form
     return Method({"model": network, "model_score": score}, SquaredError(), updates, estimator="model_score", **form)
+
+
+def hetero_method(network, variance, lr=1e-3, leak=False, weight=None, beta=0.5, **form):
+    """Heteroscedastic uncertainty: two networks, two updates."""
+    terms = {"nll": (1.0, NegativeLogLikelihood(beta, detached=not leak))}
+    both = ["model_variance", "model"] if leak else None
+    updates = [
+        Update("displacement", ["model"], displacement_objective(data_weight=weight or SnrWeight()), adam(lr)),
+        Update("variance", ["model_variance"], Objective(terms), adam(lr), both),
+    ]
+    form = {"second_forward": leak, "through_estimator": leak, "estimator_input": "fixed_warped"} | form
+    modules = {"model": network, "model_variance": variance}
+    return Method(modules, SquaredError(), updates, estimator="model_variance", **form)
 
 
 def baseline(network, loader, lr=1e-2, weight=0.01, max_epochs=1, options=None, **form):

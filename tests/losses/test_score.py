@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.losses.score import CONTROLS, ScoreAlpha, ScoreWeight, masked_mean, shuffled
+from common.losses.controls import CONTROLS, masked_mean, shuffled
+from common.losses.score import ScoreAlpha, ScoreWeight
 
 SHAPES = [(8, 12), (4, 8, 6)]
 each_shape = pytest.mark.parametrize("shape", SHAPES)

@@ -12,7 +12,7 @@ from common.losses.similarity import build_similarity
 from common.methods import baselines
 from common.networks.registry import build, build_estimator
 from tests.bundles.suite import BUNDLES_DIR, config
-from tests.engines.synthetic import adacs_method
+from tests.engines.synthetic import adacs_method, hetero_method
 
 NETWORKS = {
     "voxelmorph": {"encoder": (4, 4), "decoder": (4, 4, 4)},
@@ -23,7 +23,7 @@ NETWORKS = {
     "clapirn": {"start_channels": 2, "blocks": 1},
 }  # fmt: skip
 OBJECTIVES = config(BUNDLES_DIR / "baseline_acdc")["objectives"]
-REFUSED = {"clapirn": ("adaframe", "adareg", "nll", "beta_nll")}
+REFUSED = {"clapirn": ("adaframe", "adareg", "nll", "beta_nll", "hetero")}
 SIZES = {2: (18, 24), 3: (16, 12, 18)}
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 
@@ -38,12 +38,15 @@ def method_of(name, objective, dims):
     network = build(name, dims, seed=0, **NETWORKS[name])
     if objective == "adacs":
         return adacs_method(network, build_estimator(dims, seed=0, encoder=(4, 4), decoder=(4, 4, 4)))
+    if objective == "hetero":
+        small = {"encoder": (4, 4), "decoder": (4, 4, 4), "activation": "log_variance"}
+        return hetero_method(network, build_estimator(dims, seed=0, in_channels=2, **small))
     entry = OBJECTIVES[objective]
     return baselines.build(objective, entry, network, build_similarity(entry["similarity"]), ADAM, dims, seed=0)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "adacs"])
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "adacs", "hetero"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_moves_every_network_of_the_method(name, objective, dims):
     method = method_of(name, objective, dims)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from monai.networks.nets import VoxelMorphUNet
 
 from common.networks.convolution import convolution, convolve, convolve_up
-from common.networks.unet import PixelEstimator, UNet, UpConvBlock
+from common.networks.unet import PixelEstimator, UNet, UpConvBlock, bounded_log_variance
 
 SIZES = [(32, 48), (16, 32, 16)]
 ODD_SIZES = [(19, 33), (17, 5, 30)]
@@ -170,23 +170,33 @@ def test_transposed_convolution_of_thin_images_has_its_gradients_in_bfloat16(siz
 
 @pytest.mark.parametrize(
     ("dims", "channels", "activation", "count"),
-    [(2, 1, "sigmoid", 108_881), (2, 2, "linear", 109_025)],
+    [(2, 1, "sigmoid", 108_881), (2, 2, "log_variance", 109_025)],
 )
 def test_pixel_estimators_have_the_published_number_of_parameters(dims, channels, activation, count):
     assert parameters(PixelEstimator(dims, channels, activation)) == count
 
 
 @pytest.mark.parametrize("size", [(19, 33), (17, 5, 30)])
-def test_score_lies_between_0_and_1_and_is_the_sigmoid_of_the_linear_output(size):
+@pytest.mark.parametrize("activation", ["sigmoid", "log_variance"])
+def test_estimates_are_the_activation_of_the_head(size, activation):
     torch.manual_seed(3)
-    score = PixelEstimator(len(size), 1)
-    linear = PixelEstimator(len(size), 1, "linear")
-    linear.load_state_dict(score.state_dict())
-    image = random_image(1, size)
+    estimator, image = PixelEstimator(len(size), 1, activation), random_image(1, size)
     with torch.no_grad():
-        value = score(image)
-        torch.testing.assert_close(value, torch.sigmoid(linear(image)), atol=0, rtol=0)
-    assert value.shape == (2, 1, *size) and value.min() > 0 and value.max() < 1
+        value = estimator(image)
+        linear = convolve(estimator.unet(image), estimator.head.weight, estimator.head.bias)
+    expected = torch.sigmoid(linear) if activation == "sigmoid" else bounded_log_variance(linear)
+    torch.testing.assert_close(value, expected, atol=0, rtol=0)
+    assert value.shape == (2, 1, *size)
+
+
+def test_variance_is_bounded_smoothly_on_both_sides():
+    """1/σ² = 1/(exp(x) + 1e-6) + 1/10."""
+    value = torch.linspace(-40, 40, 81, dtype=torch.float64)
+    expected = 1 / (1 / (value.exp() + 1e-6) + 0.1)
+    torch.testing.assert_close(bounded_log_variance(value).exp(), expected, rtol=1e-7, atol=0)
+    ends = bounded_log_variance(torch.tensor([-1e6, 1e6])).exp()
+    torch.testing.assert_close(ends, torch.tensor([1e-6, 10.0]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(bounded_log_variance(torch.tensor([-5.0])), torch.tensor([-5.0]), atol=1e-3, rtol=0)
 
 
 def test_estimator_returns_float32_from_a_bfloat16_network():
@@ -214,15 +224,15 @@ def test_bad_arguments_are_refused():
         UNet(4, 2)
     with pytest.raises(ValueError, match="decoder needs more entries"):
         UNet(2, 2, encoder=(8, 8), decoder=(8, 8))
-    with pytest.raises(ValueError, match="activation must be 'sigmoid' or 'linear', got 'relu'"):
+    with pytest.raises(ValueError, match="activation must be 'sigmoid' or 'log_variance', got 'relu'"):
         PixelEstimator(2, 1, "relu")
 
 
-@pytest.mark.parametrize(("activation", "initial"), [("sigmoid", 0.88), ("linear", -2.0)])
+@pytest.mark.parametrize(("activation", "initial"), [("sigmoid", 0.88), ("log_variance", -5.0)])
 def test_estimator_starts_at_its_initial_value(activation, initial):
     estimator = PixelEstimator(2, 1, activation, initial=initial)
     value = estimator(torch.rand(2, 1, 20, 12))
-    torch.testing.assert_close(value, torch.full_like(value, initial))
+    torch.testing.assert_close(value, torch.full_like(value, initial), atol=1e-3, rtol=0)
 
 
 def test_estimator_refuses_a_score_it_cannot_take():
