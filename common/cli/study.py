@@ -26,6 +26,7 @@ class Study(NamedTuple):
 
 STEPS = "architectures#icon#factors"  # one step at each of these fractions of the resolution
 ALPHA_BETA = {"score_alpha": [0.005, 0.02, 0.08], "score_beta": [0.5, 1.5, 4.5]}
+GAMMA = {"gamma": [0.0, 0.25, 0.5, 0.75, 1.0]}
 STUDIES: dict[str, Study] = {
     # Tian et al., GradICON, CVPR 2023, Fig. 3 and A.1.1
     "gradicon_convergence": Study((
@@ -49,6 +50,14 @@ STUDIES: dict[str, Study] = {
         *(Run(label, "baseline_acdc", {"objective": name}) for label, name in (
             ("NCC", "lncc"), ("MI", "mi"), ("TBL", "tukey"), ("MAE", "mae"), ("MSE", "mse"))),
         Run("AdaCS", "adacs_acdc", {}),
+    )),
+    # Zhang et al., Heteroscedastic Uncertainty Estimation Framework, MICCAI 2024, Table 4; γ = 0 trusts no estimate
+    "hetero_gamma": Study(grid_runs("hetero_acdc", GAMMA), axes=GAMMA),
+    # the gain of the weight, of its mean alone, and of its values at random places
+    "hetero_controls": Study((
+        Run("MSE", "baseline_acdc", {}),
+        *(Run(f"weight: {control}", "hetero_acdc", {"weight_control": control}) for control in (
+            "none", "mean", "shuffled", "other")),
     )),
 }  # fmt: skip
 BACKENDS = ("processes", "ray")
@@ -83,7 +92,8 @@ def study(
     the cases that the bundle evaluates, its validation cases: what is chosen by them must be measured on others.
 
     Args:
-        name: of the study: gradicon_convergence, adacs_sensitivity, adacs_ablation, adacs_losses; or of a bundle.
+        name: of the study: gradicon_convergence, adacs_sensitivity, adacs_ablation, adacs_losses, hetero_gamma,
+            hetero_controls; or of a bundle.
         output_dir: receives a folder a run, the table and the figure.
         grid: of a bundle, the values of each option that is varied; all combinations are run.
         seeds: every run is trained once with each.

@@ -161,7 +161,9 @@ def test_the_named_studies_are_the_papers() -> None:
         assert len(set(folders)) == len(folders) and all(folder.isascii() for folder in folders)
 
 
-@pytest.mark.parametrize("name", ["adacs_sensitivity", "adacs_ablation", "adacs_losses"])
+@pytest.mark.parametrize(
+    "name", ["adacs_sensitivity", "adacs_ablation", "adacs_losses", "hetero_gamma", "hetero_controls"]
+)
 def test_every_option_of_the_named_studies_is_one_of_its_bundle(name: str, tmp_path: Path, acdc_dir: Path) -> None:
     for run in STUDIES[name].runs:
         more = {"seed": 3, "dataset_dir": str(acdc_dir), "architecture": "voxelmorph"}
