@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from ..checks import known_name
 from ..data.pairs import PairDataset, training_loader
+from ..engines.memory import keep_freed_memory
 from ..engines.method import MODEL, Method, Update
 from ..engines.trainer import RegistrationTrainer
+from ..losses.heteroscedastic import MeanWeight, SnrWeight
+from ..losses.likelihood import NegativeLogLikelihood
 from ..losses.objective import Objective
 from ..losses.score import Distrust, ScoredResidual, ScoreSmoothness, ScoreWeight
 from ..losses.similarity import build_similarity
@@ -74,6 +77,8 @@ def benchmark(
     """
     known_name("suite", suite, SUITES)
     where = torch.device(device)
+    if where.type == "cpu":
+        keep_freed_memory()  # as a training does
     sections: list[list[str]] = []
     if suite in ("adacs", "all"):
         sections += [_adacs(where, size, batch_size, repeats, steps, compiled), _lncc(lncc_size, repeats, where)]
@@ -100,8 +105,9 @@ def _adacs(where: torch.device, size: int, batch_size: int, repeats: int, steps:
     variants: dict[str, Callable[[], object]] = {
         "bare loop": _bare(pairs, where, batch_size, steps),
         "baseline": _ours(pairs, where, batch_size),
-        "AdaCS": _ours(pairs, where, batch_size, adacs=True),
-        "AdaCS, second forward": _ours(pairs, where, batch_size, adacs=True, second_forward=True),
+        "AdaCS": _ours(pairs, where, batch_size, "adacs"),
+        "AdaCS, second forward": _ours(pairs, where, batch_size, "adacs", second_forward=True),
+        "heteroscedastic": _ours(pairs, where, batch_size, "hetero"),
         "baseline, amp": _ours(pairs, where, batch_size, amp=True),
     }
     if compiled:
@@ -227,25 +233,25 @@ def _ours(
     pairs: list[dict[str, Any]],
     device: torch.device,
     batch_size: int,
-    adacs: bool = False,
+    weighted: str = "",
     second_forward: bool = False,
     amp: bool = False,
     compile: bool = False,
 ) -> Callable[[], None]:
     adam = functools.partial(torch.optim.Adam, lr=1e-4)
     modules: dict[str, nn.Module] = {MODEL: build("voxelmorph", 2)}
-    similarity = Similarity(ScoreWeight() if adacs else None)
-    terms = {"similarity": (1.0, similarity), "smoothness": (0.02, Smoothness())}
+    weight, estimator, update, seen = _estimated(adam)[weighted] if weighted else (None, None, None, "fixed")
+    terms = {"similarity": (1.0, Similarity(weight)), "smoothness": (0.02, Smoothness())}
     updates = [Update("displacement", [MODEL], Objective(terms), adam)]
-    if adacs:
-        modules["model_score"] = PixelEstimator(2)
-        score_terms = {"ucs": (1.0, ScoredResidual()), "reg": (0.02, Distrust()), "smooth": (1.5, ScoreSmoothness())}
-        updates.append(Update("score", ["model_score"], Objective(score_terms), adam))
+    if estimator is not None and update is not None:
+        modules[update.trains[0]] = estimator
+        updates.append(update)
     method = Method(
         modules,
         build_similarity("mse"),
         updates,
-        estimator="model_score" if adacs else None,
+        estimator=None if update is None else update.trains[0],
+        estimator_input=seen,
         second_forward=second_forward,
     )
     dataset = PairDataset(pairs, list(pairs[0]["moving_image"].shape[1:]), jitter=4)
@@ -257,6 +263,24 @@ def _ours(
         trainer.run()
 
     return run
+
+
+def _estimated(adam: Callable[..., Any]) -> dict[str, tuple[nn.Module, nn.Module, Update, str]]:
+    """By method its data weight, the network behind it, the update that trains this, and what it sees."""
+    score_terms = {"ucs": (1.0, ScoredResidual()), "reg": (0.02, Distrust()), "smooth": (1.5, ScoreSmoothness())}
+    weight = SnrWeight()
+    variance_terms: dict[str, tuple[float, nn.Module]] = {
+        "nll": (1.0, NegativeLogLikelihood(0.5, detached=True)), "weight": (0.0, MeanWeight(weight)),
+    }  # fmt: skip
+    return {
+        "adacs": (
+            ScoreWeight(), PixelEstimator(2), Update("score", ["model_score"], Objective(score_terms), adam), "fixed",
+        ),
+        "hetero": (
+            weight, PixelEstimator(2, 2, "log_variance"),
+            Update("variance", ["model_variance"], Objective(variance_terms), adam), "fixed_warped",
+        ),
+    }  # fmt: skip
 
 
 def _medians(variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
