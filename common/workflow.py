@@ -214,7 +214,7 @@ def evaluator(
     """
     settings = record.complete(options.output_dir)
     estimator = None if is_solver(method.network) else method.estimator_network  # untrained where nothing is loaded
-    shared = evaluation_handlers(measures, options.output_dir, settings, estimator, method.estimator_input)
+    shared = evaluation_handlers(measures, options.output_dir, settings)
     return RegistrationEvaluator(
         options.device,
         evaluation_loader(dataset, options.batch_size),
@@ -222,6 +222,8 @@ def evaluator(
         amp=options.amp,
         both_ways=any(isinstance(measure, InverseConsistencyMeasures) for measure in measures),
         condition=options.condition,
+        estimator=estimator,
+        estimator_input=method.estimator_input,
         val_handlers=[*shared, *val_handlers],
     )
 

@@ -35,8 +35,9 @@ def evaluated(dims, tmp_path, measures, keys=None, estimator=None, handlers=None
     batch, output = registered_pairs(dims)
     pairs = [{key: batch[key][n] for key in keys or batch} for n in range(3)]
     network = Known(batch, output["ddf"])
-    handlers = handlers or evaluation_handlers(measures, tmp_path, {}, estimator, **options)
-    engine = RegistrationEvaluator("cpu", DataLoader(pairs, batch_size=2), network, val_handlers=handlers)
+    handlers = handlers or evaluation_handlers(measures, tmp_path, {})
+    options |= {"estimator": estimator, "val_handlers": handlers}
+    engine = RegistrationEvaluator("cpu", DataLoader(pairs, batch_size=2), network, **options)
     engine.run()
     return engine, handlers
 
