@@ -105,7 +105,7 @@ class CaseMeasures:
 
     def _tables(self) -> dict[str, list[dict[str, float]]]:
         names = {name for sums in self.sums.values() for name in sums}
-        totals = {name: sum(sums[name] for sums in self.sums.values()) for name in names}
+        totals = {name: torch.stack([sums[name] for sums in self.sums.values()]).sum(0) for name in names}
         tables: dict[str, list[dict[str, float]]] = {}
         for measure in self.measures:
             if isinstance(measure, EvaluationMeasure):
