@@ -58,8 +58,9 @@ def sparsification_plot(path: str | Path, methods: Mapping[str, Rows], ause: Map
         axis.fill_between(share, curve - spread, curve + spread, color=style["color"], alpha=0.15, linewidth=0)
         axis.plot(share, oracle, **style | {"linestyle": "--", "linewidth": 0.9})
     axis.axhline(1.0, color="0.4", linestyle=":", linewidth=1.0)
-    axis.set(xlim=(0, 1), xlabel="share of pixels removed", ylabel="mean squared residual of the rest / that of all")
+    axis.set_xlim(0, 1)
     axis.set_ylim(bottom=0)
+    _name_axes(axis, "share of pixels removed", "mean squared residual of the rest / that of all")
     others = [
         Line2D([], [], color="0.4", linestyle="--", linewidth=0.9, label="oracle: largest residual first"),
         Line2D([], [], color="0.4", linestyle=":", linewidth=1.0, label="random"),
@@ -84,6 +85,8 @@ def reliability_plot(path: str | Path, methods: Mapping[str, Rows], ence: Mappin
     Reference:
         Levi et al., Sensors 2022.
     """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     figure, axis = _axes("reliability", methods)
     ends = []
     for index, (name, rows) in enumerate(methods.items()):
@@ -96,7 +99,11 @@ def reliability_plot(path: str | Path, methods: Mapping[str, Rows], ence: Mappin
         low, high = min(ends) / 1.2, max(ends) * 1.2
         axis.plot([low, high], [low, high], color="0.4", linestyle=":", linewidth=1.0, label="calibrated")
         axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
-    axis.set(xlabel="predicted σ", ylabel="root mean squared residual")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            side.set_major_formatter(StrMethodFormatter("{x:g}"))
+            side.set_minor_locator(NullLocator())
+    _name_axes(axis, "predicted σ", "root mean squared residual")
     axis.legend(fontsize=7, frameon=False)
     save_figure(figure, path)
 
@@ -138,7 +145,7 @@ def displacement_deviation_panel(path: str | Path, cases: Sequence[Mapping[str, 
     if cases and not names:
         raise ValueError("deviations: expected σ_z of at least one method in each case, got none.")
     flat = [dict(case) | {f"σ_z, {name}": array for name, array in case["deviations"].items()} for case in cases]
-    maps = [Map(f"σ_z, {name}", f"σ_z, {name}", "voxels", "viridis") for name in names]
+    maps = [Map(f"σ_z, {name}", rf"$\sigma_z$, {name}", "voxels", "viridis") for name in names]
     _map_panel(path, flat, ("moving_image", "fixed_image"), maps, one_scale=True)
 
 
@@ -199,6 +206,11 @@ def _axes(name: str, methods: Mapping[str, Rows]) -> tuple[Any, Any]:
     axis.grid(linewidth=0.4, color="0.88")
     axis.spines[["top", "right"]].set_visible(False)
     return figure, axis
+
+
+def _name_axes(axis: Any, across: str, up: str) -> None:
+    axis.set_xlabel(across, fontsize=8)
+    axis.set_ylabel(up, fontsize=8)
 
 
 def _style(index: int) -> dict[str, Any]:
