@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..engines.cost import cost
-from ..io.results import BEFORE, results_table, undeformed, write_results, write_rows, write_subjects
+from ..io.results import BEFORE, results_table, undeformed, write_results, write_rows
 from ..metrics.cases import Cases, EvaluationMeasure, Measure, SubjectMeasure
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class CaseMeasures:
         network: Any = getattr(engine, "network", None)
         found = {} if network is None else {"cost": cost(network, engine.state.device)}
         summary = write_results(self.rows, self.output_dir, dict(settings), found)
-        write_subjects(self._subject_rows(), self.output_dir)
+        write_rows(self._subject_rows(), self.output_dir / "subjects.csv")
         self.tables = self._tables()
         for name, rows in self.tables.items():
             write_rows(rows, self.output_dir / f"{name}.csv")

@@ -79,18 +79,8 @@ def write_results(
     return summary
 
 
-def write_subjects(rows: list[dict[str, Any]], output_dir: str | Path) -> None:
-    """Write ``subjects.csv``, a row a subject: measures over all its cases together, such as a volume's Dice.
-
-    Args:
-        rows: a dictionary a subject, all with the same keys; NaN is written as an empty field.
-        output_dir: folder to write in; created.
-    """
-    write_rows(rows, Path(output_dir) / "subjects.csv")
-
-
 def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write a table that ``read_metrics`` reads back.
+    """Write a table that ``read_metrics`` reads back, such as ``subjects.csv``.
 
     Args:
         rows: a dictionary a row, all with the same keys; NaN is written as an empty field.

@@ -16,7 +16,7 @@ from scipy import stats
 
 from common.cli import compare as module
 from common.cli.compare import compare
-from common.io.results import read_metrics, spread, write_results, write_rows, write_subjects
+from common.io.results import read_metrics, spread, write_results, write_rows
 from common.metrics.statistics import holm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def evaluation(folder: Path, gain: float, subjects: int = 6, **settings: Any) ->
                  "hd": 4.0 - gain if number < 2 else float("nan"), "foldings_percent": 0.0}
             )  # fmt: skip
     write_results(rows, folder, settings)
-    write_subjects([{"subject": "a", "dice_3d_lv": 0.9, "dice_3d_before_lv": 0.6}], folder)
+    write_rows([{"subject": "a", "dice_3d_lv": 0.9, "dice_3d_before_lv": 0.6}], folder / "subjects.csv")
     return np.array(means)
 
 
@@ -81,7 +81,7 @@ def test_evaluations_without_labels_are_compared_by_what_they_measured(tmp_path:
             for n in range(12)
         ]
         write_results(rows, tmp_path / name, {})
-        write_subjects([{"subject": "s0", "slices": 2}], tmp_path / name)
+        write_rows([{"subject": "s0", "slices": 2}], tmp_path / name / "subjects.csv")
     text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}")
     assert "| method | mse |" in text and "| patient means | mse [95 % interval] | design effect |" in text
     assert "| undeformed | 0.1000 [0.1000, 0.1000] |" in text and "Dice over all cases" not in text
