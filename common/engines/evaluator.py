@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -38,7 +38,8 @@ class RegistrationEvaluator(Evaluator):
             one fit gives both directions).
         condition: K numbers that go into every forward of a conditional network; None is its default.
         estimator: the score or variance network, see ``uncertainty``; None where there is none.
-        estimator_input: what it sees, as in training: "fixed" or "fixed_warped", cat(fixed, warped).
+        estimator_input: what it sees, as in training: see ``engines.method.Method``.
+        weighting: (fixed, log variance) -> weight of the data term, (B, 1, *S) each, which is drawn beside σ.
         val_handlers: MONAI or Ignite handlers.
     """
 
@@ -52,6 +53,7 @@ class RegistrationEvaluator(Evaluator):
         condition: Sequence[float] | float | None = None,
         estimator: nn.Module | None = None,
         estimator_input: str = "fixed",
+        weighting: Callable[[Tensor, Tensor], Tensor] | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
@@ -61,6 +63,7 @@ class RegistrationEvaluator(Evaluator):
         self.autocast, self.both_ways, self.condition = bool(amp), bool(both_ways), condition
         self.estimator = None if estimator is None else estimator.to(self.state.device)
         self.estimator_input = known_name("estimator_input", estimator_input, ESTIMATOR_INPUTS)
+        self.weighting = weighting
         if val_handlers:
             self._register_handlers(val_handlers)
 
@@ -109,16 +112,19 @@ class RegistrationEvaluator(Evaluator):
             warped: the moving image, registered, (B, 1, *S).
 
         Returns:
-            (B, 1, *S) by name: of an estimator ``score``, or ``deviation`` σ = exp(s / 2) in intensities, its output s
-            being a log variance. Empty without one.
+            (B, 1, *S) by name: of an estimator ``score``; or ``deviation`` σ = exp(s / 2) in intensities, its output s
+            being a log variance, and with a ``weighting`` ``weight``. Empty without one.
         """
         maps: dict[str, Tensor] = {}
         if self.estimator is not None:
-            fixed = image[:, 1:]
-            seen = fixed if self.estimator_input == "fixed" else torch.cat([fixed, warped], dim=1)
-            estimated = self.estimator.eval()(seen).float()
-            is_score = getattr(self.estimator, "sigmoid", True)  # see ``networks.unet.PixelEstimator``
-            maps |= {"score": estimated} if is_score else {"deviation": (0.5 * estimated).exp()}
+            images = {"fixed": image[:, 1:], "warped": warped}
+            seen = [images[name] for name in self.estimator_input.split("_")]
+            estimated = self.estimator.eval()(torch.cat(seen, dim=1)).float()
+            if getattr(self.estimator, "sigmoid", True):  # see ``networks.unet.PixelEstimator``
+                maps["score"] = estimated
+            else:
+                maps["deviation"] = (0.5 * estimated).exp()
+                maps |= {} if self.weighting is None else {"weight": self.weighting(images["fixed"], estimated)}
         return maps
 
     def _conditions(self, image: Tensor) -> Tensor | None:

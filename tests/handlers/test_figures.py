@@ -172,16 +172,13 @@ def test_an_estimator_is_not_run_for_measures_that_do_not_ask(tmp_path, drawn):
     assert estimator.calls == 3 and handlers[1].tables == {}  # the cases shown
 
 
-def test_a_weight_beside_the_deviation_is_drawn(tmp_path, drawn, monkeypatch):
-    """Whatever map the evaluator gives is in the case that is shown."""
-    maps = RegistrationEvaluator.uncertainty
-    monkeypatch.setattr(
-        RegistrationEvaluator,
-        "uncertainty",
-        lambda engine, image, warped: maps(engine, image, warped) | {"weight": image[:, 1:]},
+def test_the_data_terms_weight_is_drawn_beside_the_deviation(tmp_path, drawn):
+    evaluated(
+        "2d", tmp_path, [ImageMeasures()], IMAGES, LogVariance(), weighting=lambda fixed, estimated: fixed * estimated
     )
-    evaluated("2d", tmp_path, [ImageMeasures()], IMAGES, LogVariance())
-    assert [(case["weight"] == case["fixed_image"]).all() for case in drawn["weights.png"]] == [True] * 3
+    for case in drawn["weights.png"]:
+        assert np.allclose(case["weight"], case["fixed_image"] * (case["fixed_image"] - 4.0))
+    assert len(drawn["weights.png"]) == len(drawn["deviations.png"]) == 3
 
 
 def test_validation_is_quick_and_writes_nothing(tmp_path):
