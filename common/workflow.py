@@ -212,9 +212,7 @@ def evaluator(
     Returns:
         The engine.
     """
-    settings = record.complete(options.output_dir)
-    estimator = None if is_solver(method.network) else method.estimator_network  # untrained where nothing is loaded
-    shared = evaluation_handlers(measures, options.output_dir, settings, estimator, method.estimator_input)
+    shared = evaluation_handlers(measures, options.output_dir, record.complete(options.output_dir))
     return RegistrationEvaluator(
         options.device,
         evaluation_loader(dataset, options.batch_size),
@@ -222,6 +220,8 @@ def evaluator(
         amp=options.amp,
         both_ways=any(isinstance(measure, InverseConsistencyMeasures) for measure in measures),
         condition=options.condition,
+        estimator=None if is_solver(method.network) else method.estimator_network,  # untrained where nothing is loaded
+        estimator_input=method.estimator_input,
         val_handlers=[*shared, *val_handlers],
     )
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..checks import known_name
 from ..figures.boxes import box_plots, dependence_plot
-from ..io.results import BEFORE
+from ..figures.uncertainty import sparsification_plot
+from ..io.results import BEFORE, read_metrics, spread
 from ..io.tables import check_suffix, write_tables
+from ..metrics.uncertainty import CURVES
 from .comparison import (
     UNDEFORMED,
     Evaluations,
@@ -22,13 +24,13 @@ from .comparison import (
     subjects_table,
     volumes_table,
 )
-from .evaluations import headline_of, read_evaluations
+from .evaluations import Evaluation, Rows, averaged, headline_of, read_evaluations
 from .failures import failures_table
 from .panels import draw_cases
 
 MEASURES = (
     "dice", "hd", "hd95", "asd", "foldings_percent", "sd_log_jacobian", "inverse_consistency_error", "dice_official",
-    "asd_official", "dice_vessels", "tre_mm", "tre_voxels",
+    "asd_official", "dice_vessels", "tre_mm", "tre_voxels", "ause", "ence",
 )  # fmt: skip
 TESTED = ("dice", "hd", "asd")
 
@@ -59,7 +61,8 @@ def compare(
         tested: measures with a table of tests, and a box plot; default: ``TESTED`` and the headline.
         reference: name of the method that is tested against each of the others; default: all pairs.
         output: also write the tables here, as ``--output table.md,table.tex,table.csv``; of CSV a file a table.
-        figures: folder for figures: box plots of the tested measures.
+        figures: folder for figures: box plots of the tested measures, and the sparsification curves of the methods
+            whose uncertainty was measured.
         against: a column, such as ``thickness_myocardium``, that the headline is plotted over in ``figures``.
         failures: list this many worst cases of each method.
         panels: cases to register once more with every method and to draw in ``figures``: names of cases, or ``worst``
@@ -154,3 +157,16 @@ def _draw(evaluations: Evaluations, folder: Path, measures: Sequence[str], headl
     if against is not None:
         values = {name: one.values(headline) for name, one in evaluations.items()}
         dependence_plot(first.values(against), values, folder / f"{headline}_over_{against}.png", against, headline)
+    for name, column in CURVES.items():
+        tables = {method: _table(one, f"{name}.csv") for method, one in evaluations.items()}
+        curves = {method: rows for method, rows in tables.items() if rows}
+        if curves:
+            areas = {method: spread(evaluations[method].values(column))["mean"] for method in curves}
+            sparsification_plot(folder / f"{name}.png", curves, areas)
+
+
+def _table(evaluation: Evaluation, name: str) -> Rows:
+    """A table of an evaluation, averaged over its runs; no rows where none of them has it."""
+    files = [run.folder / name for run in evaluation.runs]
+    tables = [read_metrics(file, ()) for file in files if file.is_file()]
+    return averaged(tables) if tables else []

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from ..checks import known_name
 from ..engines.evaluator import RegistrationEvaluator
 from ..figures.comparison import comparison_panel
+from ..figures.uncertainty import displacement_deviation_panel
 from ..handlers.figures import registered_case
 from ..handlers.measures import identified
 from ..io.results import BEFORE
@@ -44,7 +45,8 @@ class Rebuilt(NamedTuple):
 def draw_cases(evaluations: Evaluations, folder: Path, headline: str, cases: Sequence[str]) -> None:
     """Draw ``case_<name>.png`` for each case: every method's warped image, labels, difference and grid.
 
-    Of a method with several runs the first is shown.
+    Of a method with several runs the first is shown. Where methods say how uncertain their displacement is,
+    ``deviations_<name>.png`` shows these maps.
 
     Args:
         evaluations: by name.
@@ -127,16 +129,20 @@ def _check_weights(run: Run, weights: Path) -> None:
 def _draw(evaluations: Evaluations, rebuilt: dict[str, Rebuilt], index: int, headline: str, folder: Path) -> None:
     methods: dict[str, Any] = {}
     shown: dict[str, Any] = {}
+    deviations: dict[str, Any] = {}
     for name, one in evaluations.items():
         shown = _registered(one, rebuilt[name], index)
         parts = {"warped": shown["warped_image"], "ddf": shown["ddf"]}
         if "warped_label" in shown:
             parts["warped_label"] = shown["warped_label"]
         methods[f"{name}, {_value(one.runs[0].rows[index], headline)}"] = parts
+        if "displacement_deviation" in shown:
+            deviations[name] = shown["displacement_deviation"]
     row = next(iter(evaluations.values())).rows[index]
     labels = next(iter(rebuilt.values())).labels
+    file = re.sub(r"[^\w.-]+", "_", row["case"]) + ".png"
     comparison_panel(
-        folder / ("case_" + re.sub(r"[^\w.-]+", "_", row["case"]) + ".png"),
+        folder / f"case_{file}",
         shown["moving_image"],
         shown["fixed_image"],
         methods,
@@ -146,6 +152,10 @@ def _draw(evaluations: Evaluations, rebuilt: dict[str, Rebuilt], index: int, hea
         undeformed=f"undeformed, {_value(row, headline, BEFORE)}",
         label_names={value: name for name, value in labels.items()},
     )
+    if deviations:
+        images = {name: shown[name] for name in ("moving_image", "fixed_image")}
+        case = images | {"deviations": deviations, "title": row["case"]}
+        displacement_deviation_panel(folder / f"deviations_{file}", [case])
 
 
 def _registered(one: Evaluation, rebuilt: Rebuilt, index: int) -> dict[str, Any]:

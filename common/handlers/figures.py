@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..figures.panels import registration_panel, score_panel
+from ..figures.uncertainty import reliability_plot, sparsification_plot, weight_panel
+from ..io.results import spread
 from ..metrics.cases import Measure
 from ..metrics.labels import LabelMeasures, label_masks
+from ..metrics.uncertainty import CURVES, RELIABILITY
 from ..spatial.jacobian import jacobian_determinant
 from ..spatial.warp import warp
 from .measures import CaseMeasures
@@ -50,7 +53,9 @@ def middle_plane(array: Tensor) -> Tensor:
 class FigurePanels:
     """Draws ``registration.png`` for the case of median quality, and maps of an estimator for a few.
 
-    A score's maps go to ``scores.png``; of a log variance σ is shown, in ``deviations.png``.
+    A score's maps go to ``scores.png``; of a log variance σ is shown, in ``deviations.png``, and where the evaluator
+    gives a map ``weight`` of what the data term makes of it, ``weights.png``. Where the uncertainty is measured its
+    curves are drawn as well: ``sparsification.png``, ``reliability.png``.
 
     The quality is the Dice where there is one, else the difference of the images. Runs after ``CaseMeasures``; the
     cases shown are registered once more, so that nothing is kept in memory meanwhile.
@@ -58,8 +63,6 @@ class FigurePanels:
     Args:
         measures: the handler whose rows say which case is the median.
         output_dir: where to write.
-        estimator: the score or variance network; None draws no map.
-        estimator_input: what it sees, as in training: "fixed" or "fixed_warped".
         quantiles: of the quality, the rows of the maps.
     """
 
@@ -67,12 +70,9 @@ class FigurePanels:
         self,
         measures: CaseMeasures,
         output_dir: str | Path,
-        estimator: nn.Module | None = None,
-        estimator_input: str = "fixed",
         quantiles: tuple[float, ...] = (0.75, 0.5, 0.25),
     ) -> None:
-        self.measures, self.output_dir = measures, Path(output_dir)
-        self.estimator, self.estimator_input, self.quantiles = estimator, estimator_input, quantiles
+        self.measures, self.output_dir, self.quantiles = measures, Path(output_dir), quantiles
         labelled: list[Any] = [measure for measure in measures.measures if isinstance(measure, LabelMeasures)]
         self.labels: dict[str, int] = labelled[0].labels if labelled else {}
 
@@ -83,8 +83,9 @@ class FigurePanels:
             engine: the evaluator.
         """
         engine.add_event_handler(Events.COMPLETED, self._draw)
+        engine.add_event_handler(Events.COMPLETED, self._draw_curves)
 
-    def _draw(self, engine: Engine) -> None:
+    def _draw(self, engine: Any) -> None:
         rank, ranked = _ranked(self.measures.rows)
         if rank is None:
             logger.warning(
@@ -92,15 +93,27 @@ class FigurePanels:
                 "common.metrics.image.ImageMeasures to 'measures'.", ", ".join(rank.column for rank in RANKS),
             )  # fmt: skip
             return
-        quantiles = (0.5, *self.quantiles) if self.estimator is not None else (0.5,)
+        quantiles = (0.5,) if engine.estimator is None else (0.5, *self.quantiles)
         shown = [ranked[min(int(q * len(ranked)), len(ranked) - 1)] for q in quantiles]
         cases = {index: self._case(engine, index, rank) for index in dict.fromkeys(shown)}
         self._draw_registration(cases[shown[0]])
-        if self.estimator is not None:
+        if engine.estimator is not None:
             rows = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in shown[1:]]
             path = self.output_dir / ("scores.png" if "score" in rows[0] else "deviations.png")
             score_panel(path, rows, self._label_names())
             logger.info("Maps of the estimator: %s", path)
+            if "weight" in rows[0]:
+                weight_panel(self.output_dir / "weights.png", rows)
+
+    def _draw_curves(self, engine: Engine) -> None:
+        tables, rows = self.measures.tables, self.measures.rows
+        for name in CURVES.keys() & tables.keys():
+            area = spread([row[CURVES[name]] for row in rows])["mean"]
+            sparsification_plot(self.output_dir / f"{name}.png", {"uncertainty": tables[name]}, {"uncertainty": area})
+        if RELIABILITY in tables:
+            error = spread([row["ence"] for row in rows])["mean"]
+            path = self.output_dir / f"{RELIABILITY}.png"
+            reliability_plot(path, {"σ": tables[RELIABILITY]}, {"σ": error})
 
     def _draw_registration(self, case: Mapping[str, Any]) -> None:
         path = self.output_dir / "registration.png"
@@ -121,7 +134,7 @@ class FigurePanels:
     def _case(self, engine: Any, index: int, rank: Rank) -> dict[str, Any]:
         """Register one case and return arrays of the plane to show."""
         item, row = engine.data_loader.dataset[index], self.measures.rows[index]
-        shown = registered_case(engine, item, self.labels, self.estimator, self.estimator_input)
+        shown = registered_case(engine, item, self.labels)
         digits = ".3f" if rank.sign > 0 else ".3g"
         before, after = (format(row[name], digits) for name in (f"{rank.column}_before", rank.column))
         return shown | {"title": f"{row['case']}  {rank.title} {before} → {after}"}
@@ -131,30 +144,24 @@ class FigurePanels:
 
 
 @torch.no_grad()
-def registered_case(
-    engine: Any,
-    item: Mapping[str, Any],
-    labels: Mapping[str, int],
-    estimator: nn.Module | None = None,
-    estimator_input: str = "fixed",
-) -> dict[str, Any]:
+def registered_case(engine: Any, item: Mapping[str, Any], labels: Mapping[str, int]) -> dict[str, Any]:
     """Register a case, and return the plane to show of all that a panel needs.
 
     Args:
         engine: a ``RegistrationEvaluator``.
         item: of its data set.
         labels: value by name of those to show; none shows no label.
-        estimator: the score or variance network; None gives no map.
-        estimator_input: what it sees: "fixed" or "fixed_warped".
 
     Returns:
-        ``moving_image``, ``fixed_image``, ``warped_image``, ``determinant``, and where there are any ``score`` or
-        ``deviation``, ``moving_label``, ``fixed_label``, ``warped_label``: arrays (H, W); ``ddf``, (2, H, W) in voxels;
-        and ``mse``, the mean squared difference of the warped and the fixed image, a number.
+        ``moving_image``, ``fixed_image``, ``warped_image``, ``determinant``, and where there are any the maps of the
+        engine's ``uncertainty`` (``score``, ``deviation``), ``moving_label``, ``fixed_label``, ``warped_label``: arrays
+        (H, W); ``ddf``, (2, H, W) in voxels; and ``mse``, the mean squared difference of the warped and the fixed
+        image, a number.
     """
     device = engine.state.device
     moving, fixed = (item[key][None].to(device) for key in ("moving_image", "fixed_image"))
-    ddf = engine.register(torch.cat([moving, fixed], dim=1)).float()
+    image = torch.cat([moving, fixed], dim=1)
+    ddf = engine.register(image).float()
     warped = warp(moving, ddf)
     case: dict[str, Any] = {"moving_image": moving, "fixed_image": fixed, "warped_image": warped}
     if labels:
@@ -162,11 +169,7 @@ def registered_case(
         case |= {"moving_label": moving_label, "fixed_label": fixed_label}
         case["warped_label"] = _warped_label(moving_label, fixed_label, ddf, labels)
     case["determinant"] = jacobian_determinant(ddf)[:, None]
-    if estimator is not None:
-        seen = fixed if estimator_input == "fixed" else torch.cat([fixed, warped], dim=1)
-        estimated = estimator.to(device).eval()(seen)
-        is_score = getattr(estimator, "sigmoid", True)  # else log σ², see ``networks.unet.PixelEstimator``
-        case |= {"score": estimated} if is_score else {"deviation": (0.5 * estimated).exp()}
+    case |= engine.uncertainty(image, warped)
     shown: dict[str, Any] = {name: middle_plane(value[0])[0].cpu().numpy() for name, value in case.items()}
     return shown | {"ddf": middle_plane(ddf[0])[:2].cpu().numpy(), "mse": float((warped - fixed).square().mean())}
 
@@ -205,8 +208,6 @@ def evaluation_handlers(
     measures: Sequence[Measure],
     output_dir: str | Path,
     settings: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
-    estimator: nn.Module | None = None,
-    estimator_input: str = "fixed",
 ) -> list[Any]:
     """The handlers of a full evaluation: progress, measures with tables, figures.
 
@@ -214,8 +215,6 @@ def evaluation_handlers(
         measures: see ``handlers.measures``.
         output_dir: where tables and figures go.
         settings: what ``summary.json`` says of the run, or a function that returns it at the end.
-        estimator: score or variance network, whose maps are drawn.
-        estimator_input: "fixed" or "fixed_warped".
 
     Returns:
         The handlers in order.
@@ -224,5 +223,5 @@ def evaluation_handlers(
     return [
         ProgressBar(desc="registering", mininterval=1.0),
         cases,
-        FigurePanels(cases, output_dir, estimator, estimator_input),
+        FigurePanels(cases, output_dir),
     ]

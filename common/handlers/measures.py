@@ -14,14 +14,16 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..engines.cost import cost
-from ..io.results import BEFORE, results_table, undeformed, write_results, write_subjects
-from ..metrics.cases import Cases, Measure, SubjectMeasure
+from ..io.results import BEFORE, results_table, undeformed, write_results, write_rows
+from ..metrics.cases import Cases, EvaluationMeasure, Measure, SubjectMeasure
 
 logger = logging.getLogger(__name__)
 
 
 class CaseMeasures:
     """Measures every case; at the end writes ``metrics.csv``, ``subjects.csv``, ``summary.json`` and says a table.
+
+    Measures of the whole evaluation (``metrics.cases.EvaluationMeasure``) have a file each, ``sparsification.csv``.
 
     ``state.metrics`` receives the means over cases: of all that was written, or, where nothing is, of the measures
     after registration.
@@ -52,6 +54,7 @@ class CaseMeasures:
         self.settings = settings
         self.rows: list[dict[str, Any]] = []
         self.sums: dict[str, dict[str, Tensor]] = {}
+        self.tables: dict[str, list[dict[str, float]]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register on a ``RegistrationEvaluator``, before handlers that read ``state.metrics``.
@@ -64,12 +67,19 @@ class CaseMeasures:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _reset(self, engine: Engine) -> None:
-        self.rows, self.sums = [], {}
+        self.rows, self.sums, self.tables = [], {}, {}
 
     @torch.no_grad()
     def _measure(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output
-        cases = Cases(batch, output["ddf"], output["warped_image"], output.get("reverse_ddf"), self.thorough)
+        cases = Cases(
+            batch,
+            output["ddf"],
+            output["warped_image"],
+            output.get("reverse_ddf"),
+            self.thorough,
+            output.get("estimate", dict),
+        )
         columns: dict[str, Tensor] = {}
         for measure in self.measures:
             columns |= _without_double(columns, measure(cases), measure)
@@ -93,6 +103,15 @@ class CaseMeasures:
             rows.append(row)
         return rows
 
+    def _tables(self) -> dict[str, list[dict[str, float]]]:
+        names = {name for sums in self.sums.values() for name in sums}
+        totals = {name: torch.stack([sums[name] for sums in self.sums.values()]).sum(0) for name in names}
+        tables: dict[str, list[dict[str, float]]] = {}
+        for measure in self.measures:
+            if isinstance(measure, EvaluationMeasure):
+                tables |= measure.of_evaluation(totals)
+        return tables
+
     def _finish(self, engine: Engine) -> None:
         if self.output_dir is None:
             engine.state.metrics.update(_means(self.rows))
@@ -101,7 +120,10 @@ class CaseMeasures:
         network: Any = getattr(engine, "network", None)
         found = {} if network is None else {"cost": cost(network, engine.state.device)}
         summary = write_results(self.rows, self.output_dir, dict(settings), found)
-        write_subjects(self._subject_rows(), self.output_dir)
+        write_rows(self._subject_rows(), self.output_dir / "subjects.csv")
+        self.tables = self._tables()
+        for name, rows in self.tables.items():
+            write_rows(rows, self.output_dir / f"{name}.csv")
         for name, values in summary.items():
             if isinstance(values, dict) and isinstance(values.get("mean"), float):
                 engine.state.metrics[name] = values["mean"]

@@ -79,16 +79,16 @@ def write_results(
     return summary
 
 
-def write_subjects(rows: list[dict[str, Any]], output_dir: str | Path) -> None:
-    """Write ``subjects.csv``, a row a subject: measures over all its cases together, such as a volume's Dice.
+def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write a table that ``read_metrics`` reads back, such as ``subjects.csv``.
 
     Args:
-        rows: a dictionary a subject, all with the same keys; NaN is written as an empty field.
-        output_dir: folder to write in; created.
+        rows: a dictionary a row, all with the same keys; NaN is written as an empty field.
+        path: the file, replaced as a whole; its folder is created.
     """
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
-    with atomic_path(Path(output_dir) / "subjects.csv") as path:
-        _write_table(plain, list(plain[0]), path)
+    with atomic_path(path) as temporary:
+        _write_table(plain, list(plain[0]), temporary)
 
 
 def read_metrics(path: str | Path, identifiers: Sequence[str] = IDENTIFIERS) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +24,7 @@ class Cases:
         warped_image: (B, 1, *S).
         reverse_ddf: displacement of fixed onto moving, (B, d, *S); None where one direction is registered.
         thorough: False leaves out what is slow (validation while training).
+        estimate: returns the maps of ``uncertainty``; called only where a measure asks for them.
         sums: what measures leave here is added up over the cases of a subject, (B, …) a name; see ``SubjectMeasure``.
     """
 
@@ -32,12 +33,21 @@ class Cases:
     warped_image: Tensor
     reverse_ddf: Tensor | None = None
     thorough: bool = True
+    estimate: Callable[[], Mapping[str, Tensor]] = dict
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def determinant(self) -> Tensor:
         """Jacobian determinant of id + ddf, (B, *S)."""
         return jacobian_determinant(self.ddf)
+
+    @cached_property
+    def uncertainty(self) -> Mapping[str, Tensor]:
+        """What the method says of its uncertainty, (B, 1, *S) a map; empty where it says nothing.
+
+        ``score`` S in [0, 1], or ``deviation`` σ in intensities; ``displacement_deviation`` σ_z in voxels.
+        """
+        return self.estimate()
 
     @cached_property
     def spacing(self) -> Tensor:
@@ -102,5 +112,21 @@ class SubjectMeasure(Protocol):
 
         Returns:
             Value by column.
+        """
+        ...
+
+
+@runtime_checkable
+class EvaluationMeasure(Protocol):
+    """A measure that also says something of all cases together, such as a mean curve."""
+
+    def of_evaluation(self, sums: Mapping[str, Tensor]) -> dict[str, list[dict[str, float]]]:
+        """Tables, from the sums over all cases of what ``Cases.sums`` held.
+
+        Args:
+            sums: by name, each summed over all cases.
+
+        Returns:
+            Rows by the name of the table, which is that of its file.
         """
         ...

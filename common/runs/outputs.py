@@ -34,7 +34,21 @@ SETS: dict[str, tuple[str, ...]] = {
         "curves.png",
         "tensorboard",
     ),
-    EVALUATION: ("metrics.csv", "subjects.csv", "summary.json", "registration.png", "scores.png", "deviations.png"),
+    EVALUATION: (
+        "metrics.csv",
+        "subjects.csv",
+        "summary.json",
+        "registration.png",
+        "scores.png",
+        "deviations.png",
+        "weights.png",
+        "sparsification.csv",
+        "sparsification.png",
+        "sparsification_displacement.csv",
+        "sparsification_displacement.png",
+        "reliability.csv",
+        "reliability.png",
+    ),
     INFERENCE: ("ddf.nii.gz", "warped.nii.gz", "jacobian.nii.gz", "warped_label.nii.gz", "registration.png"),
 }
 STATE_FILE = "last.pt"

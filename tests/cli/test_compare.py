@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from common.cli import compare as module
 from common.cli.compare import compare
-from common.io.results import read_metrics, spread, write_results, write_subjects
+from common.io.results import read_metrics, spread, write_results, write_rows
 from common.metrics.statistics import holm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def evaluation(folder: Path, gain: float, subjects: int = 6, **settings: Any) ->
                  "hd": 4.0 - gain if number < 2 else float("nan"), "foldings_percent": 0.0}
             )  # fmt: skip
     write_results(rows, folder, settings)
-    write_subjects([{"subject": "a", "dice_3d_lv": 0.9, "dice_3d_before_lv": 0.6}], folder)
+    write_rows([{"subject": "a", "dice_3d_lv": 0.9, "dice_3d_before_lv": 0.6}], folder / "subjects.csv")
     return np.array(means)
 
 
@@ -80,7 +81,7 @@ def test_evaluations_without_labels_are_compared_by_what_they_measured(tmp_path:
             for n in range(12)
         ]
         write_results(rows, tmp_path / name, {})
-        write_subjects([{"subject": "s0", "slices": 2}], tmp_path / name)
+        write_rows([{"subject": "s0", "slices": 2}], tmp_path / name / "subjects.csv")
     text = compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}")
     assert "| method | mse |" in text and "| patient means | mse [95 % interval] | design effect |" in text
     assert "| undeformed | 0.1000 [0.1000, 0.1000] |" in text and "Dice over all cases" not in text
@@ -309,3 +310,25 @@ def test_figures_show_the_tested_measures_and_a_chosen_column(tmp_path: Path) ->
         compare(*arguments, against="thickness")
     with pytest.raises(ValueError, match=r"output: expected a name that ends in one of .md, .csv, .tex, got 'a.txt'"):
         compare(*arguments, output="b.md,a.txt")
+
+
+def test_sparsification_is_drawn_of_the_methods_that_have_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds are averaged, a method without an uncertainty is left out, and the area is that of the cases."""
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(module, "sparsification_plot", lambda path, *parts: drawn.update({path.name: parts}))
+    for number, name in enumerate(("a1", "a2", "b")):
+        evaluation(tmp_path / name, 0.01 * number)
+        if name == "b":
+            continue
+        rows = read_metrics(tmp_path / name / "metrics.csv")
+        write_results([row | {"ause": 0.2 + 0.1 * number} for row in rows], tmp_path / name, {})
+        curve = [{"fraction": k / 4, "curve": 1.0 - number * k / 8, "curve_sd": 0.1, "oracle": 0.0} for k in range(4)]
+        write_rows(curve, tmp_path / name / "sparsification.csv")
+    text = compare(f"a={tmp_path / 'a1'},{tmp_path / 'a2'}", f"b={tmp_path / 'b'}", figures=str(tmp_path / "figures"))
+    assert "| ause |" in text.replace("  ", " ") and "0.250 ± 0.000 (18)" in text
+    ((methods, areas),) = drawn.values()
+    assert set(drawn) == {"sparsification.png"} and areas == {"a": pytest.approx(0.25)}
+    assert [row["curve"] for row in methods["a"]] == [1.0, 1 - 1 / 16, 1 - 1 / 8, 1 - 3 / 16]
+    assert [row["fraction"] for row in methods["a"]] == [0.0, 0.25, 0.5, 0.75] and set(methods) == {"a"}

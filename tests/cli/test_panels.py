@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ import torch
 
 from common.cli import panels
 from common.cli.compare import compare
-from common.cli.evaluations import Run, read_evaluations
-from common.cli.panels import rebuild
+from common.cli.evaluations import Evaluation, Run, read_evaluations
+from common.cli.panels import Rebuilt, rebuild
 from common.io.results import read_metrics
 from tests.bundles.suite import BUNDLES_DIR, run
 
@@ -118,3 +118,24 @@ def test_weights_of_an_evaluation_are_those_it_read() -> None:
     assert one.weights == Path("w/model.pt") and one.training_hours is None
     solver = Run(Path("out"), [], {"settings": {"architecture": "pairwise"}})
     assert solver.weights is None and solver.training_hours == 0
+
+
+def test_the_displacements_deviations_are_shown_of_the_methods_that_have_one(
+    drawn: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {name: np.zeros((4, 5)) for name in ("moving_image", "fixed_image", "warped_image")}
+    shown |= {"ddf": np.zeros((2, 4, 5))}
+    cases = {"plain": shown, "ours": shown | {"displacement_deviation": np.full((4, 5), 0.3)}}
+    monkeypatch.setattr(panels, "_registered", lambda one, rebuilt, index: cases[one.name])
+    monkeypatch.setattr(panels, "displacement_deviation_panel", lambda path, cases: drawn.update({path.name: cases}))
+    row = {"case": "a/1", "dice": 0.5, "dice_before": 0.25}
+    evaluations = {name: Evaluation(name, (Run(tmp_path, [row], {}),), [row]) for name in cases}
+    rebuilt = {name: Rebuilt(cast(Any, None), None, {}) for name in cases}
+    panels._draw(evaluations, rebuilt, 0, "dice", tmp_path)
+    assert set(drawn) == {"case_a_1.png", "deviations_a_1.png"}
+    (case,) = drawn["deviations_a_1.png"]
+    assert list(case["deviations"]) == ["ours"] and case["title"] == "a/1"
+    del cases["ours"]["displacement_deviation"]
+    drawn.clear()
+    panels._draw(evaluations, rebuilt, 0, "dice", tmp_path)
+    assert set(drawn) == {"case_a_1.png"}

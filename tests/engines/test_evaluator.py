@@ -65,7 +65,7 @@ def test_output_holds_field_warped_image_and_seconds(size):
     evaluator = RegistrationEvaluator("cpu", loader_of(size, shift), network)
     evaluator.run()
     output, batch = evaluator.state.output, evaluator.state.batch
-    assert set(output) == {"ddf", "warped_image", "seconds"}
+    assert set(output) == {"ddf", "warped_image", "seconds", "estimate"} and output["estimate"]() == {}
     assert output["ddf"].shape == (1, len(size), *size)
     torch.testing.assert_close(output["warped_image"], warp(batch["moving_image"], output["ddf"]))
     torch.testing.assert_close(output["warped_image"], batch["fixed_image"], atol=1e-5, rtol=0)
@@ -178,3 +178,39 @@ def test_condition_for_a_network_that_takes_none_is_refused():
     evaluator = RegistrationEvaluator("cpu", loader_of((16, 20), (1, 0)), network, condition=0.5)
     with pytest.raises(ValueError, match="condition: VoxelMorph takes none"):
         evaluator.run()
+
+
+class PlusOne(nn.Module):
+    """An estimator that adds up what it sees, and 1."""
+
+    def __init__(self, sigmoid):
+        super().__init__()
+        self.sigmoid = sigmoid
+
+    def forward(self, image):
+        assert not self.training
+        return image.sum(1, keepdim=True) + 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("seen", ["fixed", "fixed_warped"])
+def test_the_estimator_sees_what_it_saw_in_training(size, sigmoid, seen):
+    """Its output is a score, or log σ², of which σ is given."""
+    estimator = PlusOne(sigmoid).train()
+    shift = [1.0] * len(size)
+    evaluator = RegistrationEvaluator(
+        "cpu", loader_of(size, (0,) * len(size)), Shift(shift), estimator=estimator, estimator_input=seen
+    )
+    evaluator.run()
+    output, batch = evaluator.state.output, evaluator.state.batch
+    expected = 1 + batch["fixed_image"] + (output["warped_image"] if seen == "fixed_warped" else 0)
+    maps = output["estimate"]()
+    assert maps.keys() == ({"score"} if sigmoid else {"deviation"})
+    (found,) = maps.values()
+    torch.testing.assert_close(found, expected if sigmoid else (expected / 2).exp())
+
+
+def test_unknown_estimator_input_is_refused():
+    with pytest.raises(ValueError, match="estimator_input: expected one of fixed, fixed_warped.*, got 'warped'"):
+        RegistrationEvaluator("cpu", [], Shift([1.0, 0.0]), estimator_input="warped")

@@ -10,9 +10,11 @@ from torch.utils.data import DataLoader
 from common.engines.evaluator import RegistrationEvaluator
 from common.handlers import figures
 from common.handlers.figures import evaluation_handlers, validation_handlers
+from common.io.results import read_metrics
 from common.metrics.folding import FieldMeasures
 from common.metrics.image import ImageMeasures
 from common.metrics.labels import LabelMeasures
+from common.metrics.uncertainty import UncertaintyMeasures
 from tests.handlers.synthetic import LABELS, registered_pairs
 
 IMAGES = ("moving_image", "fixed_image", "subject", "case")
@@ -35,8 +37,9 @@ def evaluated(dims, tmp_path, measures, keys=None, estimator=None, handlers=None
     batch, output = registered_pairs(dims)
     pairs = [{key: batch[key][n] for key in keys or batch} for n in range(3)]
     network = Known(batch, output["ddf"])
-    handlers = handlers or evaluation_handlers(measures, tmp_path, {}, estimator, **options)
-    engine = RegistrationEvaluator("cpu", DataLoader(pairs, batch_size=2), network, val_handlers=handlers)
+    handlers = handlers or evaluation_handlers(measures, tmp_path, {})
+    options |= {"estimator": estimator, "val_handlers": handlers}
+    engine = RegistrationEvaluator("cpu", DataLoader(pairs, batch_size=2), network, **options)
     engine.run()
     return engine, handlers
 
@@ -47,6 +50,7 @@ def drawn(monkeypatch):
     calls = {}
     monkeypatch.setattr(figures, "registration_panel", lambda path, **case: calls.update({path.name: case}))
     monkeypatch.setattr(figures, "score_panel", lambda path, cases, names: calls.update({path.name: cases}))
+    monkeypatch.setattr(figures, "weight_panel", lambda path, cases: calls.update({path.name: cases}))
     return calls
 
 
@@ -123,6 +127,58 @@ def test_of_a_log_variance_the_standard_deviation_is_shown(tmp_path, drawn):
     assert set(drawn) == {"registration.png", "deviations.png"} and drawn["registration.png"]["score"] is None
     for case in (drawn["registration.png"], *drawn["deviations.png"]):
         assert np.allclose(case["deviation"], np.exp(-2.0))
+
+
+class LogVariance(nn.Module):
+    """A log variance that follows the fixed image, and counts its calls."""
+
+    sigmoid = False
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, image):
+        self.calls += 1
+        return image[:, :1] - 4.0
+
+
+@pytest.mark.parametrize("dims", ["2d", "3d"])
+def test_curves_of_a_measured_uncertainty_are_written_and_drawn(dims, tmp_path):
+    estimator = LogVariance()
+    measures = [ImageMeasures(), UncertaintyMeasures()]
+    _, handlers = evaluated(dims, tmp_path, measures, estimator=estimator)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {
+        "deviations.png",
+        "sparsification.csv",
+        "sparsification.png",
+        "reliability.csv",
+        "reliability.png",
+    } < written
+    assert estimator.calls == 2 + 3  # the batches, and the cases shown
+    rows = read_metrics(tmp_path / "sparsification.csv", ())
+    assert rows == handlers[1].tables["sparsification"] and len(rows) == 100
+    area = np.mean([row["ause"] for row in handlers[1].rows])
+    assert np.mean([row["curve"] - row["oracle"] for row in rows]) == pytest.approx(area, abs=0.01)
+    assert [set(row) for row in read_metrics(tmp_path / "reliability.csv", ())] == [
+        {"bin", "predicted", "observed"}
+    ] * 10
+
+
+def test_an_estimator_is_not_run_for_measures_that_do_not_ask(tmp_path, drawn):
+    estimator = LogVariance()
+    _, handlers = evaluated("2d", tmp_path, [ImageMeasures()], IMAGES, estimator)
+    assert estimator.calls == 3 and handlers[1].tables == {}  # the cases shown
+
+
+def test_the_data_terms_weight_is_drawn_beside_the_deviation(tmp_path, drawn):
+    evaluated(
+        "2d", tmp_path, [ImageMeasures()], IMAGES, LogVariance(), weighting=lambda fixed, estimated: fixed * estimated
+    )
+    for case in drawn["weights.png"]:
+        assert np.allclose(case["weight"], case["fixed_image"] * (case["fixed_image"] - 4.0))
+    assert len(drawn["weights.png"]) == len(drawn["deviations.png"]) == 3
 
 
 def test_validation_is_quick_and_writes_nothing(tmp_path):

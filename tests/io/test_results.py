@@ -17,7 +17,7 @@ from common.io.results import (
     undeformed,
     versions,
     write_results,
-    write_subjects,
+    write_rows,
 )
 
 NAN = math.nan
@@ -146,8 +146,9 @@ def test_reader_refuses_other_tables(tmp_path):
 
 
 def test_subjects_read_back_as_written(tmp_path):
-    write_subjects(
-        [{"subject": "007", "slices": 3, "dice_3d": NAN}, {"subject": "b", "slices": 1, "dice_3d": 0.5}], tmp_path
+    write_rows(
+        [{"subject": "007", "slices": 3, "dice_3d": NAN}, {"subject": "b", "slices": 1, "dice_3d": 0.5}],
+        tmp_path / "subjects.csv",
     )
     first, second = read_metrics(tmp_path / "subjects.csv", ("subject",))
     assert first["subject"] == "007" and first["slices"] == 3.0 and math.isnan(first["dice_3d"])
