@@ -14,15 +14,16 @@ from .smoothness import Diffusion
 class DeviationPrior(nn.Module):
     """mean_x[ σ_z² − log σ_z² ], which keeps the estimated variance of a displacement from vanishing.
 
-    σ_z² is in squared voxels of the grid that the network draws on: of the image for ``voxelmorph`` and ``transmorph``.
-    The term is least, 1, at σ_z = 1 voxel. Pixels outside a ``mask`` count as all others, as in the smoothness.
+    σ_z² is in squared voxels of the grid that the network draws on: of the velocity for ``voxelmorph`` (half the
+    image's), of the image for ``transmorph``. The term is least, 1, at σ_z = 1 voxel. Pixels outside a ``mask`` count
+    as all others, as in the smoothness.
 
-    Its weight α is not published. Noise costs the other terms about c(x) σ_z², c from the images' squared gradient and
-    the smoothness; the sum is least at σ_z² = α / (α + c), where that cost is below α, whatever c. So α bounds what
-    drawing the displacement costs, and voxels are told apart where c is around α or above. Our default is 1e-3: below
-    the mean squared error that remains between registered images in [0, 1], some thousandths, and of the order of c
-    with VoxelMorph and the smoothness weight 0.01, some thousandths where the image is flat, some hundredths at edges.
-    For a similarity with another scale it grows with the smoothness weight.
+    Its weight α is not published. Noise costs the other terms about c(x) σ_z², and the sum is least at
+    σ_z² = α / (α + c), where that cost is below α, whatever c: α bounds what drawing the displacement costs. Our
+    default is 1e-3, below the mean squared error that remains between registered images in [0, 1], some thousandths.
+    The smoothness alone makes c = 4 λ, with ``methods.baselines`` and λ = 0.01 thus σ_z = 0.16 voxel where images are
+    flat; the squared error adds about the squared gradient of the image a voxel of that grid, some hundredths at edges,
+    where σ_z is less. For a similarity of another scale it grows with λ.
 
     Reference:
         Zhang et al., Heteroscedastic Uncertainty Estimation Framework for Unsupervised Registration, MICCAI 2024,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..spatial.integrate import resize_field
 from .convolution import convolution, convolve
 
-INITIAL_DEVIATION = 0.1  # in voxels, of an isotropic σ_z
+INITIAL_DEVIATION = 0.1  # in voxels of its grid, of an isotropic σ_z
 UNCERTAINTY_WEIGHT = 1e-3  # α, see ``losses.displacement_uncertainty.DeviationPrior``
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 
@@ -70,6 +70,20 @@ def isotropic_head(spatial_dims: int, in_channels: int) -> LogVarianceHead:
         The head, of one channel.
     """
     return LogVarianceHead(spatial_dims, in_channels, 1, 2 * math.log(INITIAL_DEVIATION))
+
+
+def resized_map(log_variance: Tensor, size: list[int]) -> Tensor:
+    """Linear resampling over the same extent; values stay as they are.
+
+    Args:
+        log_variance: (B, C, *S).
+        size: the new grid size, one entry an axis.
+
+    Returns:
+        (B, C, *size).
+    """
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(log_variance, size=size, mode=mode, align_corners=True)
 
 
 def sampled(mean: Tensor, log_variance: Optional[Tensor], training: bool) -> Tensor:

@@ -12,7 +12,7 @@ from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
 from .contract import Estimate, pair_image, refuse_condition
 from .convolution import convolution, convolve, weights_channels_last
-from .uncertainty import UNCERTAINTY_WEIGHT, LogVarianceHead, isotropic_head, sampled
+from .uncertainty import UNCERTAINTY_WEIGHT, LogVarianceHead, isotropic_head, resized_map, sampled
 from .unet import DECODER, ENCODER, UNet
 
 
@@ -32,9 +32,10 @@ class VoxelMorph(nn.Module):
             the grid needs no finer one.
         passes: how often the network is applied (published 1). Each pass sees the moving image warped so far; the maps
             are composed, the first one outermost. All passes share the weights, and gradients flow through all.
-        displacement_uncertainty: one further layer estimates a σ_z that all axes share. In training the U-Net's output
-            is drawn from N(μ_z, σ_z² I) before it is resampled and integrated; otherwise it is μ_z, the network
-            without that layer. σ_z is in voxels of the U-Net's output: of the image, unless ``half_resolution``.
+        displacement_uncertainty: one further layer estimates a σ_z that all axes share. In training the velocity is
+            drawn from N(μ_z, σ_z² I); otherwise it is μ_z, the network without that layer. σ_z is in voxels of the
+            velocity's grid: drawn on the image's, every second voxel of an odd axis would leave the velocity as it is,
+            and nothing would tell its σ_z.
         uncertainty_weight: α, of the prior on σ_z in training, see ``losses.displacement_uncertainty.DeviationPrior``.
 
     Raises:
@@ -78,6 +79,7 @@ class VoxelMorph(nn.Module):
             nn.init.zeros_(self.flow.bias)
         # Last, so that a seed gives the other layers the weights that they have without it.
         self.deviation = isotropic_head(spatial_dims, self.unet.out_channels) if uncertain else None
+        self.draws_before_resampling = False
         weights_channels_last(self)
 
     def velocity(self, image: Tensor) -> Tensor:
@@ -92,13 +94,15 @@ class VoxelMorph(nn.Module):
         return self._predict(image)[0]
 
     def _predict(self, image: Tensor) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """Velocity on its reduced grid; log variance and mean of the U-Net's output where it is uncertain."""
+        """Velocity on its reduced grid; log variance and mean of what is drawn where something is."""
         features = self.unet(image)
         mean = convolve(features, self.flow.weight, self.flow.bias).float()
         size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in image.shape[2:]]
         if self.deviation is None:
             return resize_field(mean, size), None, None
         log_variance = self.deviation(features)
+        if not self.draws_before_resampling:
+            mean, log_variance = resize_field(mean, size), resized_map(log_variance, size)
         return resize_field(sampled(mean, log_variance, self.training), size), log_variance, mean
 
     def displacement(self, velocity: Tensor, size: list[int]) -> Tensor:
@@ -175,7 +179,7 @@ class VoxelMorph(nn.Module):
 class VoxelMorphDiff(VoxelMorph):
     """VoxelMorph-diff: the U-Net's output has a Gaussian posterior, with a variance for every axis of its own.
 
-    In training the velocity is drawn before it is resampled and integrated, otherwise it is the mean. Log variances
+    In training that output is drawn, before it is resampled and integrated, otherwise it is the mean. Log variances
     start at −10, as published, and are bounded as in ``LogVarianceHead``. 109,460 parameters in 2D, 328,630 in 3D.
 
     It is trained by an objective of its own, after the evidence lower bound with image noise of one variance: the
@@ -216,4 +220,5 @@ class VoxelMorphDiff(VoxelMorph):
         self.prior_weight = positive("prior_weight", prior_weight)
         self.divergence_weight = positive("divergence_weight", divergence_weight)
         self.deviation = LogVarianceHead(spatial_dims, self.unet.out_channels, spatial_dims, -10.0)
+        self.draws_before_resampling = True
         weights_channels_last(self)
