@@ -132,9 +132,7 @@ class TransMorph(nn.Module):
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        preset = SIZES[known_name("size", size, SIZES)]
-        width = preset[0] if channels is None else channels
-        depths, heads = tuple(depths or preset[1]), tuple(heads or preset[2])
+        width, depths, heads = _stages(size, channels, depths, heads)
         window = WINDOWS[spatial_dims] if window is None else tuple(window)
         _check(spatial_dims, width, depths, heads, window)
         self.spatial_dims, self.integration_steps = spatial_dims, integration_steps
@@ -145,11 +143,8 @@ class TransMorph(nn.Module):
         self.full_skip = NormalisedConv(spatial_dims, 2, head_channels)
         self.half_skip = NormalisedConv(spatial_dims, 2, width // 2)
         skips = [head_channels, width // 2, *(width * 2**stage for stage in range(len(depths)))]
-        # Listed from the bottom up, as they run.
-        self.decoder = nn.ModuleList(
-            DecoderBlock(spatial_dims, below, skip, skip)
-            for skip, below in zip(skips[-2::-1], skips[:0:-1], strict=True)
-        )
+        blocks = zip(skips[-2::-1], skips[:0:-1], strict=True)  # from the bottom up, as they run
+        self.decoder = nn.ModuleList(DecoderBlock(spatial_dims, below, skip, skip) for skip, below in blocks)
         self.flow = convolution(spatial_dims, head_channels, spatial_dims)
         nn.init.normal_(self.flow.weight, std=1e-5)  # type: ignore[arg-type]
         nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
@@ -245,6 +240,14 @@ class TransMorph(nn.Module):
 
     def _integrated(self, velocity: Tensor) -> Tensor:
         return integrate_svf(velocity, self.integration_steps) if self.integration_steps else velocity
+
+
+def _stages(
+    size: str, channels: Optional[int], depths: Optional[Sequence[int]], heads: Optional[Sequence[int]]
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Channels, depths and heads: those given, else those of the named size."""
+    preset = SIZES[known_name("size", size, SIZES)]
+    return preset[0] if channels is None else channels, tuple(depths or preset[1]), tuple(heads or preset[2])
 
 
 def _check(
