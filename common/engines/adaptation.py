@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..losses.displacement_uncertainty import DeviationPrior, MeanDeviation, PosteriorDivergence
 from ..losses.objective import Objective, Weight
 from ..losses.pyramid import CodeWeight, PyramidSimilarity, with_window
+from ..losses.similarity import SquaredError
 from ..losses.terms import NoiseError, ScoreWeight, Similarity, Smoothness
 from ..networks.diffusemorph import DiffuseMorph
 from ..networks.lapirn import LEVELS, LapIRN
+from ..networks.transmorph import TransMorph
+from ..networks.voxelmorph import VoxelMorph, VoxelMorphDiff
 from .method import MODEL, Method
 
 
@@ -48,19 +53,23 @@ def adapt(method: Method) -> Adaptation:
     return Adaptation(method)
 
 
-def with_terms(method: Method, terms: Mapping[str, tuple[Weight, nn.Module]]) -> Method:
+def with_terms(
+    method: Method, terms: Mapping[str, tuple[Weight, nn.Module]], without: frozenset[str] = frozenset()
+) -> Method:
     """A method whose first update, that of the displacement network, minimises further terms.
 
     Args:
         method: whose first update has an ``Objective``.
         terms: (weight, term) by name; a name that the objective has is replaced in its place.
+        without: names of terms that are left out.
 
     Returns:
         A new method of the same networks.
     """
     first, *others = method.updates
     assert isinstance(first.objective, Objective)
-    own = {name: (first.objective.weights[name], term) for name, term in first.objective.terms.items()}
+    weights, present = first.objective.weights, first.objective.terms
+    own = {name: (weights[name], term) for name, term in present.items() if name not in without}
     updated = dataclasses.replace(first, objective=Objective(own | dict(terms)))
     return dataclasses.replace(method, updates=[updated, *others])
 
@@ -110,7 +119,14 @@ def lapirn(method: Method) -> Adaptation:
     """
     network = method.network
     assert isinstance(network, LapIRN)
-    similarity, smoothness, weights = _level_terms(method, "c-LapIRN" if network.conditional else "LapIRN")
+    name = "c-LapIRN" if network.conditional else "LapIRN"
+    similarity, smoothness, weights = _plain_terms(
+        method,
+        f"{name} minimises a similarity and the diffusion energy, with AdaCS's score or without, on each of its "
+        "levels; what else there is has no published form for several levels",
+        "mse, mae, tukey, lncc, global_ncc, mi or AdaCS",
+        (NoneType, ScoreWeight),
+    )
     similarities = [with_window(method.similarity, 2 * level + 3) for level in range(LEVELS)]
     largest = weights["smoothness"] * (20.0 if network.conditional else 7.0 if network.diffeomorphic else 2.0)
     adapted = with_terms(
@@ -125,15 +141,16 @@ def lapirn(method: Method) -> Adaptation:
     return Adaptation(adapted, _level_stages(method, network))
 
 
-def _level_terms(method: Method, name: str) -> tuple[Similarity, Smoothness, dict[str, float]]:
-    """The two terms of a method that LapIRN can be trained by, and their weights."""
+def _plain_terms(
+    method: Method, reason: str, choices: str, weightings: tuple[type, ...] = (NoneType,)
+) -> tuple[Similarity, Smoothness, dict[str, float]]:
+    """The two terms of a method that is a similarity, weighted by one of these kinds, and the smoothness; weights."""
     objective = method.updates[0].objective
     terms = dict(objective.terms) if isinstance(objective, Objective) else {}
     similarity, smoothness = terms.get("similarity"), terms.get("smoothness")
     if isinstance(objective, Objective) and isinstance(similarity, Similarity) and isinstance(smoothness, Smoothness):
         weights = {key: weight for key, weight in objective.weights.items() if not callable(weight)}
-        plain = similarity.weight is None or isinstance(similarity.weight, ScoreWeight)
-        if plain and not similarity.both_ways and len(weights) == len(terms) == 2:
+        if isinstance(similarity.weight, weightings) and not similarity.both_ways and len(weights) == len(terms) == 2:
             return similarity, smoothness, weights
     listed = [f"{key} ({type(term).__name__})" for key, term in terms.items() if term not in (similarity, smoothness)]
     if not isinstance(smoothness, Smoothness) and smoothness is not None:
@@ -141,10 +158,8 @@ def _level_terms(method: Method, name: str) -> tuple[Similarity, Smoothness, dic
     weighted = getattr(similarity, "weight", None)
     listed += [] if weighted is None else [f"the weight {type(weighted).__name__}"]
     raise ValueError(
-        f"architecture: {name} minimises a similarity and the diffusion energy, with AdaCS's score or without, on each "
-        f"of its levels; what else there is has no published form for several levels, got "
-        f"{', '.join(listed) or type(objective).__name__}. Choose another objective (mse, mae, tukey, lncc, "
-        "global_ncc, mi or AdaCS), or another architecture."
+        f"architecture: {reason}, got {', '.join(listed) or type(objective).__name__}. Choose another objective "
+        f"({choices}), or another architecture."
     )
 
 
@@ -175,8 +190,48 @@ def _predicting_noise(method: Method) -> Adaptation:
     return Adaptation(with_terms(method, {"noise": (network.noise_weight, NoiseError())}))
 
 
-# By the network's class: a method to what becomes of it. A function may refuse a method, with the reason.
+def _drawn_from_posterior(method: Method) -> Adaptation:
+    """L = mean (I_f − Î_f)² / σ_I² + divergence_weight · divergence, which takes the smoothness's place.
+
+    The method's smoothness weight does not count.
+    """
+    network = method.network
+    assert isinstance(network, VoxelMorphDiff)
+    reason = (
+        "voxelmorph_diff minimises the squared error over the variance of the images' noise, and the divergence of the "
+        "velocity from its prior in the place of the smoothness; what else there is has no place in that likelihood"
+    )
+    if not isinstance(method.similarity, SquaredError):
+        kind = type(method.similarity).__name__
+        raise ValueError(f"architecture: {reason}, got the similarity {kind}. Choose objective mse.")
+    similarity, _, weights = _plain_terms(method, reason, "mse")
+    terms: dict[str, tuple[Weight, nn.Module]] = {
+        "similarity": (weights["similarity"] / network.image_sigma**2, similarity),
+        "divergence": (network.divergence_weight, PosteriorDivergence(network.prior_weight)),
+        "deviation": (0.0, MeanDeviation()),
+    }
+    return Adaptation(with_terms(method, terms, without=frozenset({"smoothness"})))
+
+
+def _drawn_displacement(method: Method) -> Adaptation:
+    """L = objective of a displacement ẑ ~ N(μ_z, σ_z² I) + uncertainty_weight · mean (σ_z² − log σ_z²).
+
+    Both similarity and smoothness are those of the draw, as printed; networks without σ_z bring nothing.
+    """
+    network = method.network
+    assert isinstance(network, (VoxelMorph, TransMorph))
+    if network.deviation is None:
+        return Adaptation(method)
+    prior = (network.uncertainty_weight, DeviationPrior())
+    return Adaptation(with_terms(method, {"deviation_prior": prior, "deviation": (0.0, MeanDeviation())}))
+
+
+# By the network's class, subclasses first: a method to what becomes of it. A function may refuse a method, with the
+# reason.
 ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {
     DiffuseMorph: _predicting_noise,
     LapIRN: lapirn,
+    VoxelMorphDiff: _drawn_from_posterior,
+    VoxelMorph: _drawn_displacement,
+    TransMorph: _drawn_displacement,
 }

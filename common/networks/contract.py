@@ -19,8 +19,10 @@ class Estimate(NamedTuple):
         velocity: the field that smoothness acts on, (B, d, *S'), in voxels of its own (coarser) grid; of a network of
             several passes (B, passes d, *S'), so that a mean over the channels is one over the passes.
         weight_volume: weights of the smoothness, (B, 1, *S').
-        log_variance: of the residual, (B, 1, *S).
+        log_variance: log σ² of the Gaussian that the displacement, or the velocity, is drawn from in training, σ in
+            voxels of its own grid, (B, 1, *S') where all axes share one, else (B, d, *S').
         coarser: fields of the coarser levels, the coarsest first, (B, d, *S_level) in voxels of their own grids.
+        mean: of that Gaussian, (B, d, *S') on the grid of ``log_variance``.
     """
 
     ddf: Tensor
@@ -28,6 +30,7 @@ class Estimate(NamedTuple):
     weight_volume: Optional[Tensor] = None
     log_variance: Optional[Tensor] = None
     coarser: Optional[list[Tensor]] = None
+    mean: Optional[Tensor] = None
 
 
 class DisplacementNetwork(Protocol):

@@ -41,6 +41,7 @@ class DiffusionEstimate(NamedTuple):
         weight_volume: None.
         log_variance: None.
         coarser: None.
+        mean: None.
         noise_error: (ε̂ − ε)² at every voxel, (B, 1, *S); None in eval mode, where nothing is diffused.
     """
 
@@ -49,6 +50,7 @@ class DiffusionEstimate(NamedTuple):
     weight_volume: Optional[Tensor] = None
     log_variance: Optional[Tensor] = None
     coarser: Optional[list[Tensor]] = None
+    mean: Optional[Tensor] = None
     noise_error: Optional[Tensor] = None
 
 

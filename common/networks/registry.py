@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,16 +19,18 @@ from .diffusemorph import DiffuseMorph
 from .lapirn import LapIRN
 from .transmorph import TransMorph
 from .unet import PixelEstimator
-from .voxelmorph import VoxelMorph
+from .voxelmorph import VoxelMorph, VoxelMorphDiff
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "voxelmorph": VoxelMorph,
+    "voxelmorph_diff": VoxelMorphDiff,
     "icon": build_icon,
     "lapirn": LapIRN,
     "clapirn": functools.partial(LapIRN, conditional=True),
     "diffusemorph": DiffuseMorph,
     "transmorph": TransMorph,
 }
+UNCERTAINTY = "displacement_uncertainty"
 
 
 def build(name: str, spatial_dims: int, seed: int | None = None, **parameters: Any) -> nn.Module:
@@ -44,9 +47,17 @@ def build(name: str, spatial_dims: int, seed: int | None = None, **parameters: A
         A module that keeps ``contract.DisplacementNetwork``.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: for an unknown name, with the nearest known one; for ``displacement_uncertainty`` of a network that
+            has no such parameter.
     """
     builder = ARCHITECTURES[known_name("architecture", name, ARCHITECTURES)]
+    if UNCERTAINTY in parameters and UNCERTAINTY not in inspect.signature(builder).parameters:
+        able = [key for key, other in ARCHITECTURES.items() if UNCERTAINTY in inspect.signature(other).parameters]
+        raise ValueError(
+            f"architectures#{name}: {UNCERTAINTY} is a layer beside the one that predicts the displacement, expected "
+            f"{' or '.join(able)}: icon, lapirn and clapirn combine several predictions, diffusemorph's follows from a "
+            "noise that is random already, and voxelmorph_diff has a variance of its own. Leave it out."
+        )
     with _seeded(seed):
         return builder(spatial_dims=spatial_dims, **parameters)
 

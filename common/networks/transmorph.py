@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import known_name
+from ..checks import known_name, positive, switch
 from ..spatial.integrate import integrate_svf
 from .contract import Estimate, pair_image, refuse_condition
 from .convolution import channels_last, convolution, convolve, weights_channels_last
 from .swin import SwinTransformer
+from .uncertainty import UNCERTAINTY_WEIGHT, isotropic_head, sampled
 
 # Published sizes: channels, depths, heads.
 SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
@@ -98,13 +99,18 @@ class TransMorph(nn.Module):
         integration_steps: squarings of the output as a velocity; 0 takes it as displacement (published).
         sees_padding: as ``WindowAttention``; True is the released code. At 128² with window 8 the two differ in the
             last stage, which has 4² tokens.
+        displacement_uncertainty: one further layer estimates a σ_z that all axes share, in voxels. In training the
+            output is drawn from N(μ_z, σ_z² I), before it is integrated; otherwise it is μ_z, the network without that
+            layer.
+        uncertainty_weight: α, of the prior on σ_z in training, see ``losses.displacement_uncertainty.DeviationPrior``.
 
     Raises:
         ValueError: for an unknown size, a window or numbers of another length, an odd number of channels, heads that
-            do not divide the channels of their stage.
+            do not divide the channels of their stage, an uncertainty's weight not above 0.
 
     Reference:
-        Chen et al., TransMorph, Medical Image Analysis 82, 2022; 2D constants: Zhang et al., AdaCS, ECCV 2024.
+        Chen et al., TransMorph, Medical Image Analysis 82, 2022; 2D constants: Zhang et al., AdaCS, ECCV 2024;
+        uncertainty: Zhang et al., MICCAI 2024, supplement.
     """
 
     def __init__(
@@ -120,13 +126,13 @@ class TransMorph(nn.Module):
         head_channels: int = 16,
         integration_steps: int = 0,
         sees_padding: bool = False,
+        displacement_uncertainty: bool = False,
+        uncertainty_weight: float = UNCERTAINTY_WEIGHT,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        preset = SIZES[known_name("size", size, SIZES)]
-        width = preset[0] if channels is None else channels
-        depths, heads = tuple(depths or preset[1]), tuple(heads or preset[2])
+        width, depths, heads = _stages(size, channels, depths, heads)
         window = WINDOWS[spatial_dims] if window is None else tuple(window)
         _check(spatial_dims, width, depths, heads, window)
         self.spatial_dims, self.integration_steps = spatial_dims, integration_steps
@@ -137,18 +143,19 @@ class TransMorph(nn.Module):
         self.full_skip = NormalisedConv(spatial_dims, 2, head_channels)
         self.half_skip = NormalisedConv(spatial_dims, 2, width // 2)
         skips = [head_channels, width // 2, *(width * 2**stage for stage in range(len(depths)))]
-        # Listed from the bottom up, as they run.
-        self.decoder = nn.ModuleList(
-            DecoderBlock(spatial_dims, below, skip, skip)
-            for skip, below in zip(skips[-2::-1], skips[:0:-1], strict=True)
-        )
+        blocks = zip(skips[-2::-1], skips[:0:-1], strict=True)  # from the bottom up, as they run
+        self.decoder = nn.ModuleList(DecoderBlock(spatial_dims, below, skip, skip) for skip, below in blocks)
         self.flow = convolution(spatial_dims, head_channels, spatial_dims)
         nn.init.normal_(self.flow.weight, std=1e-5)  # type: ignore[arg-type]
         nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
+        # Last, so that a seed gives the other layers the weights that they have without it.
+        uncertain = switch(displacement_uncertainty, "displacement_uncertainty")
+        self.deviation = isotropic_head(spatial_dims, head_channels) if uncertain else None
+        self.uncertainty_weight = positive("uncertainty_weight", uncertainty_weight)
         weights_channels_last(self)
 
     def velocity(self, image: Tensor) -> Tensor:
-        """The network's output, float32 whatever the precision of its layers.
+        """The network's output, float32 whatever the precision of its layers; in training a draw.
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
@@ -159,6 +166,10 @@ class TransMorph(nn.Module):
         Raises:
             ValueError: for another number of channels or axes.
         """
+        return self._predict(image)[0]
+
+    def _predict(self, image: Tensor) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """The output; log variance and mean where it is uncertain."""
         if image.shape[1] != 2 or image.dim() != self.spatial_dims + 2:
             raise ValueError(
                 f"image: expected (B, 2, *S) with {self.spatial_dims} spatial axes, got {list(image.shape)}. A "
@@ -169,7 +180,11 @@ class TransMorph(nn.Module):
         x = skips.pop()
         for block in self.decoder:
             x = block(x, skips.pop())
-        return convolve(x, self.flow.weight, self.flow.bias).float()
+        mean = convolve(x, self.flow.weight, self.flow.bias).float()
+        if self.deviation is None:
+            return mean, None, None
+        log_variance = self.deviation(x)
+        return sampled(mean, log_variance, self.training), log_variance, mean
 
     def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
         """Displacement that pulls moving onto fixed.
@@ -198,8 +213,8 @@ class TransMorph(nn.Module):
             Displacement, and the field before integration.
         """
         refuse_condition(condition, "TransMorph")
-        velocity = self.velocity(image)
-        return Estimate(self._integrated(velocity), velocity)
+        velocity, log_variance, mean = self._predict(image)
+        return Estimate(self._integrated(velocity), velocity, None, log_variance, None, mean)
 
     @torch.jit.ignore
     def estimate_and_inverse(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
@@ -219,11 +234,20 @@ class TransMorph(nn.Module):
             ValueError: for a condition.
         """
         refuse_condition(condition, "TransMorph")
-        velocity = self.velocity(image)
-        return Estimate(self._integrated(torch.cat([velocity, -velocity])), velocity)
+        velocity, log_variance, mean = self._predict(image)
+        both = self._integrated(torch.cat([velocity, -velocity]))
+        return Estimate(both, velocity, None, log_variance, None, mean)
 
     def _integrated(self, velocity: Tensor) -> Tensor:
         return integrate_svf(velocity, self.integration_steps) if self.integration_steps else velocity
+
+
+def _stages(
+    size: str, channels: Optional[int], depths: Optional[Sequence[int]], heads: Optional[Sequence[int]]
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Channels, depths and heads: those given, else those of the named size."""
+    preset = SIZES[known_name("size", size, SIZES)]
+    return preset[0] if channels is None else channels, tuple(depths or preset[1]), tuple(heads or preset[2])
 
 
 def _check(

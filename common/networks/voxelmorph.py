@@ -6,11 +6,13 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ..checks import positive, switch
 from ..spatial.fields import compose
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
 from .contract import Estimate, pair_image, refuse_condition
 from .convolution import convolution, convolve, weights_channels_last
+from .uncertainty import UNCERTAINTY_WEIGHT, LogVarianceHead, isotropic_head, resized_map, sampled
 from .unet import DECODER, ENCODER, UNet
 
 
@@ -30,13 +32,19 @@ class VoxelMorph(nn.Module):
             the grid needs no finer one.
         passes: how often the network is applied (published 1). Each pass sees the moving image warped so far; the maps
             are composed, the first one outermost. All passes share the weights, and gradients flow through all.
+        displacement_uncertainty: one further layer estimates a σ_z that all axes share. In training the velocity is
+            drawn from N(μ_z, σ_z² I); otherwise it is μ_z, the network without that layer. σ_z is in voxels of the
+            velocity's grid: drawn on the image's, every second voxel of an odd axis would leave the velocity as it is,
+            and nothing would tell its σ_z.
+        uncertainty_weight: α, of the prior on σ_z in training, see ``losses.displacement_uncertainty.DeviationPrior``.
 
     Raises:
-        ValueError: for less than one pass.
+        ValueError: for less than one pass, an uncertainty of several, or a weight not above 0.
 
     Reference:
         Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019; passes: Zhao et al., Recursive
-        Cascaded Networks, ICCV 2019 (there with shared weights at test time, in training with weights of their own).
+        Cascaded Networks, ICCV 2019 (there with shared weights at test time, in training with weights of their own);
+        uncertainty: Zhang et al., MICCAI 2024, supplement.
     """
 
     def __init__(
@@ -48,10 +56,19 @@ class VoxelMorph(nn.Module):
         decoder: tuple[int, ...] = DECODER,
         half_resolution: bool = False,
         passes: int = 1,
+        displacement_uncertainty: bool = False,
+        uncertainty_weight: float = UNCERTAINTY_WEIGHT,
     ) -> None:
         super().__init__()
         if passes < 1:
             raise ValueError(f"passes: expected at least 1, got {passes}.")
+        uncertain = switch(displacement_uncertainty, "displacement_uncertainty")
+        if uncertain and passes > 1:
+            raise ValueError(
+                f"displacement_uncertainty: expected a network of one pass, got passes {passes}: a chain of maps has "
+                "no one variance. Leave passes 1."
+            )
+        self.uncertainty_weight = positive("uncertainty_weight", uncertainty_weight)
         self.passes = passes
         self.integration_steps = integration_steps
         self.velocity_downsample = velocity_downsample
@@ -60,10 +77,13 @@ class VoxelMorph(nn.Module):
         nn.init.normal_(self.flow.weight, std=1e-5)
         if self.flow.bias is not None:
             nn.init.zeros_(self.flow.bias)
+        # Last, so that a seed gives the other layers the weights that they have without it.
+        self.deviation = isotropic_head(spatial_dims, self.unet.out_channels) if uncertain else None
+        self.draws_before_resampling = False
         weights_channels_last(self)
 
     def velocity(self, image: Tensor) -> Tensor:
-        """Velocity on its reduced grid, float32 whatever the precision of the convolutions.
+        """Velocity on its reduced grid, float32 whatever the precision of the convolutions; in training a draw.
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
@@ -71,9 +91,19 @@ class VoxelMorph(nn.Module):
         Returns:
             (B, d, *S') in voxels of that grid.
         """
-        flow = convolve(self.unet(image), self.flow.weight, self.flow.bias).float()
+        return self._predict(image)[0]
+
+    def _predict(self, image: Tensor) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """Velocity on its reduced grid; log variance and mean of what is drawn where something is."""
+        features = self.unet(image)
+        mean = convolve(features, self.flow.weight, self.flow.bias).float()
         size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in image.shape[2:]]
-        return resize_field(flow, size)
+        if self.deviation is None:
+            return resize_field(mean, size), None, None
+        log_variance = self.deviation(features)
+        if not self.draws_before_resampling:
+            mean, log_variance = resize_field(mean, size), resized_map(log_variance, size)
+        return resize_field(sampled(mean, log_variance, self.training), size), log_variance, mean
 
     def displacement(self, velocity: Tensor, size: list[int]) -> Tensor:
         """Integrate a velocity and bring it to the image's grid.
@@ -114,7 +144,7 @@ class VoxelMorph(nn.Module):
             Displacement and velocity.
         """
         refuse_condition(condition, "VoxelMorph")
-        velocity = self.velocity(image)
+        velocity, log_variance, mean = self._predict(image)
         ddf = self.displacement(velocity, image.shape[2:])
         velocities = [velocity]
         for _ in range(self.passes - 1):
@@ -122,7 +152,7 @@ class VoxelMorph(nn.Module):
             velocity = self.velocity(torch.cat([warped, image[:, 1:]], dim=1))
             ddf = compose(ddf, self.displacement(velocity, image.shape[2:]))
             velocities.append(velocity)
-        return Estimate(ddf, torch.cat(velocities, dim=1))
+        return Estimate(ddf, torch.cat(velocities, dim=1), None, log_variance, None, mean)
 
     @torch.jit.ignore
     def estimate_and_inverse(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
@@ -141,6 +171,54 @@ class VoxelMorph(nn.Module):
         refuse_condition(condition, "VoxelMorph")
         if self.passes > 1:
             raise ValueError(f"inverse_by_negation: expected a network of one pass, got passes {self.passes}.")
-        velocity = self.velocity(image)
+        velocity, log_variance, mean = self._predict(image)
         both = self.displacement(torch.cat([velocity, -velocity]), image.shape[2:])
-        return Estimate(both, velocity)
+        return Estimate(both, velocity, None, log_variance, None, mean)
+
+
+class VoxelMorphDiff(VoxelMorph):
+    """VoxelMorph-diff: the U-Net's output has a Gaussian posterior, with a variance for every axis of its own.
+
+    In training that output is drawn, before it is resampled and integrated, otherwise it is the mean. Log variances
+    start at −10, as published, and are bounded as in ``LogVarianceHead``. 109,460 parameters in 2D, 328,630 in 3D.
+
+    It is trained by an objective of its own, after the evidence lower bound with image noise of one variance: the
+    squared error times 1/σ_I², and a divergence in the place of the smoothness, see ``engines.adaptation`` and
+    ``losses.displacement_uncertainty.PosteriorDivergence``.
+
+    Args:
+        spatial_dims: 2 or 3.
+        integration_steps: as ``VoxelMorph``.
+        velocity_downsample: as ``VoxelMorph``.
+        encoder: as ``UNet``.
+        decoder: as ``UNet``.
+        image_sigma: σ_I, of the noise in images in [0, 1] (recommended by the released code: 0.02).
+        prior_weight: λ_p, precision of the prior (published 10).
+        divergence_weight: of the divergence in training (released scripts: 0.01; the bound itself has 2).
+
+    Raises:
+        ValueError: for a value not above 0.
+
+    Reference:
+        Dalca et al., Unsupervised Learning of Probabilistic Diffeomorphic Registration for Images and Surfaces,
+        Medical Image Analysis 57, 2019; MICCAI 2018; released TensorFlow code.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        integration_steps: int = 7,
+        velocity_downsample: int = 2,
+        encoder: tuple[int, ...] = ENCODER,
+        decoder: tuple[int, ...] = DECODER,
+        image_sigma: float = 0.02,
+        prior_weight: float = 10.0,
+        divergence_weight: float = 0.01,
+    ) -> None:
+        super().__init__(spatial_dims, integration_steps, velocity_downsample, encoder, decoder)
+        self.image_sigma = positive("image_sigma", image_sigma)
+        self.prior_weight = positive("prior_weight", prior_weight)
+        self.divergence_weight = positive("divergence_weight", divergence_weight)
+        self.deviation = LogVarianceHead(spatial_dims, self.unet.out_channels, spatial_dims, -10.0)
+        self.draws_before_resampling = True
+        weights_channels_last(self)

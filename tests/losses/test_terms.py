@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.engines.step import RegistrationStep
-from common.losses import likelihood, score, terms
+from common.losses import displacement_uncertainty, likelihood, score, terms
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.objective import Objective
 from common.losses.score import Distrust, MeanResidual, Momentum, ScoredResidual, ScoreSmoothness, ScoreWeight
@@ -41,12 +41,12 @@ SHAPES = [(8, 12), (4, 8, 6)]
 ARGUMENTS = {"InverseConsistency": {"penalty": InverseConsistencyPenalty()}, "LabelOverlap": {"labels": [1, 3]}}
 TERMS = {
     name: member
-    for module in (terms, score, likelihood)
+    for module in (terms, score, likelihood, displacement_uncertainty)
     for name, member in vars(module).items()
     if inspect.isclass(member) and issubclass(member, nn.Module) and member.__module__ == module.__name__
 }
 NUMBERS = ("Momentum", "ScoreAlpha")  # buffers, in float32
-LOGGED = (*NUMBERS, "MeanResidual", "MeanLogVariance")
+LOGGED = (*NUMBERS, "MeanResidual", "MeanLogVariance", "MeanDeviation")
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
@@ -62,13 +62,14 @@ def fake_step(shape, active=("displacement", "score"), seed=0):
         return torch.randn(2, len(shape), *size, generator=generator, dtype=torch.float64).requires_grad_()
 
     moving, warped, fixed, ddf = image(), image().requires_grad_(), image(), field()
+    drawn = {"log_variance": field(), "mean": field(), "noise_error": image().requires_grad_()}
     return SimpleNamespace(
         moving=moving,
         warped=warped,
         fixed=fixed,
         residual=(warped - fixed).square(),
         estimated=image().requires_grad_(),
-        estimate=DiffusionEstimate(ddf, field(2), noise_error=image().requires_grad_()),
+        estimate=DiffusionEstimate(ddf, field(2), **drawn),
         both_ways=tuple(ddf.chunk(2)),
         moving_label=torch.randint(0, 4, moving.shape, generator=generator),
         fixed_label=torch.randint(0, 4, moving.shape, generator=generator),

@@ -12,7 +12,7 @@ from common.networks.field_unet import FieldUNet
 from common.networks.icon import TallUNet2
 from common.networks.registry import ARCHITECTURES, build, build_estimator
 from common.networks.transmorph import TransMorph
-from common.networks.voxelmorph import VoxelMorph
+from common.networks.voxelmorph import VoxelMorph, VoxelMorphDiff
 
 # As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
 SMALL = {
@@ -30,7 +30,7 @@ FIRST_SHARE = {"lapirn": 0.05, "clapirn": 0.05}
 # Two that the conditional ones take, their default last, in 2D and 3D.
 CONDITIONS = {"diffusemorph": {2: (0.5, 1.0), 3: (0.5, 1.0)}, "clapirn": {2: (0.9, 0.1), 3: (0.9, 0.4)}}
 # The convolutions that end in a displacement, by the class that has them; none where weights start far from 0.
-HEADS = {VoxelMorph: "flow", TallUNet2: "last", FieldUNet: "last", TransMorph: "flow"}
+HEADS = {VoxelMorph: "flow", VoxelMorphDiff: "flow", TallUNet2: "last", FieldUNet: "last", TransMorph: "flow"}
 SIZES = [(32, 48), (27, 30), (16, 32, 19)]
 each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 each_size = pytest.mark.parametrize("size", SIZES)
@@ -59,7 +59,9 @@ def awakened(name, size):
 
 
 def test_the_collection_is_not_empty():
-    assert {"voxelmorph", "icon", "transmorph", "diffusemorph", "lapirn", "clapirn"} <= set(ARCHITECTURES)
+    assert {"voxelmorph", "voxelmorph_diff", "icon", "transmorph", "diffusemorph", "lapirn", "clapirn"} <= set(
+        ARCHITECTURES
+    )
 
 
 @each_network
