@@ -26,6 +26,7 @@ class Study(NamedTuple):
 
 STEPS = "architectures#icon#factors"  # one step at each of these fractions of the resolution
 ALPHA_BETA = {"score_alpha": [0.005, 0.02, 0.08], "score_beta": [0.5, 1.5, 4.5]}
+SIGMA_Z = "architectures#voxelmorph#displacement_uncertainty"
 GAMMA = {"gamma": [0.0, 0.25, 0.5, 0.75, 1.0]}
 STUDIES: dict[str, Study] = {
     # Tian et al., GradICON, CVPR 2023, Fig. 3 and A.1.1
@@ -58,6 +59,12 @@ STUDIES: dict[str, Study] = {
         Run("MSE", "baseline_acdc", {}),
         *(Run(f"weight: {control}", "hetero_acdc", {"weight_control": control}) for control in (
             "none", "mean", "shuffled", "other")),
+    )),
+    # there, supplement, Table 5
+    "hetero_displacement": Study((
+        Run("Vxm", "baseline_acdc", {}), Run("Vxm-diff", "baseline_acdc", {"architecture": "voxelmorph_diff"}),
+        Run("sigma_z", "baseline_acdc", {SIGMA_Z: True}), Run("sigma_I", "hetero_acdc", {}),
+        Run("sigma_z and sigma_I", "hetero_acdc", {SIGMA_Z: True}),
     )),
 }  # fmt: skip
 BACKENDS = ("processes", "ray")
@@ -93,7 +100,7 @@ def study(
 
     Args:
         name: of the study: gradicon_convergence, adacs_sensitivity, adacs_ablation, adacs_losses, hetero_gamma,
-            hetero_controls; or of a bundle.
+            hetero_controls, hetero_displacement; or of a bundle.
         output_dir: receives a folder a run, the table and the figure.
         grid: of a bundle, the values of each option that is varied; all combinations are run.
         seeds: every run is trained once with each.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..spatial.integrate import resize_field
 from .convolution import convolution, convolve
+from .unet import bounded_log_variance
 
 INITIAL_DEVIATION = 0.1  # in voxels of its grid, of an isotropic σ_z
 UNCERTAINTY_WEIGHT = 1e-3  # α, see ``losses.displacement_uncertainty.DeviationPrior``
@@ -36,7 +37,7 @@ class LogVarianceHead(nn.Module):
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, initial: float) -> None:
         super().__init__()
-        self.lowest, self.highest = LOG_VARIANCE_RANGE
+        self.least, self.largest = (math.exp(end) for end in LOG_VARIANCE_RANGE)
         self.conv = convolution(spatial_dims, in_channels, out_channels)
         nn.init.normal_(self.conv.weight, std=1e-10)  # type: ignore[arg-type]
         nn.init.constant_(self.conv.bias, initial)  # type: ignore[arg-type]
@@ -51,8 +52,7 @@ class LogVarianceHead(nn.Module):
             (B, out_channels, *S), float32; exp of it in squared voxels of that grid.
         """
         value = convolve(features, self.conv.weight, self.conv.bias).float()
-        value = self.highest - F.softplus(self.highest - value)
-        value = self.lowest + F.softplus(value - self.lowest)
+        value = bounded_log_variance(value, self.least, self.largest)
         return value if self.training else value.detach()
 
 
