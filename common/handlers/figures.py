@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
 from torch import Tensor, nn
 
+from ..engines.maps import interpreted, run_estimator
 from ..figures.panels import registration_panel, score_panel
 from ..metrics.cases import Measure
 from ..metrics.labels import LabelMeasures, label_masks
@@ -163,10 +164,9 @@ def registered_case(
         case["warped_label"] = _warped_label(moving_label, fixed_label, ddf, labels)
     case["determinant"] = jacobian_determinant(ddf)[:, None]
     if estimator is not None:
-        seen = fixed if estimator_input == "fixed" else torch.cat([fixed, warped], dim=1)
-        estimated = estimator.to(device).eval()(seen)
-        is_score = getattr(estimator, "sigmoid", True)  # else log σ², see ``networks.unet.PixelEstimator``
-        case |= {"score": estimated} if is_score else {"deviation": (0.5 * estimated).exp()}
+        estimated = run_estimator(estimator.to(device).eval(), estimator_input, fixed, warped)
+        is_score, values = interpreted(estimator, estimated)
+        case["score" if is_score else "deviation"] = values
     shown: dict[str, Any] = {name: middle_plane(value[0])[0].cpu().numpy() for name, value in case.items()}
     return shown | {"ddf": middle_plane(ddf[0])[:2].cpu().numpy(), "mse": float((warped - fixed).square().mean())}
 
