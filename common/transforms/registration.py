@@ -182,10 +182,10 @@ class RegistrationResultd(MapTransform):
     (axes of F, *F) in voxels, 0 across slices, without the placement. Adds ``jacobian_determinant`` (*F), of the
     d-dimensional map id + ddf: 2D in-plane for slices; ``warped_image`` (1, *F), intensities of moving as stored,
     sampled once from its own grid, 0 where that has no data; and, where there is a label, ``warped_label`` (1, *F), by
-    nearest neighbour; and, of window_maps, ``maps``, by name (*F): copied or interpolated as the field, 0 outside the
-    window; ``displacement_deviation`` in mm by the header of fixed, over different voxel sizes or several channels the
-    root of the mean square. The field is put back exactly where the working grid differs from that of fixed in the order and
-    direction of axes alone, else interpolated linearly.
+    nearest neighbour; and, of window_maps, ``maps``, by name (*F), 0 outside the window; ``displacement_deviation`` in
+    mm by the header of fixed, over different voxel sizes or several channels the root of the mean square. Field and
+    maps are put back exactly where the working grid differs from that of fixed in the order and direction of axes
+    alone, else interpolated linearly.
     """
 
     def __init__(self) -> None:
