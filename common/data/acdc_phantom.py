@@ -44,10 +44,10 @@ def _make_patient(folder: Path, number: int, shape: tuple[int, int], n_slices: i
             points = points + ddf / unit
         signal, label = paint(points, patient, level, 1.3 / unit, extent, texture, es)
         stem = f"patient{number:03d}_frame{frame:02d}"
-        image, level = acquire(signal, coil, noise_factor, rng, unit)
+        image, noise = acquire(signal, coil, noise_factor, rng, unit)
         write_reproducible_nifti(folder / f"{stem}.nii.gz", image, affine)
         write_reproducible_nifti(folder / f"{stem}_gt.nii.gz", label, affine)
-    write_reproducible_nifti(folder / f"{stem}_noise.nii.gz", level, affine)
+    write_reproducible_nifti(folder / f"{stem}_noise.nii.gz", noise, affine)
     truth = folder / f"patient{number:03d}_frame01_to_frame{es_frame:02d}_ddf.nii.gz"
     write_reproducible_nifti(truth, np.moveaxis(ddf, 0, -1), affine)
     height, weight = round(rng.normal(170, 9), 1), round(rng.normal(75, 12), 1)

@@ -89,17 +89,17 @@ def moved(field: Complex, ddf: Array, rng: Generator, correlation: Array | float
 def correlation_at(depth: Array, correlation: float) -> Array:
     """Likeness of speckle between two frames, which is lost with depth, where beams are wide and turned the most.
 
-    c = √(1 − f²), the fresh part f growing twentyfold from the probe to the end: f = √(1 − c₀²) 20^(t − 0.6), at most
+    c = √(1 − f²), the fresh part f growing twentyfold from the probe to the end: f = √(1 − c₀²) 20^(t − ¾), at most
     0.98.
 
     Args:
         depth: t, 0 at the probe and 1 at the end of the field of view.
-        correlation: c₀, at six tenths of the depth.
+        correlation: c₀, at three quarters of the depth.
 
     Returns:
         Shape of ``depth``.
     """
-    fresh = np.sqrt(1 - correlation**2) * 20 ** (np.clip(depth, 0, 1) - 0.6)
+    fresh = np.sqrt(1 - correlation**2) * 20 ** (np.clip(depth, 0, 1) - 0.75)
     return np.sqrt(1 - np.minimum(fresh, 0.98) ** 2)
 
 
