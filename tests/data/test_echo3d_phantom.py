@@ -45,6 +45,7 @@ def test_layout_is_the_documented_one(phantom: Path) -> None:
     for folder in sorted(phantom.iterdir()):
         assert sorted(p.name for p in folder.iterdir()) == [
             "ED.nii.gz", "ED_label.nii.gz", "ED_to_ES_ddf.nii.gz", "ES.nii.gz", "ES_label.nii.gz",
+            "ES_noise.nii.gz",
         ]  # fmt: skip
         image = nibabel.load(folder / "ED.nii.gz")
         shapes.append(image.shape)
