@@ -34,7 +34,7 @@ def test_same_seed_writes_the_same_bytes_whatever_the_number_of_subjects(tmp_pat
     few = _contents(make_echo3d_phantom(tmp_path / "few", n_train=1, **small))
     many = _contents(make_echo3d_phantom(tmp_path / "many", n_train=2, **small))
     other = _contents(make_echo3d_phantom(tmp_path / "other", n_train=1, seed=1, **small))
-    assert len(few) == 5 and len(many) == 10
+    assert len(few) == 6 and len(many) == 12
     assert few == {name: many[name] for name in few}
     assert few.keys() == other.keys() and not set(few.values()) & set(other.values())
 
