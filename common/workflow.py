@@ -19,6 +19,7 @@ from .data.pairs import PairDataset, evaluation_loader, training_loader
 from .engines.adaptation import adapt
 from .engines.evaluator import RegistrationEvaluator
 from .engines.instance import InstanceOptimisation
+from .engines.maps import evaluated_maps
 from .engines.memory import keep_freed_memory
 from .engines.method import MODEL, Method
 from .engines.solvers import is_solver, refuse_solver
@@ -55,6 +56,7 @@ class Options:
         instance_iterations: steps of optimising each pair; 0 for none.
         instance_target: what these steps change: "weights" or "field".
         instance_learning_rate: of these steps.
+        maps: an inference also writes maps, see ``engines.maps.PixelMaps``.
 
     Raises:
         ValueError: naming the option, what was expected and what came.
@@ -76,11 +78,11 @@ class Options:
     instance_iterations: int = 0
     instance_target: str = "weights"
     instance_learning_rate: float = 2e-5
+    maps: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = checked(field.name, getattr(self, field.name), field.default)
-            object.__setattr__(self, field.name, value)
+            object.__setattr__(self, field.name, checked(field.name, getattr(self, field.name), field.default))
         object.__setattr__(self, "device", select_device(self.device))
 
 
@@ -220,8 +222,7 @@ def evaluator(
         amp=options.amp,
         both_ways=any(isinstance(measure, InverseConsistencyMeasures) for measure in measures),
         condition=options.condition,
-        estimator=None if is_solver(method.network) else method.estimator_network,  # untrained where nothing is loaded
-        estimator_input=method.estimator_input,
+        maps=evaluated_maps(method),
         val_handlers=[*shared, *val_handlers],
     )
 
@@ -237,9 +238,8 @@ def load(method: Method, ckpt_path: str | Path, all_modules: bool = True) -> Non
     Raises:
         FileNotFoundError, ValueError: as ``handlers.state.load_weights``.
     """
-    if is_solver(method.network):
-        return
-    load_modules(method.modules if all_modules else {MODEL: method.network}, ckpt_path)
+    if not is_solver(method.network):
+        load_modules(method.modules if all_modules else {MODEL: method.network}, ckpt_path)
 
 
 def train(method: Method, trainer: RegistrationTrainer, evaluator: RegistrationEvaluator, options: Options) -> None:
@@ -295,6 +295,6 @@ def infer(method: Method, evaluator: Evaluator, ckpt_path: str | Path, options: 
     Raises:
         FileNotFoundError, ValueError: as ``load``, and as ``train`` for the output folder.
     """
-    load(method, ckpt_path, all_modules=bool(options.instance_iterations))
+    load(method, ckpt_path, all_modules=options.maps or bool(options.instance_iterations))
     claim(options.output_dir)
     evaluator.run()

@@ -11,7 +11,8 @@ Layout, as published::
 
 or the patient folders directly under ``dataset_dir``; ``*_4d.nii.gz`` is not read. A phantom in this layout adds
 ``patient001_frame01_to_frame12_ddf.nii.gz``, the true displacement ``(X, Y, Z, 2)`` in voxels of the slice:
-fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES.
+fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES, and ``patient001_frame12_noise.nii.gz``, the standard
+deviation of the noise of ES.
 
 Every short-axis slice is a pair. Files are read by their headers (``common.data.reading``): slices last, wherever they
 are stored, the plane's axes as `ORIENTATION` where the header gives one (the release's frames are left-posterior as
@@ -41,7 +42,7 @@ from .acdc_phantom import PHANTOM
 from .centres import CROP_CENTERS, slice_centres
 from .decoded import MEMORY, DecodedPairs
 from .layout import DatasetLayoutError, Invalid, dataset_root
-from .reading import check_phases, read_case, read_displacement, slices_first
+from .reading import check_phases, read_case, read_displacement, read_noise_level, slices_first
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ INFERENCE = {
     "align": "physical", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,
     "crop_center": "auto",
 }  # fmt: skip
-TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "true_ddf")
+TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "true_ddf", "noise_level")
 
 
 def root(dataset_dir: str | Path) -> Path:
@@ -193,7 +194,8 @@ def load_pairs(
         A dict a slice, in memory a list of them. ``moving_image``, ``fixed_image``: float32 ``(1, X, Y)``, on the data
         set's axes; ``moving_label``, ``fixed_label``: uint8 ``(1, X, Y)``; ``centre``: float32 ``(2,)``, voxels;
         ``subject``: 'patient001'; ``group``: diagnosis, '' where not given; ``slice``: int; ``spacing``: float32
-        ``(2,)`` in mm, in the plane, NaN where unknown; ``true_ddf``: float32 ``(2, X, Y)``, voxels, for phantoms.
+        ``(2,)`` in mm, in the plane, NaN where unknown; for phantoms ``true_ddf``: float32 ``(2, X, Y)``, voxels, and
+        ``noise_level``: float32 ``(1, X, Y)``, standard deviation of the noise of the fixed image, in its units.
 
     Raises:
         DatasetLayoutError: for a missing folder, an empty split, or a patient that is not as published.
@@ -239,6 +241,8 @@ def read_patient(part: Mapping[str, Any]) -> dict[str, Any]:
         }
         if "true_ddf" in part:
             stacks["true_ddf"] = read_displacement(part["true_ddf"], moving, ORIENTATION)
+        if "noise_level" in part:
+            stacks["noise_level"] = read_noise_level(part["noise_level"], fixed, ORIENTATION)
         stacks["centre"] = torch.stack(slice_centres(stacks, part["crop_center"], LABELS["myocardium"]))
     except DatasetLayoutError as error:
         raise DatasetLayoutError(f"{subject}: {error}") from error

@@ -40,7 +40,8 @@ def patient_files(folder: Path) -> dict[str, str]:
         folder: of the patient.
 
     Returns:
-        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label`` and, of phantoms, ``true_ddf``;
+        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label`` and, of phantoms, ``true_ddf``,
+        ``noise_level``;
         ``subject``: 'patient001'; ``group``: diagnosis, '' where not given.
 
     Raises:
@@ -58,6 +59,9 @@ def patient_files(folder: Path) -> dict[str, str]:
     truth = folder / f"{folder.name}_{frames[0]}_to_{frames[1]}_ddf.nii.gz"
     if truth.is_file():
         files["true_ddf"] = str(truth)
+    noise = folder / f"{folder.name}_{frames[1]}_noise.nii.gz"
+    if noise.is_file():
+        files["noise_level"] = str(noise)
     return files | {"subject": folder.name, "group": info.get("Group", "")}
 
 

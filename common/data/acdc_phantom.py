@@ -20,7 +20,7 @@ REFERENCE_SHAPE, PIXEL_MM, SLICE_MM = (160, 144), 1.5625, 10.0
 
 
 def _make_patient(folder: Path, number: int, shape: tuple[int, int], n_slices: int, seed: int) -> None:
-    """Draw one patient from (seed, number) alone and write the six files of the folder."""
+    """Draw one patient from (seed, number) alone and write the seven files of the folder."""
     rng = np.random.default_rng((seed, number))
     group = list(GROUPS)[(number - 1 + (number - 1) // 5) % len(GROUPS)]  # shifts, so that digits 4, 9 meet every group
     patient, es_frame = draw_patient(group, rng), int(rng.integers(9, 15))
@@ -34,7 +34,8 @@ def _make_patient(folder: Path, number: int, shape: tuple[int, int], n_slices: i
     extent = np.array(shape) / (2 * unit)
     texture, fresh = smooth_texture(size, 1.6 * unit, rng), smooth_texture(size, 1.6 * unit, rng)
     coil = np.exp(0.2 * smooth_texture(size, 35 * unit, rng, 4.0) - 0.006 * (points[1] + 0.5 * points[0]))
-    noise_factor = 0.6 + 1.6 * np.exp(-0.5 * (polar(points, rng.normal(0, 25, (2, 1, 1, 1)))[0] / 40) ** 2)
+    # Rises towards a place far from all coils, as the noise of parallel imaging does.
+    noise_factor = 0.22 * 14 ** np.exp(-0.5 * (polar(points, rng.normal(0, 25, (2, 1, 1, 1)))[0] / 36) ** 2)
     affine = np.diag([-PIXEL_MM / unit, -PIXEL_MM / unit, SLICE_MM, 1.0])  # LPS, as the release
     for frame, es in ((1, False), (es_frame, True)):
         if es:  # the anatomy is evaluated where the tissue was at ED; a part of its pattern has moved in from elsewhere
@@ -43,8 +44,10 @@ def _make_patient(folder: Path, number: int, shape: tuple[int, int], n_slices: i
             points = points + ddf / unit
         signal, label = paint(points, patient, level, 1.3 / unit, extent, texture, es)
         stem = f"patient{number:03d}_frame{frame:02d}"
-        write_reproducible_nifti(folder / f"{stem}.nii.gz", acquire(signal, coil, noise_factor, rng, unit), affine)
+        image, noise = acquire(signal, coil, noise_factor, rng, unit)
+        write_reproducible_nifti(folder / f"{stem}.nii.gz", image, affine)
         write_reproducible_nifti(folder / f"{stem}_gt.nii.gz", label, affine)
+    write_reproducible_nifti(folder / f"{stem}_noise.nii.gz", noise, affine)
     truth = folder / f"patient{number:03d}_frame01_to_frame{es_frame:02d}_ddf.nii.gz"
     write_reproducible_nifti(truth, np.moveaxis(ddf, 0, -1), affine)
     height, weight = round(rng.normal(170, 9), 1), round(rng.normal(75, 12), 1)
@@ -82,7 +85,8 @@ def make_acdc_phantom(
 
     ``training/patientNNN`` and ``testing/patient1NN`` each hold Info.cfg, image and label (1 RV, 2 myocardium, 3 LV) of
     ED and ES, and the truth ``patientNNN_frame01_to_frameMM_ddf.nii.gz``: (X, Y, Z, 2) float32 displacement in voxels,
-    in the plane, with ES(x) ~ ED(x + ddf(x)). The anatomy of ES is the continuous ED anatomy evaluated at x + ddf(x);
+    in the plane, with ES(x) ~ ED(x + ddf(x)); and ``patientNNN_frameMM_noise.nii.gz``, float32, the standard deviation
+    of ES's noise at each voxel, in grey levels. The anatomy of ES is the continuous ED anatomy evaluated at x + ddf(x);
     papillary muscles, trabeculae, blood signal and some basal and apical slices then differ on purpose, as what moves
     through the plane has no counterpart in ED. A patient depends on (seed, number) alone, not on how many are made.
 
@@ -120,7 +124,7 @@ PHANTOM = Phantom(
     "acdc_phantom",
     make_acdc_phantom,
     small={"n_train": 3, "n_test": 1, "shape": (96, 88), "n_slices": 3},
-    version=2,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
+    version=3,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
     text="stands in for patients of ACDC; its results say nothing of real hearts. Set dataset_dir to the folder of "
     "the ACDC release for those.",
 )

@@ -13,7 +13,8 @@ Layout, as the NIfTI release has it::
 
 ``*_half_sequence*`` is not read; Info files and the split may be absent, as in processed copies. A phantom in this
 layout adds ``patient0001_2CH_ED_to_ES_ddf.nii.gz``, the true displacement ``(X, Y, 1, 2)`` in voxels of the file:
-fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES.
+fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES, and ``patient0001_2CH_ES_noise.nii.gz``, the standard
+deviation of the noise of ES.
 
 Every view of a patient is a pair. The whole image is brought to ``spatial_size``, as the published preprocessing does,
 its aspect ratio lost; voxels of both axes then differ. Files are (width, depth) with the axes that ITK gives an image
@@ -40,7 +41,7 @@ from .camus_folder import LAYOUT, PARTITIONS, VIEWS, official_split, patient_fol
 from .camus_phantom import PHANTOM
 from .decoded import MEMORY, DecodedPairs
 from .layout import DatasetLayoutError, Invalid, dataset_root
-from .reading import check_phases, read_case, read_displacement, slices_first
+from .reading import check_phases, read_case, read_displacement, read_noise_level, slices_first
 
 SPLITS = ("train", "validation", "all")  # and "test", where the release's split is at hand
 LABELS = {"myocardium": 2, "lv": 1, "atrium": 3}
@@ -48,7 +49,7 @@ ORIENTATION, SPACING, SPACING_RANGE = "LPS", None, None
 SPATIAL_SIZE = (128, 128)  # to which the whole image is brought
 # How inference reads a pair of images; what is not said here is as in training.
 INFERENCE = {"align": "physical", "orientation": ORIENTATION, "resize": True, "crop_center": "middle"}
-TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "true_ddf")
+TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "true_ddf", "noise_level")
 
 
 def root(dataset_dir: str | Path) -> Path:
@@ -178,8 +179,9 @@ def load_pairs(
         A dict a pair, in memory a list of them. ``moving_image``, ``fixed_image``: float32 ``(1, X, Y)``;
         ``moving_label``, ``fixed_label``: uint8 ``(1, X, Y)``; ``centre``: float32 ``(2,)``, of the image; ``subject``:
         'patient0001'; ``case``: 'patient0001_2CH'; ``group``: the image's quality, 'Good', 'Medium' or 'Poor', '' where
-        not given; ``spacing``: float32 ``(2,)`` in mm, NaN where unknown; ``true_ddf``: float32 ``(2, X, Y)``, voxels,
-        for phantoms.
+        not given; ``spacing``: float32 ``(2,)`` in mm, NaN where unknown; for phantoms ``true_ddf``: float32
+        ``(2, X, Y)``, voxels, and ``noise_level``: float32 ``(1, X, Y)``, standard deviation of the noise of the fixed
+        image, in its units.
 
     Raises:
         DatasetLayoutError: as ``datalist``, and for files that are not as published.
@@ -226,6 +228,8 @@ def read_view(part: Mapping[str, Any]) -> dict[str, Any]:
         read = {key: slices_first(array)[0] for key, array in images.items()}
         if "true_ddf" in part:
             read["true_ddf"] = read_displacement(part["true_ddf"], moving, ORIENTATION)[0]
+        if "noise_level" in part:
+            read["noise_level"] = read_noise_level(part["noise_level"], fixed, ORIENTATION)[0]
     except DatasetLayoutError as error:
         raise DatasetLayoutError(f"{part['case']}: {error}") from error
     known = not spacing_is_unknown(before)

@@ -66,6 +66,9 @@ def view_files(folder: Path, view: str) -> dict[str, str]:
     truth = folder / f"{case}_ED_to_ES_ddf.nii.gz"
     if truth.is_file():
         files["true_ddf"] = str(truth)
+    noise = folder / f"{case}_ES_noise.nii.gz"
+    if noise.is_file():
+        files["noise_level"] = str(noise)
     return files | {"subject": folder.name, "case": case, "group": _info(folder / f"Info_{view}.cfg")}
 
 

@@ -18,12 +18,22 @@ from numpy.typing import NDArray
 from ..atomic import atomic_path
 from .phantom_cache import Phantom, write_reproducible_nifti
 from .scanner import Array, smooth_texture
-from .speckle import attenuation, log_compressed, moved, scattering, sector
+from .speckle import (
+    attenuation,
+    carried,
+    correlation_at,
+    log_compressed,
+    moved,
+    scattering,
+    sector,
+    shown_deviation,
+)
 
 REFERENCE_SHAPE, SPACING = (192, 208), (0.8, 0.7)  # voxels, and mm of a voxel, along width and depth
 QUALITIES = ("Good", "Medium", "Poor")
 HALF_ANGLE, NEAR, FAR = np.radians(39), 6.0, 142.0  # of the sector
 BLUR = 1.2  # mm, width of an edge
+DECIBELS = 45.0
 
 
 class _Heart(NamedTuple):
@@ -131,7 +141,7 @@ class _Probe(NamedTuple):
     quality: str
     gain: Array  # (*S), drop-out and attenuation
     inside: NDArray[np.bool_]
-    correlation: float  # of the speckle between the frames
+    correlation: Array  # (*S), of the speckle between the frames
     noise: float
 
 
@@ -142,18 +152,25 @@ def _draw_probe(points: Array, quality: str, rng: Generator) -> _Probe:
     for _ in range(1 + poor):  # ribs and lung: beams that carry little
         centre, width = rng.uniform(-HALF_ANGLE, HALF_ANGLE), rng.uniform(0.04, 0.1)
         gain = gain * (1 - (0.5 + 0.15 * poor) * np.exp(-(((angle - centre) / width) ** 2)))
-    correlation = rng.uniform(0.6, 0.85) - 0.12 * poor
+    correlation = correlation_at((depth - NEAR) / (FAR - NEAR), rng.uniform(0.6, 0.85) - 0.12 * poor)
     return _Probe(quality, gain, sector(points, [HALF_ANGLE], NEAR, FAR), correlation, 0.006 * (1 + poor))
 
 
 def _frame(signal: Array, field: NDArray, probe: _Probe, rng: Generator) -> NDArray[np.uint8]:
     noise = probe.noise * (rng.standard_normal(signal.shape) + 1j * rng.standard_normal(signal.shape))
     amplitude = np.abs(np.sqrt(signal) * probe.gain * field + noise)
-    return np.rint(255 * log_compressed(amplitude, 45) * probe.inside).astype(np.uint8)
+    return np.rint(255 * log_compressed(amplitude, DECIBELS) * probe.inside).astype(np.uint8)
+
+
+def _noise(signal: Array, kept: NDArray, probe: _Probe) -> NDArray[np.float32]:
+    """Standard deviation of the grey levels of a frame, given the speckle ``kept`` from the one before."""
+    steady = np.sqrt(signal) * probe.gain * probe.correlation * np.abs(kept)
+    spread = np.sqrt(signal * probe.gain**2 * (1 - probe.correlation**2) + 2 * probe.noise**2)
+    return (255 * shown_deviation(steady, spread, DECIBELS) * probe.inside).astype(np.float32)
 
 
 def _make_view(folder: Path, view: str, shape: tuple[int, int], quality: str, rng: Generator) -> None:
-    """Write the five files of a view, and its Info."""
+    """Write the six files of a view, and its Info."""
     unit = min(n / reference for n, reference in zip(shape, REFERENCE_SHAPE, strict=True))
     spacing = np.array(SPACING) / unit
     grid = np.indices(shape).astype(np.float64)
@@ -177,6 +194,7 @@ def _make_view(folder: Path, view: str, shape: tuple[int, int], quality: str, rn
     for phase, (image, label) in frames.items():
         write_reproducible_nifti(folder / f"{stem}_{phase}.nii.gz", image, affine)
         write_reproducible_nifti(folder / f"{stem}_{phase}_gt.nii.gz", label, affine)
+    write_reproducible_nifti(folder / f"{stem}_ES_noise.nii.gz", _noise(after, carried(field, ddf), probe), affine)
     truth = np.moveaxis(ddf, 0, -1)[:, :, None].astype(np.float32)
     write_reproducible_nifti(folder / f"{stem}_ED_to_ES_ddf.nii.gz", truth, affine)
     area = [float((label == 1).sum()) for label in (label_before, label_after)]
@@ -191,9 +209,10 @@ def make_camus_phantom(root: str | Path, n_train: int = 16, shape: tuple[int, in
 
     ``database_nifti/patientNNNN`` holds image and labels (1 ventricle, 2 myocardium, 3 atrium) of ED and ES and an Info
     file for both views, and the truth ``patientNNNN_2CH_ED_to_ES_ddf.nii.gz``: (X, Y, 1, 2) float32 in voxels, with
-    ES(x) ~ ED(x + ddf(x)); ``database_split`` names the patients of each split. Speckle moves with the tissue and loses
-    part of its likeness; sector, attenuation and drop-out stay with the probe. A patient depends on (seed, number)
-    alone.
+    ES(x) ~ ED(x + ddf(x)); ``patientNNNN_2CH_ES_noise.nii.gz``: float32, the standard deviation of ES's grey levels at
+    each voxel, given anatomy and the speckle that moves with it from ED; ``database_split`` names the patients of each
+    split. Speckle moves with the tissue and loses part of its likeness, more with depth; sector, attenuation and
+    drop-out stay with the probe. A patient depends on (seed, number) alone.
 
     Args:
         root: folder to fill; must not hold ``database_nifti`` yet.
@@ -241,7 +260,7 @@ PHANTOM = Phantom(
     "camus_phantom",
     make_camus_phantom,
     small={"n_train": 3, "shape": (96, 104)},
-    version=1,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
+    version=2,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
     text="stands in for patients of CAMUS; its results say nothing of real hearts. Set dataset_dir to the folder of "
     "the CAMUS release for those.",
 )

@@ -11,7 +11,8 @@ Layout::
 
 SUBJECT is any name of letters, digits, '.', '-' and '_'. Without split files a hash of the name decides, whatever other
 subjects there are. A phantom in this layout adds ``ED_to_ES_ddf.nii.gz``, the true displacement ``(X, Y, Z, 3)`` in
-voxels of the file: fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES.
+voxels of the file: fixed(x) = moving(x + ddf(x)) with moving = ED, fixed = ES, and ``ES_noise.nii.gz``, the
+standard deviation of the noise of ES.
 
 Each subject is a pair. The whole volume is brought to ``spatial_size``, as published, its aspect ratio lost. Voxels of
 1 mm all round mean 'unknown spacing', since arrays that are saved without a header come that way; it is NaN then.
@@ -40,7 +41,7 @@ from ..io.spacing import resample_to_spacing, spacing_of_size
 from .decoded import MEMORY, DecodedPairs
 from .echo3d_phantom import PHANTOM, split_by_name
 from .layout import DatasetLayoutError, Invalid, dataset_root
-from .reading import check_phases, read_case, read_displacement
+from .reading import check_phases, read_case, read_displacement, read_noise_level
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ FILES = {
     "moving_image": "ED.nii.gz", "fixed_image": "ES.nii.gz",
     "moving_label": "ED_label.nii.gz", "fixed_label": "ES_label.nii.gz",
 }  # fmt: skip
+PHANTOM_FILES = {"true_ddf": "ED_to_ES_ddf.nii.gz", "noise_level": "ES_noise.nii.gz"}
 
 
 def root(dataset_dir: str | Path) -> Path:
@@ -156,8 +158,8 @@ def datalist(dataset_dir: str | Path, split: str = "train", skip_invalid: bool =
         skip_invalid: leave out subjects that lack a file, with a warning each.
 
     Returns:
-        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label``, and of phantoms ``true_ddf``;
-        ``subject``. JSON-serialisable.
+        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label``, and of phantoms ``true_ddf``,
+        ``noise_level``; ``subject``. JSON-serialisable.
 
     Raises:
         DatasetLayoutError: as ``subjects``, and for a subject that lacks a file.
@@ -171,8 +173,8 @@ def datalist(dataset_dir: str | Path, split: str = "train", skip_invalid: bool =
             absent = [str(path) for path in files.values() if not path.is_file()]
             if absent:
                 raise DatasetLayoutError(f"{name}: no file {', '.join(absent)}; {LAYOUT}.")
-            truth = folder / name / "ED_to_ES_ddf.nii.gz"
-            files |= {"true_ddf": truth} if truth.is_file() else {}
+            besides = {key: folder / name / file for key, file in PHANTOM_FILES.items()}
+            files |= {key: path for key, path in besides.items() if path.is_file()}
             entries.append({key: str(path) for key, path in files.items()} | {"subject": name})
     invalid.report(split, dataset_dir, len(entries))
     return entries
@@ -199,7 +201,8 @@ def load_pairs(
     Returns:
         A dict a pair, in memory a list of them. ``moving_image``, ``fixed_image``: float32 ``(1, *S)``;
         ``moving_label``, ``fixed_label``: uint8 ``(1, *S)``; ``centre``: float32 ``(3,)``, of the volume; ``subject``;
-        ``spacing``: float32 ``(3,)`` in mm, NaN where unknown; ``true_ddf``: float32 ``(3, *S)``, voxels, for phantoms;
+        ``spacing``: float32 ``(3,)`` in mm, NaN where unknown; for phantoms ``true_ddf``: float32 ``(3, *S)``, voxels,
+        and ``noise_level``: float32 ``(1, *S)``, standard deviation of the noise of the fixed image, in its units;
         where asked for ``moving_label_original``, ``fixed_label_original``: uint8 ``(1, *O)``, and
         ``spacing_original``: float32 ``(3,)``.
 
@@ -245,7 +248,8 @@ def read_subject(part: Mapping[str, Any]) -> dict[str, Any]:
         spacing = spacing_of_size(moving, part["spatial_size"])
         resized = [resample_to_spacing(image, spacing, "bilinear") for image in (moving, fixed)]
         small = [resample_to_spacing(label, spacing, "nearest").array for label in (moving_label, fixed_label)]
-        truth = read_displacement(part["true_ddf"], resized[0], ORIENTATION, 3) if "true_ddf" in part else None
+        reads = {"true_ddf": read_displacement, "noise_level": read_noise_level}
+        truths = {key: read(part[key], resized[1], ORIENTATION, 3) for key, read in reads.items() if key in part}
     except DatasetLayoutError as error:
         raise DatasetLayoutError(f"{part['subject']}: {error}") from error
     tensors = {"moving_image": resized[0].array[None], "fixed_image": resized[1].array[None],
@@ -256,7 +260,7 @@ def read_subject(part: Mapping[str, Any]) -> dict[str, Any]:
         labels = {"moving_label_original": moving_label, "fixed_label_original": fixed_label}
         tensors |= {key: label.array[None].byte() for key, label in labels.items()}
         tensors["spacing_original"] = _known(moving.spacing, moving)
-    return tensors | ({} if truth is None else {"true_ddf": truth})
+    return tensors | truths
 
 
 def _pair(entry: Mapping[str, Any], subject: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,22 @@ from scipy.spatial.transform import Rotation
 
 from .phantom_cache import Phantom, write_reproducible_nifti
 from .scanner import Array
-from .speckle import attenuation, log_compressed, moved, scattering, sector
+from .speckle import (
+    attenuation,
+    carried,
+    correlation_at,
+    log_compressed,
+    moved,
+    scattering,
+    sector,
+    shown_deviation,
+)
 
 FIELD = np.array([112.0, 104.0, 124.0])  # mm, of the volume
 PROBE = np.array([0.0, 0.0, -64.0])  # mm, the apex of the sector
 BASE = 0.5  # of the long half-axis: the valve's plane
 ALONG, ACROSS = 1.0, 1.7  # mm, widths of the point-spread function
+NEAR, FAR = 8.0, 122.0  # mm from the probe, of the sector
 DECIBELS, HALF_DEPTH, CORRELATION = 50.0, 140.0, 0.75
 
 
@@ -99,8 +109,8 @@ def _paint(points: Array, heart: _Ventricle) -> tuple[Array, NDArray[np.uint8]]:
     return echo, label.astype(np.uint8)
 
 
-def _shown(echo: Array, field: NDArray, points: Array, heart: _Ventricle) -> NDArray[np.uint8]:
-    """What the scanner makes of scattering in tissue: grey levels, 0 outside of the sector."""
+def _beam(echo: Array, points: Array, heart: _Ventricle) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """What the scanner makes of tissue: the amplitude that scattering is shown with, depth in mm, and the sector."""
     offset = points - PROBE[:, None, None, None]
     depth = np.sqrt(np.square(offset).sum(0))
     azimuth = np.arctan2(offset[1], offset[0])
@@ -109,13 +119,18 @@ def _shown(echo: Array, field: NDArray, points: Array, heart: _Ventricle) -> NDA
     for where, width, strength in heart.dropouts:
         near = np.exp((np.cos(azimuth - where) - 1) / width**2)
         gain = gain * (1 - strength * near * side**2)
-    amplitude = np.sqrt(gaussian_filter(echo, 0.6)) * np.abs(field) * gain
-    inside = sector(offset, np.radians([40.0, 38.0]).tolist(), 8.0, 122.0)
-    return np.rint(255 * log_compressed(1.6 * amplitude, DECIBELS) * inside).astype(np.uint8)
+    inside = sector(offset, np.radians([40.0, 38.0]).tolist(), NEAR, FAR)
+    return 1.6 * np.sqrt(gaussian_filter(echo, 0.6)) * gain, depth, inside
+
+
+def _noise(amplitude: Array, kept: NDArray, correlation: Array, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Standard deviation of the grey levels of ES, given the speckle ``kept`` from ED."""
+    spread = amplitude * np.sqrt(1 - correlation**2)
+    return (255 * shown_deviation(amplitude * correlation * np.abs(kept), spread, DECIBELS) * inside).astype(np.float32)
 
 
 def _make_subject(folder: Path, number: int, shape: tuple[int, ...], seed: int) -> None:
-    """Draw one subject from (seed, number) alone and write its five files."""
+    """Draw one subject from (seed, number) alone and write its six files."""
     rng = np.random.default_rng((seed, number))
     heart = _draw(rng, shape)
     spacing = FIELD / heart.shape
@@ -130,10 +145,16 @@ def _make_subject(folder: Path, number: int, shape: tuple[int, ...], seed: int) 
     for phase in ("ED", "ES"):
         tissue = points
         if phase == "ES":
-            field = moved(field, ddf, rng, CORRELATION, along, across)
             tissue = points + ddf * spacing[:, None, None, None]
         echo, label = _paint(tissue, heart)
-        write_reproducible_nifti(folder / f"{phase}.nii.gz", _shown(echo, field, points, heart), affine)
+        amplitude, depth, inside = _beam(echo, points, heart)
+        if phase == "ES":
+            correlation = correlation_at((depth - NEAR) / (FAR - NEAR), CORRELATION)
+            level = _noise(amplitude, carried(field, ddf), correlation, inside)
+            write_reproducible_nifti(folder / "ES_noise.nii.gz", level, affine)
+            field = moved(field, ddf, rng, correlation, along, across)
+        image = np.rint(255 * log_compressed(amplitude * np.abs(field), DECIBELS) * inside).astype(np.uint8)
+        write_reproducible_nifti(folder / f"{phase}.nii.gz", image, affine)
         write_reproducible_nifti(folder / f"{phase}_label.nii.gz", label, affine)
     write_reproducible_nifti(folder / "ED_to_ES_ddf.nii.gz", np.moveaxis(ddf, 0, -1).astype(np.float32), affine)
 
@@ -162,9 +183,11 @@ def make_echo3d_phantom(
     """Write synthetic 3D echocardiograms, ED and ES, in the layout of ``common.data.echo3d``.
 
     ``phantomNNN/{ED,ES}.nii.gz`` (uint8), ``{ED,ES}_label.nii.gz`` (uint8: 1 cavity, 2 myocardium) and
-    ``ED_to_ES_ddf.nii.gz``, the truth: (X, Y, Z, 3) float32 in voxels, ES(x) ~ ED(x + ddf(x)). Speckle moves with the
-    tissue and loses part of its likeness; a sector, attenuation and drop-outs limit what is seen. Volumes differ in
-    shape and spacing. A subject depends on (seed, number, shape) alone, not on how many are made.
+    ``ED_to_ES_ddf.nii.gz``, the truth: (X, Y, Z, 3) float32 in voxels, ES(x) ~ ED(x + ddf(x)); ``ES_noise.nii.gz``:
+    float32, the standard deviation of ES's grey levels at each voxel, given anatomy and the speckle that moves with it
+    from ED. Speckle moves with the tissue and loses part of its likeness, more with depth; a sector, attenuation and
+    drop-outs limit what is seen. Volumes differ in shape and spacing. A subject depends on (seed, number, shape) alone,
+    not on how many are made.
 
     Args:
         root: folder to fill; must not exist, or be empty.
@@ -205,7 +228,7 @@ PHANTOM = Phantom(
     "echo3d_phantom",
     make_echo3d_phantom,
     small={"n_train": 2, "n_validation": 2, "n_test": 1, "shape": (40, 38, 44)},
-    version=1,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
+    version=2,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
     text="stands in for 3D echocardiography; its results say nothing of real hearts. Set dataset_dir to a folder of "
     "your own volumes, DIR/SUBJECT/ED.nii.gz, ES.nii.gz, ED_label.nii.gz, ES_label.nii.gz, for those.",
 )

@@ -6,6 +6,8 @@ Layout, as published::
     dataset_dir/[Task04_Hippocampus/]imagesTr/hippocampus_001.nii.gz    image, 1 mm
                                      labelsTr/hippocampus_001.nii.gz    labels: 1 anterior, 2 posterior
 
+A phantom in this layout adds ``noiseTr/hippocampus_001.nii.gz``, the standard deviation of the image's noise.
+
 ``imagesTs`` has no labels and is not read. Files are read by their headers (``common.data.reading``): axes brought to
 RAS, voxels to 1 mm, labels where their affine places them.
 
@@ -32,10 +34,10 @@ from ..checks import known_name
 from ..transforms.crop import centre_on_grid
 from ..transforms.intensity import clipped
 from .decoded import MEMORY, DecodedPairs
-from .hippocampus_phantom import PHANTOM
+from .hippocampus_phantom import NOISE, PHANTOM
 from .layout import DatasetLayoutError, dataset_root
 from .pairing import pair_names, read_pairs
-from .reading import read_case
+from .reading import read_case, read_noise_level
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ INFERENCE = {
     "align": "centres", "orientation": ORIENTATION, "spacing": SPACING, "spacing_range": SPACING_RANGE,
     "crop_center": "middle",
 }  # fmt: skip
+PARTS = {"image": "imagesTr", "label": "labelsTr", "noise_level": NOISE}  # of a subject, and their folders
 LAYOUT = (
     "expected DIR/imagesTr/hippocampus_001.nii.gz, … and DIR/labelsTr/hippocampus_001.nii.gz, …; get "
     "Task04_Hippocampus from the Medical Segmentation Decathlon and unpack it there unchanged"
@@ -163,7 +166,8 @@ def datalist(
             data set, as ``hippocampus_001``, ``hippocampus_001.nii.gz`` (with any folder before) or ``1``.
 
     Returns:
-        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label``; ``subject``: the fixed one;
+        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label``, of phantoms
+        ``moving_noise_level``, ``fixed_noise_level``; ``subject``: the fixed one;
         ``case``: 'hippocampus_007_to_hippocampus_003'. JSON-serialisable.
 
     Raises:
@@ -177,11 +181,9 @@ def datalist(
         known_name("split", split, SPLITS)
         listed = read_pairs(pairs, subjects(dataset_dir), _name)
     return [
-        {
-            **_files(folder, "moving", moving),
-            **_files(folder, "fixed", fixed),
-            **{"subject": fixed, "case": f"{moving}_to_{fixed}"},
-        }
+        _files(folder, "moving", moving)
+        | _files(folder, "fixed", fixed)
+        | {"subject": fixed, "case": f"{moving}_to_{fixed}"}
         for moving, fixed in listed
     ]
 
@@ -210,22 +212,23 @@ def load_pairs(
     Returns:
         A dict a pair, in memory a list of them, volumes shared between them. ``moving_image``, ``fixed_image``: float32
         ``(1, *S)``; ``moving_label``, ``fixed_label``: uint8 ``(1, *S)``; ``centre``: float32 ``(3,)``, of the grid;
-        ``subject``: the fixed one; ``case``: 'hippocampus_007_to_hippocampus_003'; ``spacing``: float32 ``(3,)``, mm.
+        ``subject``: the fixed one; ``case``: 'hippocampus_007_to_hippocampus_003'; ``spacing``: float32 ``(3,)``, mm;
+        for phantoms ``noise_level``: float32 ``(1, *S)``, standard deviation of the noise of the fixed image, in its
+        units.
 
     Raises:
         DatasetLayoutError: as ``datalist``, and for labels of another field of view or with other values.
         ValueError: as ``datalist``, and for a size that is not three numbers, or percentiles that are not two in order.
     """
     if len(spatial_size) != 3:
-        raise ValueError(
-            f"spatial_size: expected three numbers for the volumes of this data set, got {list(spatial_size)}."
-        )
+        raise ValueError(f"spatial_size: expected three numbers for these volumes, got {list(spatial_size)}.")
     clipped(torch.zeros(1), percentiles)  # before anything is read
     options = {"spatial_size": [int(n) for n in spatial_size], "percentiles": percentiles}
     decoded = DecodedPairs(
         datalist(dataset_dir, split, partners, pairs),
         parts=lambda entry: [
-            {"image": entry[f"{role}_image"], "label": entry[f"{role}_label"]} | options for role in ("moving", "fixed")
+            {key: entry[f"{role}_{key}"] for key in PARTS if f"{role}_{key}" in entry} | options
+            for role in ("moving", "fixed")
         ],
         read=read_volume,
         join=_pair,
@@ -238,10 +241,11 @@ def read_volume(part: Mapping[str, Any]) -> dict[str, Any]:
     """Decode a volume and its labels, centred on the working grid.
 
     Args:
-        part: ``image``, ``label``: paths; ``spatial_size``, ``percentiles`` of ``load_pairs``.
+        part: ``image``, ``label``, and of phantoms ``noise_level``: paths; ``spatial_size``, ``percentiles`` of
+            ``load_pairs``.
 
     Returns:
-        ``image``, ``label``: ``(1, *S)``; ``spacing``: ``(3,)`` in mm.
+        ``image``, ``label``, ``noise_level``: ``(1, *S)``; ``spacing``: ``(3,)`` in mm.
 
     Raises:
         DatasetLayoutError: naming the subject, for files that are not as published.
@@ -252,6 +256,7 @@ def read_volume(part: Mapping[str, Any]) -> dict[str, Any]:
             part["image"], part["label"], (0, *LABELS.values()), orientation=ORIENTATION, spacing=SPACING,
             spacing_range=SPACING_RANGE,
         )  # fmt: skip
+        levels = {key: read_noise_level(part[key], image, ORIENTATION, 3) for key in ("noise_level",) if key in part}
     except DatasetLayoutError as error:
         raise DatasetLayoutError(f"{name}: {error}") from error
     if any(n > s for n, s in zip(image.array.shape, size, strict=True)):
@@ -259,24 +264,18 @@ def read_volume(part: Mapping[str, Any]) -> dict[str, Any]:
             "%s, %s voxels, is larger than spatial_size %s and loses its border. Raise spatial_size.",
             name, list(image.array.shape), size,
         )  # fmt: skip
-    return {
-        "image": centre_on_grid(clipped(image.array[None], part["percentiles"]), size),
-        "label": centre_on_grid(label.array[None].byte(), size, label=True),
-        "spacing": torch.tensor(image.spacing),
-    }
+    on_grid = {key: centre_on_grid(level, size, label=True) for key, level in levels.items()}
+    on_grid["image"] = centre_on_grid(clipped(image.array[None], part["percentiles"]), size)
+    on_grid["label"] = centre_on_grid(label.array[None].byte(), size, label=True)
+    return on_grid | {"spacing": torch.tensor(image.spacing)}
 
 
 def _pair(entry: Mapping[str, Any], moving: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "moving_image": moving["image"],
-        "fixed_image": fixed["image"],
-        "moving_label": moving["label"],
-        "fixed_label": fixed["label"],
-        "centre": (torch.tensor([float(n) for n in fixed["image"].shape[1:]]) - 1) / 2,
-        "subject": entry["subject"],
-        "case": entry["case"],
-        "spacing": fixed["spacing"],
-    }
+    both = {"moving": moving, "fixed": fixed}
+    tensors = {f"{role}_{key}": volume[key] for role, volume in both.items() for key in ("image", "label")}
+    tensors |= {key: fixed[key] for key in ("spacing", "noise_level") if key in fixed}
+    centre = (torch.tensor([float(n) for n in fixed["image"].shape[1:]]) - 1) / 2
+    return tensors | {"centre": centre, "subject": entry["subject"], "case": entry["case"]}
 
 
 def _folder(dataset_dir: str | Path) -> Path:
@@ -288,10 +287,10 @@ def _folder(dataset_dir: str | Path) -> Path:
 
 
 def _files(folder: Path, role: str, name: str) -> dict[str, str]:
-    image, label = (folder / part / f"{name}.nii.gz" for part in ("imagesTr", "labelsTr"))
-    if not label.is_file():
-        raise DatasetLayoutError(f"{name}: there is {image}, but no labels {label}; {LAYOUT}.")
-    return {f"{role}_image": str(image), f"{role}_label": str(label)}
+    files = {key: folder / part / f"{name}.nii.gz" for key, part in PARTS.items()}
+    if not files["label"].is_file():
+        raise DatasetLayoutError(f"{name}: there is {files['image']}, but no labels {files['label']}; {LAYOUT}.")
+    return {f"{role}_{key}": str(path) for key, path in files.items() if key != "noise_level" or path.is_file()}
 
 
 def _name(text: str) -> str:

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from .phantom_cache import Phantom, write_reproducible_nifti
-from .scanner import Array, smooth_texture
+from .scanner import Array, magnitude, rician_deviation, smooth_texture
 
 SHAPE_RANGE = ((31, 43), (40, 59), (24, 47))  # voxels, smallest and largest of the data set
 AFFINE = np.array([[1.0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
 WHITE, GREY, FLUID = 0.86, 0.50, 0.10
 BORDER = 4.0  # mm on the long axis: anterior lies in front of it
+NOISE = "noiseTr"  # folder of the phantom's noise levels, which the data set does not have
 BLUR = 1.3  # mm, width of an edge in the image
 
 
@@ -123,37 +124,48 @@ def _paint(u: Array, subject: _Subject, texture: Array) -> tuple[Array, NDArray[
     return np.clip(image, 0, 1), label.astype(np.uint8)
 
 
-def _acquire(signal: Array, rng: Generator) -> NDArray[np.float32]:
-    """Scanner: bias field, Rician noise, a few voxels far brighter than all tissue, and units of its own."""
+def _noise(shape: tuple[int, ...]) -> Array:
+    """Deviation of a channel's noise: it rises twelvefold with the distance from the coil at the side of the head."""
+    return np.broadcast_to(0.009 * 12 ** np.linspace(0, 1, shape[0])[:, None, None], shape)
+
+
+def _acquire(signal: Array, rng: Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scanner: bias field, Rician noise, a few voxels far brighter than all tissue, and units of its own.
+
+    Returns the image, and the standard deviation of its noise, rounding included.
+    """
     bias = np.exp(0.12 * smooth_texture(signal.shape, 12.0, rng, 12.0))
-    noise = 0.035 * rng.standard_normal((2, *signal.shape))
-    image = np.hypot(signal * bias + noise[0], noise[1])
+    deviation = _noise(signal.shape)
+    image, level = magnitude(signal * bias, deviation, rng), rician_deviation(signal * bias, deviation)
     image.flat[rng.choice(image.size, 4, replace=False)] = rng.uniform(2, 5, 4)
     unit = np.exp(rng.uniform(np.log(100), np.log(5e5)))  # as far apart as in the data set
-    return np.rint(unit * image).astype(np.float32)
+    return np.rint(unit * image).astype(np.float32), np.sqrt((unit * level) ** 2 + 1 / 12).astype(np.float32)
 
 
 def _make_subject(root: Path, number: int, seed: int) -> None:
-    """Draw one subject from (seed, number) alone and write its image and labels."""
+    """Draw one subject from (seed, number) alone and write its image, labels and noise."""
     rng = np.random.default_rng((seed, number))
     subject = _draw_subject(rng)
     points = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in subject.shape), indexing="ij"))
     texture = smooth_texture(subject.shape, 1.0, rng, 1.0)
     signal, label = _paint(_anatomical(points, subject), subject, texture)
     name = f"hippocampus_{number:03d}.nii.gz"
-    write_reproducible_nifti(root / "imagesTr" / name, _acquire(signal, rng), AFFINE)
-    write_reproducible_nifti(root / "labelsTr" / name, label, AFFINE)
+    image, level = _acquire(signal, rng)
+    for part, values in (("imagesTr", image), ("labelsTr", label), (NOISE, level)):
+        write_reproducible_nifti(root / part / name, values, AFFINE)
 
 
 def make_hippocampus_phantom(root: str | Path, n_train: int = 12, n_validation: int = 4, seed: int = 0) -> Path:
     """Write synthetic hippocampi in the layout of Task04_Hippocampus.
 
     ``imagesTr/hippocampus_NNN.nii.gz`` (float32, the scanner's units, different for each) and ``labelsTr/…`` (uint8: 1
-    anterior, 2 posterior), 1 mm, the subjects' shapes differing as in the data set. A subject depends on (seed, number)
-    alone, not on how many are made. No displacement is stored: between subjects none is exact on a grid.
+    anterior, 2 posterior), 1 mm, the subjects' shapes differing as in the data set; and ``noiseTr/…`` (float32), the
+    standard deviation of the image's noise at each voxel, in its units (but for four voxels that are far too bright). A
+    subject depends on (seed, number) alone, not on how many are made. No displacement is stored: between subjects none
+    is exact on a grid.
 
     Args:
-        root: folder to fill; must not hold ``imagesTr`` or ``labelsTr`` yet.
+        root: folder to fill; must not hold ``imagesTr``, ``labelsTr`` or ``noiseTr`` yet.
         n_train: number of subjects for training: the lowest numbers that do not end in 4 or 9.
         n_validation: number of subjects for validation: the lowest numbers that do.
         seed: of everything random.
@@ -163,7 +175,7 @@ def make_hippocampus_phantom(root: str | Path, n_train: int = 12, n_validation: 
 
     Raises:
         ValueError: a number is out of range.
-        FileExistsError: ``root`` holds ``imagesTr`` or ``labelsTr`` already.
+        FileExistsError: ``root`` holds one of them already.
 
     Reference:
         Antonelli et al., Nature Communications 13, 2022 (the data set whose layout and statistics are imitated).
@@ -180,7 +192,7 @@ def make_hippocampus_phantom(root: str | Path, n_train: int = 12, n_validation: 
             f"expected at least one subject and a seed of 0 or more, got n_train {n_train}, n_validation "
             f"{n_validation} and seed {seed}."
         )
-    for name in ("imagesTr", "labelsTr"):
+    for name in ("imagesTr", "labelsTr", NOISE):
         if (root / name).exists():
             raise FileExistsError(f"root: {root / name} exists already; name an empty folder or delete it first.")
     for number in sorted(training[:n_train] + validation[:n_validation]):
@@ -192,7 +204,7 @@ PHANTOM = Phantom(
     "hippocampus_phantom",
     make_hippocampus_phantom,
     small={"n_train": 3, "n_validation": 2},
-    version=1,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
+    version=2,  # raise it whenever the written voxels change, so that no old cache is taken for a new one
     text="stands in for MR of people; its results say nothing of real hippocampi. Set dataset_dir to the folder of "
     "Task04_Hippocampus (Medical Segmentation Decathlon, medicaldecathlon.com) for those.",
 )

@@ -14,14 +14,14 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
-from ..transforms.crop import CropToCentred
-from ..transforms.intensity import min_max
+from ..transforms.crop import ALONG, CropToCentred
+from ..transforms.intensity import min_max, offset_and_scale
 
 IMAGES = ("moving_image", "fixed_image")
 LABELS = ("moving_label", "fixed_label")
 MASKS = ("moving_mask", "fixed_mask")
 ORIGINALS = ("moving_label_original", "fixed_label_original")  # each of its case's own size
-DETAILS = ("subject", "case", "slice", "spacing", "group", "true_ddf", "spacing_original", *ORIGINALS)
+DETAILS = ("subject", "case", "slice", "spacing", "group", *ALONG, "spacing_original", *ORIGINALS)
 
 
 class PairDataset(Dataset):
@@ -29,7 +29,8 @@ class PairDataset(Dataset):
 
     Items that are asked for with a draw seed (see ``SeededSampler``) are for training: jittered, augmented, and they
     hold the images, labels where asked for, and masks where there are any. Items that are asked for by their index are
-    for evaluation: as they are, and they hold besides ``crop_start`` ``(d,)`` and what there is of ``DETAILS``.
+    for evaluation: as they are, and they hold besides ``crop_start`` ``(d,)`` and what there is of ``DETAILS``, where
+    ``noise_level`` is divided as the fixed image is: it is that of an image in [0, 1].
 
     Args:
         data: a dict a pair, as the data sets' ``load_pairs`` returns: ``moving_image``, ``fixed_image`` ``(C, *S)``,
@@ -84,6 +85,8 @@ class PairDataset(Dataset):
     def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
         """Return the pairs of a batch; torch's loader asks for them at once, and they are normalised at once."""
         pairs = [self._drawn(*item) if isinstance(item, tuple) else self._exact(item) for item in items]
+        for pair in (pair for pair in pairs if "noise_level" in pair):
+            pair["noise_level"] = pair["noise_level"] / offset_and_scale(pair["fixed_image"])[1]
         for key in IMAGES:
             for pair, image in zip(pairs, min_max(torch.stack([p[key] for p in pairs]), batched=True), strict=True):
                 pair[key] = image
@@ -91,7 +94,7 @@ class PairDataset(Dataset):
 
     def _exact(self, index: int) -> dict[str, Any]:
         pair = self._checked(index)
-        moved = (*self._training, "centre", *(("true_ddf",) if "true_ddf" in self._details else ()))
+        moved = (*self._training, "centre", *(key for key in ALONG if key in self._details))
         cropped: Any = self.crop({key: pair[key] for key in moved})
         cropped = {key: pair[key] for key in self._details} | cropped
         return {key: cropped[key] for key in (*self._training, *self._details, "crop_start")}

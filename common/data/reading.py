@@ -213,6 +213,38 @@ def read_displacement(path: str | Path, image: Image, orientation: str, spatial_
     return field.permute(3, 0, 1, 2).contiguous() if spatial_dims == 2 else field
 
 
+def read_noise_level(path: str | Path, image: Image, orientation: str, spatial_dims: int = 2) -> torch.Tensor:
+    """Standard deviation of the noise of a phantom's image, on the grid that the image was brought to.
+
+    Resampled as the image; it stays that of the file's voxels: what interpolation averages out is not taken off.
+
+    Args:
+        path: NIfTI file (X, Y, Z), in the units of the image.
+        image: the stack or volume, of the data set's orientation and spacing, over the same field of view.
+        orientation: of the data set.
+        spatial_dims: 2 for a stack, 3 for a volume.
+
+    Returns:
+        (Z, 1, X, Y) or (1, X, Y, Z).
+
+    Raises:
+        DatasetLayoutError: for a file that cannot be read, or of another field of view.
+    """
+    try:
+        level = load_image(path, "noise level")
+        level = reorient(_as_stack(level) if spatial_dims == 2 else level, orientation, spatial_dims)
+    except (ValueError, FileNotFoundError) as error:
+        raise DatasetLayoutError(str(error)) from error
+    if level.array.shape != image.array.shape:
+        level = resample_to_spacing(level, image.spacing, "bilinear")
+    if not same_grid(level, image):
+        raise DatasetLayoutError(
+            f"expected the grid of its image, {tuple(image.array.shape)}, in {path}, got {tuple(level.array.shape)} "
+            "placed elsewhere; generate the phantom anew."
+        )
+    return slices_first(level.array) if spatial_dims == 2 else level.array[None]
+
+
 def slices_first(array: torch.Tensor) -> torch.Tensor:
     """(X, Y, Z) -> (Z, 1, X, Y), contiguous, so that each slice is.
 

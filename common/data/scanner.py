@@ -7,6 +7,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.special import i0e, i1e
 
 Array = NDArray[np.float64]
 
@@ -27,7 +28,44 @@ def smooth_texture(shape: tuple[int, ...], sigma: float, rng: Generator, depth: 
     return field / field.std()
 
 
-def acquire(signal: Array, coil: Array, noise_factor: Array, rng: Generator, unit: float) -> NDArray[np.int16]:
+def magnitude(signal: Array, deviation: Array | float, rng: Generator) -> Array:
+    """Magnitude image of a signal with Gaussian noise in both of its channels: Rician.
+
+    Args:
+        signal: (*S), from 0.
+        deviation: of the noise of a channel, (*S) or a number.
+        rng: advanced by the draws.
+
+    Returns:
+        (*S).
+    """
+    noise = deviation * rng.standard_normal((2, *signal.shape))
+    return np.hypot(signal + noise[0], noise[1])
+
+
+def rician_deviation(signal: Array, deviation: Array | float) -> Array:
+    """Standard deviation of ``magnitude``: σ where the signal is strong, σ √(2 − π/2) where there is none.
+
+    Var = 2σ² + ν² − (π/2) σ² L(−ν²/2σ²)², L the Laguerre polynomial of degree ½.
+
+    Args:
+        signal: ν, (*S), from 0.
+        deviation: σ of a channel, above 0, (*S) or a number.
+
+    Returns:
+        (*S).
+
+    Reference:
+        Gudbjartsson and Patz, Magnetic Resonance in Medicine 34(6), 1995.
+    """
+    half = np.square(signal / deviation) / 4
+    laguerre = (1 + 2 * half) * i0e(half) + 2 * half * i1e(half)
+    return deviation * np.sqrt(np.maximum(2 + 4 * half - np.pi / 2 * laguerre**2, 0))
+
+
+def acquire(
+    signal: Array, coil: Array, noise_factor: Array, rng: Generator, unit: float
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
     """Scanner: coil shading with a part of its own in each frame, and Rician noise that varies over the image.
 
     Args:
@@ -38,8 +76,9 @@ def acquire(signal: Array, coil: Array, noise_factor: Array, rng: Generator, uni
         unit: voxels a reference pixel.
 
     Returns:
-        Grey levels.
+        Grey levels, and the standard deviation of each, rounding included.
     """
     own = np.exp(0.06 * smooth_texture(signal.shape, 28 * unit, rng, 2.0))
-    noise = 0.022 * noise_factor * rng.standard_normal((2, *signal.shape))
-    return np.rint(400 * np.hypot(signal * coil * own + noise[0], noise[1])).astype(np.int16)
+    seen, deviation = signal * coil * own, 0.022 * noise_factor
+    image = np.rint(400 * magnitude(seen, deviation, rng)).astype(np.int16)
+    return image, np.sqrt((400 * rician_deviation(seen, deviation)) ** 2 + 1 / 12).astype(np.float32)

@@ -12,6 +12,7 @@ ran along one of them: that differs from a sector's, whose beams fan out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
@@ -43,7 +44,22 @@ def scattering(shape: Sequence[int], rng: Generator, along: float, across: float
     return field / np.sqrt(np.mean(np.abs(field) ** 2))
 
 
-def moved(field: Complex, ddf: Array, rng: Generator, correlation: float, along: float, across: float,
+def carried(field: Complex, ddf: Array) -> Complex:
+    """Scattering that moves with the tissue: S(x + ddf(x)).
+
+    Args:
+        field: S, as ``scattering`` returns it.
+        ddf: (d, *S), in voxels: the tissue at x was at x + ddf(x).
+
+    Returns:
+        Shape of ``field``.
+    """
+    at = np.indices(field.shape) + ddf
+    real, imaginary = (map_coordinates(part, at, order=3, mode="grid-wrap") for part in (field.real, field.imag))
+    return real + 1j * imaginary
+
+
+def moved(field: Complex, ddf: Array, rng: Generator, correlation: Array | float, along: float, across: float,
           axis: int = -1) -> Complex:  # fmt: skip
     """Scattering after the tissue has moved: c S(x + ddf(x)) + √(1 - c²) S', with S' drawn anew.
 
@@ -51,9 +67,9 @@ def moved(field: Complex, ddf: Array, rng: Generator, correlation: float, along:
 
     Args:
         field: S, as ``scattering`` returns it.
-        ddf: (d, *S), in voxels: the tissue at x was at x + ddf(x).
+        ddf: see ``carried``.
         rng: advanced by the draws.
-        correlation: c, from 0 (all new) to 1 (all kept).
+        correlation: c, from 0 (all new) to 1 (all kept); a number, or one at each voxel.
         along: see ``scattering``.
         across: see ``scattering``.
         axis: see ``scattering``.
@@ -64,12 +80,27 @@ def moved(field: Complex, ddf: Array, rng: Generator, correlation: float, along:
     Raises:
         ValueError: for a correlation outside of [0, 1].
     """
-    if not 0 <= correlation <= 1:
+    if np.min(correlation) < 0 or np.max(correlation) > 1:
         raise ValueError(f"correlation: expected 0 to 1, got {correlation}.")
-    at = np.indices(field.shape) + ddf
-    kept = [map_coordinates(part, at, order=3, mode="grid-wrap") for part in (field.real, field.imag)]
     fresh = scattering(field.shape, rng, along, across, axis)
-    return correlation * (kept[0] + 1j * kept[1]) + np.sqrt(1 - correlation**2) * fresh
+    return correlation * carried(field, ddf) + np.sqrt(1 - np.square(correlation)) * fresh
+
+
+def correlation_at(depth: Array, correlation: float) -> Array:
+    """Likeness of speckle between two frames, which is lost with depth, where beams are wide and turned the most.
+
+    c = √(1 − f²), the fresh part f growing twentyfold from the probe to the end: f = √(1 − c₀²) 20^(t − ¾), at most
+    0.98.
+
+    Args:
+        depth: t, 0 at the probe and 1 at the end of the field of view.
+        correlation: c₀, at three quarters of the depth.
+
+    Returns:
+        Shape of ``depth``.
+    """
+    fresh = np.sqrt(1 - correlation**2) * 20 ** (np.clip(depth, 0, 1) - 0.75)
+    return np.sqrt(1 - np.minimum(fresh, 0.98) ** 2)
 
 
 def speckle(shape: Sequence[int], rng: Generator, along: float, across: float, axis: int = -1) -> Array:
@@ -133,3 +164,35 @@ def log_compressed(amplitude: Array, decibels: float) -> Array:
         Shape of ``amplitude``.
     """
     return np.clip(1 + 20 * np.log10(np.maximum(amplitude, 1e-12)) / decibels, 0, 1)
+
+
+def shown_deviation(steady: Array, spread: Array, decibels: float) -> Array:
+    """Standard deviation of ``log_compressed(|steady + spread n|)``, n complex Gaussian, E|n|² = 1.
+
+    Numbers between 0 and 1 as the screen shows them; 5.57 dB where nothing is steady, 6.14 dB spread / steady where
+    little is not, less where the screen is black or white. By numerical integration, to about one per cent.
+
+    Args:
+        steady: amplitude of what stays, from 0.
+        spread: amplitude of what is drawn anew, from 0, the same shape.
+        decibels: dynamic range, see ``log_compressed``.
+
+    Returns:
+        Shape of ``steady``.
+    """
+    spread = np.maximum(spread, 1e-9)
+    ratios, sizes, table = _deviations(float(decibels))
+    at = [np.arcsinh(steady / spread) / ratios[1], (np.log(spread) - sizes[0]) / (sizes[1] - sizes[0])]
+    return map_coordinates(table, at, order=1, mode="nearest")
+
+
+@lru_cache(maxsize=4)
+def _deviations(decibels: float) -> tuple[Array, Array, Array]:
+    """Axes asinh(steady / spread) and log(spread), and the table over both."""
+    ratios, sizes = np.linspace(0, 8, 121), np.log(10) * np.linspace(-5, 1, 181)
+    radius = np.sqrt(-np.log1p(-(np.arange(128) + 0.5) / 128))[:, None]
+    angle = np.pi * (np.arange(24) + 0.5) / 24
+    noise = (radius * np.exp(1j * angle)).ravel()
+    amplitudes = np.abs(np.sinh(ratios)[:, None] + noise)
+    table = [log_compressed(np.exp(size) * amplitudes, decibels).std(1) for size in sizes]
+    return ratios, sizes, np.stack(table, axis=1)

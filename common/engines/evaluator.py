@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,11 +14,10 @@ from monai.engines.evaluator import Evaluator
 from monai.utils import ForwardMode
 from torch import Tensor, nn
 
-from ..checks import known_name
 from ..networks.contract import condition_tensor
 from ..spatial.warp import warp
 from .instance import InstanceOptimisation
-from .method import ESTIMATOR_INPUTS
+from .maps import PixelMaps
 
 
 class RegistrationEvaluator(Evaluator):
@@ -37,9 +36,7 @@ class RegistrationEvaluator(Evaluator):
         both_ways: also register fixed onto moving, for the inverse consistency (not counted in ``seconds``, unless
             one fit gives both directions).
         condition: K numbers that go into every forward of a conditional network; None is its default.
-        estimator: the score or variance network, see ``uncertainty``; None where there is none.
-        estimator_input: what it sees, as in training: see ``engines.method.Method``.
-        weighting: (fixed, log variance) -> weight of the data term, (B, 1, *S) each, which is drawn beside σ.
+        maps: what the method says of its uncertainty, see ``uncertainty``; None where it says nothing.
         val_handlers: MONAI or Ignite handlers.
     """
 
@@ -51,9 +48,7 @@ class RegistrationEvaluator(Evaluator):
         amp: bool = False,
         both_ways: bool = False,
         condition: Sequence[float] | float | None = None,
-        estimator: nn.Module | None = None,
-        estimator_input: str = "fixed",
-        weighting: Callable[[Tensor, Tensor], Tensor] | None = None,
+        maps: PixelMaps | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
@@ -61,9 +56,7 @@ class RegistrationEvaluator(Evaluator):
         )
         self.network = network.to(self.state.device)
         self.autocast, self.both_ways, self.condition = bool(amp), bool(both_ways), condition
-        self.estimator = None if estimator is None else estimator.to(self.state.device)
-        self.estimator_input = known_name("estimator_input", estimator_input, ESTIMATOR_INPUTS)
-        self.weighting = weighting
+        self.maps = None if maps is None else maps.to(self.state.device)
         if val_handlers:
             self._register_handlers(val_handlers)
 
@@ -105,27 +98,16 @@ class RegistrationEvaluator(Evaluator):
 
     @torch.no_grad()
     def uncertainty(self, image: Tensor, warped: Tensor) -> dict[str, Tensor]:
-        """What the method says of its uncertainty; the place where other maps of it join.
+        """What the method says of its uncertainty.
 
         Args:
             image: cat(moving, fixed), (B, 2, *S).
             warped: the moving image, registered, (B, 1, *S).
 
         Returns:
-            (B, 1, *S) by name: of an estimator ``score``; or ``deviation`` σ = exp(s / 2) in intensities, its output s
-            being a log variance, and with a ``weighting`` ``weight``. Empty without one.
+            As ``engines.maps.PixelMaps.of_warped``; empty without ``maps``.
         """
-        maps: dict[str, Tensor] = {}
-        if self.estimator is not None:
-            images = {"fixed": image[:, 1:], "warped": warped}
-            seen = [images[name] for name in self.estimator_input.split("_")]
-            estimated = self.estimator.eval()(torch.cat(seen, dim=1)).float()
-            if getattr(self.estimator, "sigmoid", True):  # see ``networks.unet.PixelEstimator``
-                maps["score"] = estimated
-            else:
-                maps["deviation"] = (0.5 * estimated).exp()
-                maps |= {} if self.weighting is None else {"weight": self.weighting(images["fixed"], estimated)}
-        return maps
+        return {} if self.maps is None else self.maps.eval().of_warped(image, warped, self._conditions(image))
 
     def _conditions(self, image: Tensor) -> Tensor | None:
         return condition_tensor(self.condition, image)

@@ -13,8 +13,10 @@ from monai.engines.evaluator import Evaluator
 from monai.inferers import Inferer
 from monai.utils import ForwardMode
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from ..networks.contract import condition_tensor
+from ..networks.contract import condition_tensor, join
+from .maps import PixelMaps
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +35,17 @@ class StackInferer(Inferer):
             raise ValueError(f"batch_size: expected a whole number of slices >= 1, got {batch_size!r}.")
         self.batch_size, self.spatial_dims = int(batch_size), int(spatial_dims)
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the network.
 
         Args:
             inputs: (B, C, *S) with d axes S, or (B, C, *S, Z): Z slices, each on its own.
-            network: takes (N, C, *S).
+            network: takes (N, C, *S); returns (N, C', *S), or a dictionary of such.
             args: for the network, the same for every chunk of slices.
             kwargs: likewise.
 
         Returns:
-            What the network returns, (B, C', *S), with slices (B, C', *S, Z).
+            What the network returns, each tensor (B, C', *S), with slices (B, C', *S, Z).
 
         Raises:
             ValueError: for another number of axes.
@@ -59,14 +61,14 @@ class StackInferer(Inferer):
             )
         slices = inputs.movedim(-1, 1)
         outputs = [network(chunk, *args, **kwargs) for chunk in slices.flatten(0, 1).split(self.batch_size)]
-        return torch.cat(outputs).unflatten(0, slices.shape[:2]).movedim(1, -1)
+        return tree_map(lambda output: output.unflatten(0, slices.shape[:2]).movedim(1, -1), join(outputs))
 
 
 class InferenceEvaluator(Evaluator):
     """Takes the items of a loader, one by one and not collated, through an inferer.
 
-    ``state.output`` holds ``pred`` (C', *S[, Z]) without a batch axis, float32, and what postprocessing adds;
-    ``state.batch`` the item.
+    ``state.output`` holds ``pred`` (C', *S[, Z]) without a batch axis, float32, with ``maps`` also ``window_maps``, a
+    dictionary of such by the names of ``engines.maps``, and what postprocessing adds; ``state.batch`` the item.
 
     Args:
         device: where the network runs.
@@ -76,6 +78,7 @@ class InferenceEvaluator(Evaluator):
         postprocessing: transform of the item with ``pred``.
         amp: run the network in bfloat16 autocast.
         condition: K numbers that go into every forward of a conditional network; None is its default.
+        maps: what is computed once of the registered pair; None for nothing.
         val_handlers: MONAI or Ignite handlers; they see the postprocessed output.
     """
 
@@ -88,6 +91,7 @@ class InferenceEvaluator(Evaluator):
         postprocessing: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         amp: bool = False,
         condition: Sequence[float] | float | None = None,
+        maps: PixelMaps | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
@@ -100,6 +104,7 @@ class InferenceEvaluator(Evaluator):
         )
         self.network = network.to(self.state.device)
         self.inferer = inferer
+        self.maps = None if maps is None else maps.to(self.state.device)
         self.autocast, self.condition = bool(amp), condition
 
     def _iteration(self, engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -108,9 +113,17 @@ class InferenceEvaluator(Evaluator):
         logger.info("Registering a window of %s voxels on %s.", tuple(inputs.shape[2:]), inputs.device)
         with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
             pred = self.inferer(inputs, self._register)[0].float()
-        engine.state.output = {"pred": pred}
+            engine.state.output = {"pred": pred}
+            if self.maps is not None:
+                found = self.inferer(torch.cat([inputs, pred[None]], dim=1), self._map)
+                engine.state.output["window_maps"] = {name: values[0].float() for name, values in found.items()}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # postprocessing listens to it
         return engine.state.output
 
     def _register(self, image: Tensor) -> Tensor:
         return self.network(image, None, condition_tensor(self.condition, image))
+
+    def _map(self, registered: Tensor) -> dict[str, Tensor]:
+        assert self.maps is not None
+        self.maps.eval()
+        return self.maps(registered, condition_tensor(self.condition, registered))

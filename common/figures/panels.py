@@ -32,7 +32,7 @@ from .maps import draw_deviation, draw_displacement, draw_grid, draw_jacobian
 
 UNITS = {  # of the last columns of ``score_panel``
     "score": ("(fixed − warped)²", "score", "score · (fixed − warped)²"),
-    "deviation": ("(fixed − warped)²", "intensity", "(fixed − warped)² / σ²"),
+    "noise_deviation": ("(fixed − warped)²", "intensity", "(fixed − warped)² / σ²"),
 }
 
 
@@ -46,7 +46,7 @@ def registration_panel(
     fixed_label: ArrayLike | None = None,
     warped_label: ArrayLike | None = None,
     score: ArrayLike | None = None,
-    deviation: ArrayLike | None = None,
+    noise_deviation: ArrayLike | None = None,
     jacobian_determinant: ArrayLike | None = None,
     title: str = "",
     window: tuple[Sequence[int], Sequence[int]] | None = None,
@@ -65,7 +65,7 @@ def registration_panel(
         fixed_label: (H, W) integer, outlined by broken lines.
         warped_label: (H, W) integer.
         score: (H, W) in [0, 1].
-        deviation: (H, W), standard deviation σ of the noise in intensities.
+        noise_deviation: (H, W), standard deviation σ of the noise in intensities.
         jacobian_determinant: (H, W), white at 1, foldings (≤ 0) in red; the bar ends where 99 % of the
             values in the window do.
         title: heading.
@@ -81,7 +81,7 @@ def registration_panel(
     images = _checked_all({"moving": moving, "fixed": fixed, "warped": warped}, shape)
     given = {"moving_label": moving_label, "fixed_label": fixed_label, "warped_label": warped_label}
     labels = _checked_all(_given(given), shape)
-    given = {"score": score, "deviation": deviation, "jacobian_determinant": jacobian_determinant}
+    given = {"score": score, "noise_deviation": noise_deviation, "jacobian_determinant": jacobian_determinant}
     maps = _checked_all(_given(given), shape)
     field = checked_array("ddf", ddf, (2, *shape))
     box = None
@@ -126,9 +126,9 @@ def _draw_maps(figure: Any, axes: Mapping[str, Any], maps: Mapping[str, np.ndarr
     if "score" in maps:
         picture = show(axes["score"], maps["score"], "score", cmap="viridis", vmin=0, vmax=1)
         colour_bar(figure, picture, axes["score_bar"])
-    if "deviation" in maps:
-        picture = draw_deviation(axes["deviation"], maps["deviation"], maps["deviation"].max())
-        colour_bar(figure, picture, axes["deviation_bar"], "intensity")
+    if "noise_deviation" in maps:
+        picture = draw_deviation(axes["noise_deviation"], maps["noise_deviation"], maps["noise_deviation"].max())
+        colour_bar(figure, picture, axes["noise_deviation_bar"], "intensity")
     if "jacobian_determinant" in maps:
         picture = draw_jacobian(axes["jacobian_determinant"], maps["jacobian_determinant"], box)
         colour_bar(figure, picture, axes["jacobian_determinant_bar"])
@@ -146,7 +146,7 @@ def score_panel(
     Args:
         path: image file to write; its suffix chooses the format.
         cases: a dictionary a row, with ``moving_image``, ``fixed_image``, ``warped_image`` (H, W), ``ddf`` (2, H, W) in
-            voxels, and ``score`` in [0, 1] or ``deviation`` σ in intensities (H, W), the same in all; optional
+            voxels, and ``score`` in [0, 1] or ``noise_deviation`` σ in intensities (H, W), the same in all; optional
             ``moving_label``, ``fixed_label``, ``warped_label`` and ``title``.
         label_names: names of label values for the legend.
 
@@ -159,7 +159,7 @@ def score_panel(
     """
     if not cases:
         raise ValueError("score_panel: cases must hold at least one case; got none. Pass a list of dictionaries.")
-    kind = "deviation" if "deviation" in cases[0] else "score"
+    kind = "noise_deviation" if "noise_deviation" in cases[0] else "score"
     checked = [_checked_case(index, case, kind) for index, case in enumerate(cases)]
     figure = new_figure(7, len(checked), max((case["fixed"].shape for case in checked), key=lambda s: s[1] / s[0]), "")
     axes = figure.subplots(len(checked) + 1, 7, squeeze=False, height_ratios=[*[1] * len(checked), BAR_RATIO])
@@ -191,8 +191,8 @@ def _draw_estimated(axes: Sequence[Any], case: Mapping[str, Any], kind: str, lar
     if kind == "score":
         pictures.append(show(axes[1], case["score"], "score", cmap="viridis", vmin=0, vmax=1))
         return [*pictures, show(axes[2], case["score"] * case["error"], "score · error", **error)]
-    pictures.append(draw_deviation(axes[1], case["deviation"], largest["deviation"]))
-    weighted = case["error"] / np.maximum(case["deviation"] ** 2, np.finfo(float).tiny)
+    pictures.append(draw_deviation(axes[1], case["noise_deviation"], largest["noise_deviation"]))
+    weighted = case["error"] / np.maximum(case["noise_deviation"] ** 2, np.finfo(float).tiny)
     return [*pictures, show(axes[2], weighted, "error / σ²", cmap="magma", vmin=0, vmax=9)]
 
 

@@ -113,7 +113,7 @@ def weight_panel(path: str | Path, cases: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: image file to write; its suffix chooses the format.
-        cases: a dictionary a row, with ``fixed_image``, ``warped_image``, ``deviation`` σ in intensities and
+        cases: a dictionary a row, with ``fixed_image``, ``warped_image``, ``noise_deviation`` σ in intensities and
             ``weight``, (H, W); optional ``title``.
 
     Raises:
@@ -123,7 +123,10 @@ def weight_panel(path: str | Path, cases: Sequence[Mapping[str, Any]]) -> None:
     Reference:
         Zhang et al., MICCAI 2024, Figs. 3 and 6.
     """
-    maps = (Map("deviation", "standard deviation σ", "intensity", "viridis"), Map("weight", "weight", "", "magma"))
+    maps = (
+        Map("noise_deviation", "standard deviation σ", "intensity", "viridis"),
+        Map("weight", "weight", "", "magma"),
+    )
     _map_panel(path, cases, ("fixed_image", "warped_image"), maps)
 
 

@@ -93,11 +93,12 @@ class FigurePanels:
                 "common.metrics.image.ImageMeasures to 'measures'.", ", ".join(rank.column for rank in RANKS),
             )  # fmt: skip
             return
-        quantiles = (0.5,) if engine.estimator is None else (0.5, *self.quantiles)
+        estimates = engine.maps is not None and engine.maps.estimator is not None
+        quantiles = (0.5, *self.quantiles) if estimates else (0.5,)
         shown = [ranked[min(int(q * len(ranked)), len(ranked) - 1)] for q in quantiles]
         cases = {index: self._case(engine, index, rank) for index in dict.fromkeys(shown)}
         self._draw_registration(cases[shown[0]])
-        if engine.estimator is not None:
+        if estimates:
             rows = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in shown[1:]]
             path = self.output_dir / ("scores.png" if "score" in rows[0] else "deviations.png")
             score_panel(path, rows, self._label_names())
@@ -117,7 +118,7 @@ class FigurePanels:
 
     def _draw_registration(self, case: Mapping[str, Any]) -> None:
         path = self.output_dir / "registration.png"
-        optional = ("moving_label", "fixed_label", "warped_label", "score", "deviation")
+        optional = ("moving_label", "fixed_label", "warped_label", "score", "noise_deviation")
         registration_panel(
             path,
             moving=case["moving_image"],
@@ -154,9 +155,8 @@ def registered_case(engine: Any, item: Mapping[str, Any], labels: Mapping[str, i
 
     Returns:
         ``moving_image``, ``fixed_image``, ``warped_image``, ``determinant``, and where there are any the maps of the
-        engine's ``uncertainty`` (``score``, ``deviation``), ``moving_label``, ``fixed_label``, ``warped_label``: arrays
-        (H, W); ``ddf``, (2, H, W) in voxels; and ``mse``, the mean squared difference of the warped and the fixed
-        image, a number.
+        engine's ``uncertainty``, ``moving_label``, ``fixed_label``, ``warped_label``: arrays (H, W); ``ddf``, (2, H, W)
+        in voxels; and ``mse``, the mean squared difference of the warped and the fixed image, a number.
     """
     device = engine.state.device
     moving, fixed = (item[key][None].to(device) for key in ("moving_image", "fixed_image"))

@@ -157,13 +157,13 @@ class UncertaintyMeasures:
         residual = (fixed - cases.warped_image)[:, 0]
         mask = None if self.mask is None else cases.of("uncertainty", self.mask)[0][:, 0] > 0
         columns: dict[str, Tensor] = {}
-        if "deviation" in maps or "score" in maps:
-            image = maps["deviation"] if "deviation" in maps else 1 - maps["score"]
+        if "noise_deviation" in maps or "score" in maps:
+            image = maps["noise_deviation"] if "noise_deviation" in maps else 1 - maps["score"]
             columns |= self._ranking(cases, residual, image, mask)
-        if "deviation" in maps:
-            bins = reliability(residual.square(), maps["deviation"], mask)
+        if "noise_deviation" in maps:
+            bins = reliability(residual.square(), maps["noise_deviation"], mask)
             cases.sums[RELIABILITY] = _moments(torch.stack(bins, dim=1).flatten(1))
-            z_square = mean_square_z(residual.square(), maps["deviation"], mask)
+            z_square = mean_square_z(residual.square(), maps["noise_deviation"], mask)
             columns |= {"ence": bins.ence(), "z_square": z_square}
         if "displacement_deviation" in maps:
             curves = sparsification(residual.square(), maps["displacement_deviation"], mask)

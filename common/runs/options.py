@@ -168,6 +168,7 @@ OPTIONS: dict[str, Option] = {
         "what weighs the similarity in the score's place: none (the score), mean, shuffled, other", METHOD, fixed=True
     ),
     "second_forward": Option("register anew before the score's update", (TRAIN,), kind="switch", fixed=True),
+    "maps": Option("also write maps of score or noise, data weight and the displacement's uncertainty", (INFERENCE,)),
     "condition": Option("what a conditional network is given, null for its default", kind="condition", optional=True),
     # optimisation of each pair
     "instance_iterations": Option("steps of optimising each pair, 0 for none", least=0),

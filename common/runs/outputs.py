@@ -24,6 +24,7 @@ from .configuration import read_json
 
 logger = logging.getLogger(__name__)
 TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
+MAPS = ("score", "noise_deviation", "weight", "displacement_deviation")  # NAME.nii.gz, where an inference is asked for
 SETS: dict[str, tuple[str, ...]] = {
     TRAINING: (
         "last.pt",
@@ -49,7 +50,14 @@ SETS: dict[str, tuple[str, ...]] = {
         "reliability.csv",
         "reliability.png",
     ),
-    INFERENCE: ("ddf.nii.gz", "warped.nii.gz", "jacobian.nii.gz", "warped_label.nii.gz", "registration.png"),
+    INFERENCE: (
+        "ddf.nii.gz",
+        "warped.nii.gz",
+        "jacobian.nii.gz",
+        "warped_label.nii.gz",
+        "registration.png",
+        *(f"{name}.nii.gz" for name in MAPS),
+    ),
 }
 STATE_FILE = "last.pt"
 MANIFEST, LOCK, PREVIOUS = ".registration.json", ".registration.lock", "previous_"

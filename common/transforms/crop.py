@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from .intensity import min_max
 
 CHUNK = 16
+ALONG = ("true_ddf", "noise_level")  # cropped with the images where an item has them
 
 
 def centroid(mask: torch.Tensor) -> torch.Tensor | None:
@@ -153,9 +154,9 @@ def centre_on_grid(image: torch.Tensor, size: Sequence[int], label: bool = False
 class CropToCentred(MapTransform):
     """Crop entries of a dictionary to one window around the point stored in it.
 
-    Padding, where an image is smaller than the window: 0 for keys that end in ``label``, ``mask`` or ``ddf``; the
-    smallest value inside the window for images, so that a min-max normalisation of the crop does not see the padding.
-    ``true_ddf`` is cropped along when present; a displacement in voxels does not change with the window.
+    Padding, where an image is smaller than the window: 0 for keys that end in ``label``, ``mask``, ``ddf`` or
+    ``level``; the smallest value inside the window for images, so that a min-max normalisation of the crop does not see
+    the padding. What there is of ``ALONG`` is cropped along; a displacement in voxels does not change with the window.
     ``crop_start``, ``(d,)`` int64, is added, so that a result can be pasted back.
     ``shift=False``: windows are placed as ``crop_window`` says there, and 0 is what lies outside, for images too.
 
@@ -202,13 +203,13 @@ class CropToCentred(MapTransform):
         shape = data[self.keys[0]].shape[1:]
         start, slices, padding = crop_window(shape, centre, self.size, self.shift)
         result = dict(data)
-        for key in (*self.keys, "true_ddf") if "true_ddf" in data and "true_ddf" not in self.keys else self.keys:
+        for key in (*self.keys, *(key for key in ALONG if key in data and key not in self.keys)):
             if data[key].shape[1:] != shape:
                 raise ValueError(
                     f"{key}: expected the spatial shape {tuple(shape)} of {self.keys[0]}, got "
                     f"{tuple(data[key].shape[1:])}; resample all entries to one grid before cropping."
                 )
-            zero = not self.shift or str(key).endswith(("label", "mask", "ddf"))
+            zero = not self.shift or str(key).endswith(("label", "mask", "ddf", "level"))
             result[key] = _cut(data[key], slices, padding, zero)
         result["crop_start"] = torch.tensor(start)
         return result

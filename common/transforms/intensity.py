@@ -32,14 +32,32 @@ def min_max(
         The scaled image, same shape.
     """
     image = image if image.is_floating_point() else image.float()
-    axes = tuple(range(1 if batched else 0, image.ndim))
     if inside is not None:
+        axes = tuple(range(1 if batched else 0, image.ndim))
         least = torch.where(inside, image, torch.inf).amin(axes, keepdim=True)
         image = torch.where(inside, image, torch.where(least.isfinite(), least, 0.0))
+    low, contrast = offset_and_scale(image, eps, batched)
+    return (image - low) / contrast
+
+
+def offset_and_scale(
+    image: torch.Tensor, eps: float = 1e-6, batched: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``min_max`` subtracts from each image, and what it then divides by.
+
+    Args:
+        image: as there, floating point.
+        eps: as there.
+        batched: as there.
+
+    Returns:
+        Smallest value and range, infinite of a constant image: ``(1, …, 1)``, or ``(B, 1, …, 1)`` with ``batched``.
+    """
+    axes = tuple(range(1 if batched else 0, image.ndim))
     low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     contrast = high - low
     constant = contrast <= eps * torch.maximum(low.abs(), high.abs())
-    return (image - low) / torch.where(constant, torch.inf, contrast)
+    return low, torch.where(constant, torch.inf, contrast)
 
 
 def clipped(image: torch.Tensor, percentiles: Sequence[float] | None) -> torch.Tensor:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..io.images import Image
-from ..io.orientation import Axes
-from ..io.resampling import SLAB, relative_affine
+from ..io.orientation import Axes, reoriented
+from ..io.resampling import SLAB, grid_only, relative_affine
 from ..io.spacing import resample_axes
 from ..spatial.jacobian import jacobian_determinant
 
@@ -88,15 +88,59 @@ def paste_field(ddf: Tensor, start: Sequence[int], shape: Sequence[int], falloff
     Raises:
         ValueError: when the crop does not meet the image, or the lengths differ.
     """
-    first, last = overlap(start, ddf.shape[2:], shape)
+    kept, first, last = _part_inside(ddf, start, shape)
+    return _faded(kept, first, last, shape, falloff)
+
+
+def paste_map(values: Tensor, start: Sequence[int], shape: Sequence[int], margin: int = 0) -> Tensor:
+    """Put a map of a crop back into the full grid: as it is inside the crop, 0 outside.
+
+    Args:
+        values: (N, C, *crop).
+        start: d voxel coordinates of the crop's first voxel, negative where it was padded.
+        shape: S, the full grid.
+        margin: voxels for which the values of the crop's border go on outside, for an interpolation to follow.
+
+    Returns:
+        (N, C, *S).
+
+    Raises:
+        ValueError: as ``paste_field``.
+    """
+    kept, first, last = _part_inside(values, start, shape)
+    part, low, high = _continued(kept, first, last, shape, margin)
+    return _laid(part, low, high, shape)
+
+
+def _part_inside(crop: Tensor, start: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
+    """The part of a crop (N, C, *crop) that lies in the image, and the voxels of the image between which it does."""
+    first, last = overlap(start, crop.shape[2:], shape)
     if any(a > b for a, b in zip(first, last, strict=True)):
         raise ValueError(
-            f"start: expected a crop of {tuple(ddf.shape[2:])} that meets the image {tuple(shape)}, got {list(start)}; "
-            "give the start that the crop was taken from."
+            f"start: expected a crop of {tuple(crop.shape[2:])} that meets the image {tuple(shape)}, got "
+            f"{list(start)}; give the start that the crop was taken from."
         )
     window = [slice(a - s, b + 1 - s) for a, b, s in zip(first, last, start, strict=True)]
-    kept = ddf[(slice(None), slice(None), *window)]
-    return _faded(kept, first, last, shape, falloff)
+    return crop[(slice(None), slice(None), *window)], first, last
+
+
+def _continued(
+    kept: Tensor, first: Sequence[int], last: Sequence[int], shape: Sequence[int], far: int
+) -> tuple[Tensor, list[int], list[int]]:
+    """A part of the grid with its border's values around it, ``far`` voxels at most, and where that begins and ends."""
+    low = [max(a - far, 0) for a in first]
+    high = [min(b + far, n - 1) for b, n in zip(last, shape, strict=True)]
+    # torch pads from the last axis on
+    amounts = [(a - l, h - b) for a, b, l, h in zip(first, last, low, high, strict=True)]
+    flat = [amount for pair in reversed(amounts) for amount in pair]
+    return (F.pad(kept, flat, mode="replicate") if any(flat) else kept), low, high
+
+
+def _laid(part: Tensor, low: Sequence[int], high: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """(N, C, *part) between two voxels of the grid in zeros, (N, C, *shape)."""
+    whole = part.new_zeros(*part.shape[:2], *shape)
+    whole[(slice(None), slice(None), *(slice(l, h + 1) for l, h in zip(low, high, strict=True)))] = part
+    return whole
 
 
 def _faded(kept: Tensor, first: Sequence[int], last: Sequence[int], shape: Sequence[int], falloff: float) -> Tensor:
@@ -105,21 +149,13 @@ def _faded(kept: Tensor, first: Sequence[int], last: Sequence[int], shape: Seque
     faces = [length.select(axis + 1, end) for axis in range(len(shape)) for end in (0, -1)]
     reach = max(falloff, math.pi * max(float(face.max()) for face in faces))
     # Nothing reaches further than the falloff: the rest of the grid is zeros that are never touched.
-    far = math.ceil(reach)
-    low = [max(a - far, 0) for a in first]
-    high = [min(b + far, n - 1) for b, n in zip(last, shape, strict=True)]
-    # torch pads from the last axis on
-    amounts = [(a - l, h - b) for a, b, l, h in zip(first, last, low, high, strict=True)]
-    flat = [amount for pair in reversed(amounts) for amount in pair]
-    part = F.pad(kept, flat, mode="replicate") if any(flat) else kept
+    part, low, high = _continued(kept, first, last, shape, math.ceil(reach))
     for axis, (a, b, l, h) in enumerate(zip(first, last, low, high, strict=True)):
         index = torch.arange(l, h + 1, device=kept.device, dtype=kept.dtype)
         distance = torch.maximum(a - index, index - b).clamp(0, reach)
         weight = 0.5 * (1 + torch.cos(math.pi * distance / reach))  # cos² of half the angle, and exactly 0 at its end
         part = part * weight.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    field = kept.new_zeros(*kept.shape[:2], *shape)
-    field[(slice(None), slice(None), *(slice(l, h + 1) for l, h in zip(low, high, strict=True)))] = part
-    return field
+    return _laid(part, low, high, shape)
 
 
 def resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
@@ -133,13 +169,46 @@ def resampled_field(field: Tensor, working: Image, turned: Image) -> Tensor:
     Returns:
         (d, *S'[, Z']) in voxels of the other grid.
     """
-    if working.array.shape == turned.array.shape and np.allclose(working.spacing, turned.spacing, rtol=1e-6):
+    if _coincide(working, turned):
         return field
     channels = [
         resample_axes(channel, working, turned) * (mm / own)
         for channel, mm, own in zip(field, working.spacing, turned.spacing, strict=False)
     ]
     return torch.stack(channels)
+
+
+def map_on_fixed(window: Tensor, start: Sequence[int], working: Image, fixed: Image, axes: Axes) -> Tensor:
+    """Bring a map of the window to the grid of fixed, as that is stored; 0 outside the window.
+
+    Args:
+        window: (1, *size[, Z]), on the window of the working grid.
+        start: d voxel coordinates of the window's first voxel on the working grid.
+        working: that grid.
+        fixed: the grid of fixed.
+        axes: lead from the stored axes of fixed to those of the working grid.
+
+    Returns:
+        (*F): copied where grids differ in the order and direction of axes alone, else interpolated linearly.
+    """
+    dims, turned = len(start), reoriented(grid_only(fixed), axes)
+    crop = to_stack(window, dims)
+    first, last = window_on(turned, working, start, crop.shape[2:])
+    coarser = max(own / mm for mm, own in zip(working.spacing, turned.spacing, strict=False))
+    margin = 0 if _coincide(working, turned) else math.ceil(coarser) + 1
+    pasted = paste_map(crop, start, working.array.shape[:dims], margin)
+    whole = from_stack(pasted, working.array.dim() > dims)[0]
+    if margin:
+        whole = resample_axes(whole, working, turned)
+    box = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+    values = torch.zeros_like(whole)
+    values[box] = whole[box]
+    return axes.restore(values)
+
+
+def _coincide(working: Image, turned: Image) -> bool:
+    """Whether two grids of the same axes and field of view are the same."""
+    return working.array.shape == turned.array.shape and np.allclose(working.spacing, turned.spacing, rtol=1e-6)
 
 
 def determinant_of(field: Tensor, dims: int) -> Tensor:

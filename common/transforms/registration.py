@@ -28,6 +28,7 @@ from .loading import Pair
 from .paste import (
     determinant_of,
     from_stack,
+    map_on_fixed,
     overlap,
     paste_field,
     resampled_field,
@@ -176,12 +177,15 @@ class CropPaird(MapTransform):
 class RegistrationResultd(MapTransform):
     """Turn the network's displacement of the window (``pred``) into results on the stored grid of fixed.
 
-    ``pred`` (d, *spatial_size[, Z]) stays as it is. ``transform`` receives the displacement, also given as ``ddf``
+    ``pred`` (d, *spatial_size[, Z]) stays as it is, and so is ``window_maps``, by name (C, *spatial_size[, Z]), where
+    there is such. ``transform`` receives the displacement, also given as ``ddf``
     (axes of F, *F) in voxels, 0 across slices, without the placement. Adds ``jacobian_determinant`` (*F), of the
     d-dimensional map id + ddf: 2D in-plane for slices; ``warped_image`` (1, *F), intensities of moving as stored,
     sampled once from its own grid, 0 where that has no data; and, where there is a label, ``warped_label`` (1, *F), by
-    nearest neighbour. The field is put back exactly where the working grid differs from that of fixed in the order and
-    direction of axes alone, else interpolated linearly.
+    nearest neighbour; and, of window_maps, ``maps``, by name (*F), 0 outside the window; ``displacement_deviation`` in
+    mm by the header of fixed, over different voxel sizes or several channels the root of the mean square. Field and
+    maps are put back exactly where the working grid differs from that of fixed in the order and direction of axes
+    alone, else interpolated linearly.
     """
 
     def __init__(self) -> None:
@@ -191,7 +195,7 @@ class RegistrationResultd(MapTransform):
         """Return a copy of the dictionary with the results.
 
         Raises:
-            FloatingPointError: when the network's output is not finite.
+            FloatingPointError: when the output of a network is not finite.
         """
         pair: Pair = data["pair"]
         dims = len(pair.start)
@@ -204,6 +208,8 @@ class RegistrationResultd(MapTransform):
         results: dict[Hashable, Any] = {"warped_image": transform.apply(pair.moving, "bilinear").array[None]}
         if pair.label is not None:
             results["warped_label"] = transform.apply(pair.label, "nearest").array[None]
+        if "window_maps" in data:
+            results["maps"] = {name: _map(name, values, pair) for name, values in data["window_maps"].items()}
         return {**data, "transform": transform, "ddf": ddf, "jacobian_determinant": determinant, **results}
 
 
@@ -217,6 +223,17 @@ def _on_fixed(crop: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
     determinant = determinant_of(field, dims)
     _log_outcome(field, determinant, window_on(turned, working, start, crop.shape[2:]))
     return stored_field(field, pair.axes), pair.axes.restore(determinant)
+
+
+def _map(name: str, window: Tensor, pair: Pair) -> Tensor:
+    """A map of the window on the grid of fixed, (*F)."""
+    window = window.detach().cpu().float()
+    if not torch.isfinite(window).all():
+        raise FloatingPointError(f"{name}: expected finite values, got NaN or infinity; check the estimator's weights.")
+    if name == "displacement_deviation":
+        sizes = window.new_tensor(pair.working.spacing[: len(pair.start)]).reshape(-1, *[1] * (window.dim() - 1))
+        window = (window * sizes).square().mean(0, keepdim=True).sqrt()
+    return map_on_fixed(window, pair.start, pair.working, pair.fixed, pair.axes)
 
 
 def _window(working: Image, start: Sequence[int], size: Sequence[int]) -> Image:

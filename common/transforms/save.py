@@ -18,6 +18,14 @@ from .picture import draw_registration
 
 logger = logging.getLogger(__name__)
 
+# What the headers say of each of ``runs.outputs.MAPS``.
+DESCRIPTIONS = {
+    "score": "Score in [0, 1], 0 outside the network's window",
+    "noise_deviation": "Noise deviation, intensities scaled to [0, 1] in the window; 0 outside",
+    "weight": "Data weight, 0 outside the network's window",
+    "displacement_deviation": "Standard deviation of the displacement in mm, 0 outside the window",
+}
+
 
 class SaveRegistrationd(MapTransform):
     """Write what ``RegistrationResultd`` computed, on the grid of fixed: all files or none, in place of earlier ones.
@@ -26,7 +34,7 @@ class SaveRegistrationd(MapTransform):
     that lies: it holds the placement; ``warped.nii.gz``: the moving image warped;
     ``jacobian.nii.gz``: Jacobian determinant, 2D in-plane for slices (the header's description says so);
     ``warped_label.nii.gz``, where there is a label, in the integer type of its file; ``registration.png``: the slice in
-    the middle, with the network's window.
+    the middle, with the network's window; and what there is of ``maps``, see ``DESCRIPTIONS`` and ``engines.maps``.
 
     Args:
         output_dir: folder to write in; created.
@@ -56,14 +64,13 @@ class SaveRegistrationd(MapTransform):
         # The field first: it is the file that a grid can make impossible, and then nothing is written.
         save_transform(folder / "ddf.nii.gz", data["transform"])
         save_image(folder / "warped.nii.gz", data["warped_image"][0], fixed)
-        determinant = data["jacobian_determinant"].numpy()
         kind = "2D in-plane" if dims == 2 else f"{dims}D"
-        write_nifti(
-            folder / "jacobian.nii.gz",
-            determinant[..., None] if fixed.slice_axis else determinant,
-            fixed,
-            description=f"Jacobian determinant, {kind}",
-        )
+        scalars = {"jacobian": (data["jacobian_determinant"], f"Jacobian determinant, {kind}")}
+        scalars |= {name: (values, DESCRIPTIONS[name]) for name, values in data.get("maps", {}).items()}
+        for name, (values, description) in scalars.items():
+            array = values.numpy()
+            stored = array[..., None] if fixed.slice_axis else array
+            write_nifti(folder / f"{name}.nii.gz", stored, fixed, description=description)
         if pair.label is not None:
             save_image(folder / "warped_label.nii.gz", data["warped_label"][0], fixed, dtype=pair.label.stored)
         draw_registration(folder / "registration.png", data)

@@ -60,7 +60,7 @@ def test_same_seed_writes_the_same_bytes_whatever_the_number_of_patients(tmp_pat
     few = _contents(make_acdc_phantom(tmp_path / "few", **SMALL))
     many = _contents(make_acdc_phantom(tmp_path / "many", **{**SMALL, "n_train": 3, "n_test": 2}))
     other = _contents(make_acdc_phantom(tmp_path / "other", **SMALL, seed=1))
-    assert len(few) == 3 * 6 and len(many) == 6 * 6
+    assert len(few) == 3 * 7 and len(many) == 6 * 7
     assert few == {name: many[name] for name in few}
     image = "training/patient001/patient001_frame01.nii.gz"
     assert other[image] != few[image]
@@ -77,7 +77,8 @@ def test_layout_is_that_of_the_release(phantom: Path) -> None:
         assert facts["ED"] == "1" and 1 < int(facts["ES"]) <= int(facts["NbFrame"]) == 30
         es, name = int(facts["ES"]), folder.name
         frames = [f"{name}_frame{n:02d}{end}.nii.gz" for n in (1, es) for end in ("", "_gt")]
-        expected = {"Info.cfg", *frames, f"{name}_frame01_to_frame{es:02d}_ddf.nii.gz"}
+        truths = {f"{name}_frame01_to_frame{es:02d}_ddf.nii.gz", f"{name}_frame{es:02d}_noise.nii.gz"}
+        expected = {"Info.cfg", *frames, *truths}
         assert {p.name for p in folder.iterdir()} == expected
         header = nib.load(folder / frames[0]).header
         assert header.get_data_shape() == (160, 144, 6) and header.get_data_dtype() == np.int16
@@ -145,10 +146,10 @@ def test_noise_varies_over_the_image() -> None:
     factor = np.ones((64, 48, 20))
     factor[32:] = 3
     ones = np.ones_like(factor)
-    image = acdc_phantom.acquire(ones, ones, factor, np.random.default_rng(0), 0.4).astype(float)
+    image = acdc_phantom.acquire(ones, ones, factor, np.random.default_rng(0), 0.4)[0].astype(float)
     residual = image - gaussian_filter(image, (4, 4, 0))
     assert residual[40:].std() / residual[:24].std() == pytest.approx(3, rel=0.1)
-    air = acdc_phantom.acquire(0 * ones, ones, ones, np.random.default_rng(0), 0.4).astype(float)
+    air = acdc_phantom.acquire(0 * ones, ones, ones, np.random.default_rng(0), 0.4)[0].astype(float)
     assert air.mean() / air.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.02)  # Rayleigh: Rician at zero
 
 

@@ -21,7 +21,7 @@ def test_bytes_depend_on_seed_and_number_alone(phantom, tmp_path):
     again = make_camus_phantom(tmp_path / "same", n_train=1, shape=(96, 104))
     other = make_camus_phantom(tmp_path / "other", n_train=1, shape=(96, 104), seed=1)
     files = sorted(path.relative_to(again) for path in (again / "database_nifti").rglob("*.nii.gz"))
-    assert len(files) == 2 * 2 * 5
+    assert len(files) == 2 * 2 * 6
     for file in files:
         assert (again / file).read_bytes() == (phantom / file).read_bytes()
     assert any((again / file).read_bytes() != (other / file).read_bytes() for file in files)

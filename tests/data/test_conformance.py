@@ -24,7 +24,7 @@ from common.spatial.warp import warp
 FOUND = [importlib.import_module(f"common.data.{info.name}") for info in pkgutil.iter_modules(common.data.__path__)]
 DATASETS = [module for module in FOUND if hasattr(module, "load_pairs")]
 IMAGES, LABELS = ("moving_image", "fixed_image"), ("moving_label", "fixed_label")
-FILES = (*IMAGES, *LABELS, "moving_mask", "fixed_mask", "true_ddf")
+FILES = (*IMAGES, *LABELS, "moving_mask", "fixed_mask", "true_ddf", "noise_level")
 KEYS = {*FILES, "centre", "subject", "case", "slice", "spacing", "group"}
 every_dataset = pytest.mark.parametrize("data", DATASETS, ids=lambda module: module.__name__.rpartition(".")[2])
 
@@ -117,7 +117,8 @@ def test_pairs_have_the_documented_entries(data: ModuleType, loaded: dict[str, A
         shape, d = pair["fixed_image"].shape, pair["fixed_image"].ndim - 1
         for key in (name for name in FILES if name in pair):
             assert pair[key].shape == ((d if key == "true_ddf" else 1), *shape[1:]) and pair[key].is_contiguous()
-            assert pair[key].dtype == (torch.float32 if key in (*IMAGES, "true_ddf") else torch.uint8)
+            real = key in (*IMAGES, "true_ddf", "noise_level")
+            assert pair[key].dtype == (torch.float32 if real else torch.uint8)
         assert pair["centre"].shape == pair["spacing"].shape == (d,)
         assert pair["centre"].dtype == pair["spacing"].dtype == torch.float32
         assert all(0 <= c <= n - 1 for c, n in zip(pair["centre"].tolist(), shape[1:], strict=True))

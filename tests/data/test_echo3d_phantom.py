@@ -34,7 +34,7 @@ def test_same_seed_writes_the_same_bytes_whatever_the_number_of_subjects(tmp_pat
     few = _contents(make_echo3d_phantom(tmp_path / "few", n_train=1, **small))
     many = _contents(make_echo3d_phantom(tmp_path / "many", n_train=2, **small))
     other = _contents(make_echo3d_phantom(tmp_path / "other", n_train=1, seed=1, **small))
-    assert len(few) == 5 and len(many) == 10
+    assert len(few) == 6 and len(many) == 12
     assert few == {name: many[name] for name in few}
     assert few.keys() == other.keys() and not set(few.values()) & set(other.values())
 
@@ -45,6 +45,7 @@ def test_layout_is_the_documented_one(phantom: Path) -> None:
     for folder in sorted(phantom.iterdir()):
         assert sorted(p.name for p in folder.iterdir()) == [
             "ED.nii.gz", "ED_label.nii.gz", "ED_to_ES_ddf.nii.gz", "ES.nii.gz", "ES_label.nii.gz",
+            "ES_noise.nii.gz",
         ]  # fmt: skip
         image = nibabel.load(folder / "ED.nii.gz")
         shapes.append(image.shape)

@@ -45,7 +45,7 @@ def test_same_seed_writes_the_same_bytes_whatever_the_number_of_subjects(tmp_pat
     few = _contents(make_hippocampus_phantom(tmp_path / "few", n_train=1, n_validation=1))
     many = _contents(make_hippocampus_phantom(tmp_path / "many", n_train=4, n_validation=1))
     other = _contents(make_hippocampus_phantom(tmp_path / "other", n_train=1, n_validation=1, seed=1))
-    assert len(few) == 2 * 2 and len(many) == 5 * 2
+    assert len(few) == 2 * 3 and len(many) == 5 * 3
     assert few == {name: many[name] for name in few}
     assert few.keys() == other.keys() and not set(few.values()) & set(other.values())
 
@@ -53,8 +53,8 @@ def test_same_seed_writes_the_same_bytes_whatever_the_number_of_subjects(tmp_pat
 def test_layout_is_that_of_the_release(phantom: Path) -> None:
     training, validation = [1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15], [4, 9, 14, 19]
     names = [f"hippocampus_{number:03d}.nii.gz" for number in sorted(training + validation)]
-    assert sorted(p.name for p in phantom.iterdir()) == ["imagesTr", "labelsTr"]
-    for part, dtype in (("imagesTr", np.float32), ("labelsTr", np.uint8)):
+    assert sorted(p.name for p in phantom.iterdir()) == ["imagesTr", "labelsTr", "noiseTr"]
+    for part, dtype in (("imagesTr", np.float32), ("labelsTr", np.uint8), ("noiseTr", np.float32)):
         assert sorted(p.name for p in (phantom / part).iterdir()) == names
         for name in names:
             image = nib.load(phantom / part / name)
@@ -120,7 +120,8 @@ def test_subjects_correspond_by_a_map_without_foldings() -> None:
 
 
 def test_noise_is_rician() -> None:
-    air = hippocampus_phantom._acquire(np.zeros((40, 40, 40)), np.random.default_rng(0)).astype(float)
+    shape = (40, 40, 40)
+    air = hippocampus_phantom._acquire(np.zeros(shape), np.random.default_rng(0))[0] / hippocampus_phantom._noise(shape)
     air = air[air < np.percentile(air, 99.9)]  # but for the extreme voxels
     assert air.mean() / air.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.02)  # Rayleigh: Rician at zero
 

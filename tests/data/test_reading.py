@@ -22,7 +22,7 @@ from common.data.layout import DatasetLayoutError
 from common.data.reading import read_case
 from common.spatial.warp import warp
 
-TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "centre", "spacing", "true_ddf")
+TENSORS = ("moving_image", "fixed_image", "moving_label", "fixed_label", "centre", "spacing", "true_ddf", "noise_level")
 
 
 def store(path: Path, codes: str) -> None:

@@ -139,6 +139,14 @@ def hetero_method(network, variance, lr=1e-3, leak=False, weight=None, beta=0.5,
     return Method(modules, SquaredError(), updates, estimator="model_variance", **form)
 
 
+def estimating_method(network, estimator=None, estimator_input="fixed", weight=None, padding="zeros"):
+    """A method that is not trained: what maps are made of."""
+    modules = {"model": network} | ({} if estimator is None else {"model_score": estimator})
+    update = Update("displacement", ["model"], Objective({"similarity": (1, Similarity(weight))}), adam(1e-3))
+    name = None if estimator is None else "model_score"
+    return Method(modules, SquaredError(), [update], estimator=name, estimator_input=estimator_input, padding=padding)
+
+
 def baseline(network, loader, lr=1e-2, weight=0.01, max_epochs=1, options=None, **form):
     method = method_of(network, displacement_objective(weight), adam(lr), **form)
     return RegistrationTrainer("cpu", max_epochs, loader, method, **(options or {}))

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from common.engines.evaluator import RegistrationEvaluator
+from common.engines.maps import PixelMaps
 from common.handlers.measures import CaseMeasures
 from common.metrics.folding import FieldMeasures
 from common.metrics.inverse_consistency import InverseConsistencyMeasures
@@ -16,7 +17,7 @@ from common.metrics.labels import LabelMeasures
 from common.networks.contract import condition_tensor
 from common.networks.voxelmorph import VoxelMorph
 from common.spatial.warp import warp
-from tests.engines.synthetic import Conditional
+from tests.engines.synthetic import Conditional, estimating_method
 
 LABELS = LabelMeasures({"myocardium": 2})
 SIZES = [(16, 20), (8, 10, 12)]
@@ -199,18 +200,13 @@ def test_the_estimator_sees_what_it_saw_in_training(size, sigmoid, seen):
     """Its output is a score, or log σ², of which σ is given."""
     estimator = PlusOne(sigmoid).train()
     shift = [1.0] * len(size)
-    evaluator = RegistrationEvaluator(
-        "cpu", loader_of(size, (0,) * len(size)), Shift(shift), estimator=estimator, estimator_input=seen
-    )
+    network = Shift(shift)
+    maps = PixelMaps(estimating_method(network, estimator, seen))
+    evaluator = RegistrationEvaluator("cpu", loader_of(size, (0,) * len(size)), network, maps=maps)
     evaluator.run()
     output, batch = evaluator.state.output, evaluator.state.batch
     expected = 1 + batch["fixed_image"] + (output["warped_image"] if seen == "fixed_warped" else 0)
     maps = output["estimate"]()
-    assert maps.keys() == ({"score"} if sigmoid else {"deviation"})
+    assert maps.keys() == ({"score"} if sigmoid else {"noise_deviation"})
     (found,) = maps.values()
     torch.testing.assert_close(found, expected if sigmoid else (expected / 2).exp())
-
-
-def test_unknown_estimator_input_is_refused():
-    with pytest.raises(ValueError, match="estimator_input: expected one of fixed, fixed_warped.*, got 'warped'"):
-        RegistrationEvaluator("cpu", [], Shift([1.0, 0.0]), estimator_input="warped")

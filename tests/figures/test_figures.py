@@ -159,20 +159,20 @@ def test_score_panel_has_a_row_a_case_and_follows_the_score(tmp_path):
 def test_a_standard_deviation_stands_where_a_score_would(tmp_path):
     """Error over variance: 1 everywhere where σ is the error's root."""
     score, case = example(), {key: value for key, value in example().items() if key != "score"}
-    case["deviation"] = np.abs(case["fixed_image"] - case["warped_image"]) + 0.01
+    case["noise_deviation"] = np.abs(case["fixed_image"] - case["warped_image"]) + 0.01
     score_panel(tmp_path / "a.png", [case, case])
     score_panel(tmp_path / "b.png", [score, score])
     deviation, scores = imread(tmp_path / "a.png"), imread(tmp_path / "b.png")
     assert deviation.shape == scores.shape and not np.array_equal(deviation, scores)
     axes = Figure().subplots(1, 3)
     error = (case["fixed_image"] - case["warped_image"]) ** 2
-    exact = {"error": error, "deviation": np.sqrt(error)}
-    pictures = _draw_estimated(axes, exact, "deviation", {"error": error.max(), "deviation": 0.5})
+    exact = {"error": error, "noise_deviation": np.sqrt(error)}
+    pictures = _draw_estimated(axes, exact, "noise_deviation", {"error": error.max(), "noise_deviation": 0.5})
     assert [(picture.norm.vmin, picture.norm.vmax) for picture in pictures[1:]] == [(0, 0.5), (0, 9)]
     assert np.asarray(pictures[2].get_array())[error.T > 0] == pytest.approx(1.0)
-    drawn = draw(tmp_path / "c.png", score=None, deviation=case["deviation"])
+    drawn = draw(tmp_path / "c.png", score=None, noise_deviation=case["noise_deviation"])
     assert drawn.shape == draw(tmp_path / "d.png").shape
-    with pytest.raises(ValueError, match=r"case 1 .* \['deviation'\] are missing"):
+    with pytest.raises(ValueError, match=r"case 1 .* \['noise_deviation'\] are missing"):
         score_panel(tmp_path / "e.png", [case, score])
 
 

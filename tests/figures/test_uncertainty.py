@@ -87,7 +87,7 @@ def test_bins_without_pixels_or_residual_are_left_out(tmp_path, labels):
 
 def example(seed=0):
     generator = np.random.default_rng(seed)
-    names = ("moving_image", "fixed_image", "warped_image", "deviation", "weight")
+    names = ("moving_image", "fixed_image", "warped_image", "noise_deviation", "weight")
     return {name: generator.random(SHAPE) for name in names} | {"title": f"case {seed}"}
 
 
@@ -96,7 +96,7 @@ def test_weights_have_a_row_a_case_and_follow_the_maps(tmp_path):
     weight_panel(tmp_path / "two.png", [example(), example(1)])
     one, two = imread(tmp_path / "one.png"), imread(tmp_path / "two.png")
     assert two.shape[1] == one.shape[1] and two.shape[0] > 1.3 * one.shape[0]
-    for key in ("deviation", "weight", "warped_image"):
+    for key in ("noise_deviation", "weight", "warped_image"):
         weight_panel(tmp_path / "other.png", [example() | {key: np.eye(*SHAPE)}])
         other = imread(tmp_path / "other.png")
         assert other.shape != one.shape or not np.array_equal(one, other)
@@ -129,8 +129,8 @@ def test_bad_input(tmp_path):
         weight_panel(tmp_path / "a.png", [])
     with pytest.raises(ValueError, match=r"case 1 lacks \['weight'\]"):
         weight_panel(tmp_path / "a.png", [example(), {k: v for k, v in example().items() if k != "weight"}])
-    with pytest.raises(ValueError, match=r"deviation: must have shape \(40, 27\)"):
-        weight_panel(tmp_path / "a.png", [example() | {"deviation": np.zeros((3, 4))}])
+    with pytest.raises(ValueError, match=r"noise_deviation: must have shape \(40, 27\)"):
+        weight_panel(tmp_path / "a.png", [example() | {"noise_deviation": np.zeros((3, 4))}])
     with pytest.raises(ValueError, match="deviations: expected σ_z of at least one method"):
         displacement_deviation_panel(tmp_path / "a.png", [example()])
     assert not any(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from common.engines.evaluator import RegistrationEvaluator
+from common.engines.maps import PixelMaps
 from common.handlers import figures
 from common.handlers.figures import evaluation_handlers, validation_handlers
 from common.io.results import read_metrics
@@ -15,6 +16,7 @@ from common.metrics.folding import FieldMeasures
 from common.metrics.image import ImageMeasures
 from common.metrics.labels import LabelMeasures
 from common.metrics.uncertainty import UncertaintyMeasures
+from tests.engines.synthetic import estimating_method
 from tests.handlers.synthetic import LABELS, registered_pairs
 
 IMAGES = ("moving_image", "fixed_image", "subject", "case")
@@ -33,13 +35,14 @@ class Known(nn.Module):
         return torch.stack([next(u for m, u in self.fields if torch.equal(m, pair[:1])) for pair in image])
 
 
-def evaluated(dims, tmp_path, measures, keys=None, estimator=None, handlers=None, **options):
+def evaluated(dims, tmp_path, measures, keys=None, estimator=None, handlers=None, estimator_input="fixed", weight=None):
     batch, output = registered_pairs(dims)
     pairs = [{key: batch[key][n] for key in keys or batch} for n in range(3)]
     network = Known(batch, output["ddf"])
     handlers = handlers or evaluation_handlers(measures, tmp_path, {})
-    options |= {"estimator": estimator, "val_handlers": handlers}
-    engine = RegistrationEvaluator("cpu", DataLoader(pairs, batch_size=2), network, **options)
+    maps = None if estimator is None else PixelMaps(estimating_method(network, estimator, estimator_input, weight))
+    loader = DataLoader(pairs, batch_size=2)
+    engine = RegistrationEvaluator("cpu", loader, network, maps=maps, val_handlers=handlers)
     engine.run()
     return engine, handlers
 
@@ -126,7 +129,7 @@ def test_of_a_log_variance_the_standard_deviation_is_shown(tmp_path, drawn):
     evaluated("2d", tmp_path, [ImageMeasures()], IMAGES, Estimator(), estimator_input="fixed_warped")
     assert set(drawn) == {"registration.png", "deviations.png"} and drawn["registration.png"]["score"] is None
     for case in (drawn["registration.png"], *drawn["deviations.png"]):
-        assert np.allclose(case["deviation"], np.exp(-2.0))
+        assert np.allclose(case["noise_deviation"], np.exp(-2.0))
 
 
 class LogVariance(nn.Module):
@@ -173,9 +176,11 @@ def test_an_estimator_is_not_run_for_measures_that_do_not_ask(tmp_path, drawn):
 
 
 def test_the_data_terms_weight_is_drawn_beside_the_deviation(tmp_path, drawn):
-    evaluated(
-        "2d", tmp_path, [ImageMeasures()], IMAGES, LogVariance(), weighting=lambda fixed, estimated: fixed * estimated
-    )
+    class Product(nn.Module):
+        def weight_map(self, fixed, estimated):
+            return fixed * estimated
+
+    evaluated("2d", tmp_path, [ImageMeasures()], IMAGES, LogVariance(), weight=Product())
     for case in drawn["weights.png"]:
         assert np.allclose(case["weight"], case["fixed_image"] * (case["fixed_image"] - 4.0))
     assert len(drawn["weights.png"]) == len(drawn["deviations.png"]) == 3

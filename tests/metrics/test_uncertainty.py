@@ -94,7 +94,7 @@ def tables_of(cases):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_columns_of_a_deviation_are_those_of_the_functions(shape):
     sigma = 0.05 + random(2, 1, *shape, seed=7)
-    cases, residual = cases_of(shape, lambda r: {"deviation": sigma}, noise_level=sigma.square())
+    cases, residual = cases_of(shape, lambda r: {"noise_deviation": sigma}, noise_level=sigma.square())
     columns = UncertaintyMeasures()(cases)
     error, sigma = residual.square(), sigma[:, 0]
     expected = {
@@ -128,7 +128,7 @@ def test_the_displacements_deviation_has_its_own_area_and_curve():
 def test_the_mask_leaves_pixels_out_except_of_the_published_area():
     label = torch.zeros(2, 1, 14, 17)
     label[..., :5, :] = 3
-    cases, residual = cases_of((14, 17), lambda r: {"deviation": 0.1 + r.square()}, fixed_label=label)
+    cases, residual = cases_of((14, 17), lambda r: {"noise_deviation": 0.1 + r.square()}, fixed_label=label)
     columns = UncertaintyMeasures(mask="fixed_label")(cases)
     sigma = 0.1 + residual.square()
     assert torch.allclose(columns["ence"], reliability(residual[:, :5].square(), sigma[:, :5]).ence())
@@ -150,7 +150,7 @@ def test_a_method_without_uncertainty_is_refused_or_has_no_columns():
 
 
 def test_tables_are_means_over_the_cases_that_have_curves():
-    cases, residual = cases_of((14, 17), lambda r: {"deviation": 0.05 + random(3, 1, 14, 17)}, count=3)
+    cases, residual = cases_of((14, 17), lambda r: {"noise_deviation": 0.05 + random(3, 1, 14, 17)}, count=3)
     cases.warped_image[2] = cases.batch["fixed_image"][2]  # no residual, no curve
     measure = UncertaintyMeasures()
     assert isinstance(measure, EvaluationMeasure)
@@ -174,7 +174,7 @@ def test_tables_are_means_over_the_cases_that_have_curves():
 
 
 def test_one_case_has_no_band():
-    cases, _ = cases_of((14, 17), lambda r: {"deviation": 0.1 + r.abs()}, count=1)
+    cases, _ = cases_of((14, 17), lambda r: {"noise_deviation": 0.1 + r.abs()}, count=1)
     UncertaintyMeasures()(cases)
     rows = tables_of(cases)["sparsification"]
     assert np.isnan([row["curve_sd"] for row in rows]).all() and np.isfinite([row["curve"] for row in rows]).all()
