@@ -7,27 +7,16 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import known_name
-from ..data.pairs import PairDataset, training_loader
 from ..engines.memory import keep_freed_memory
-from ..engines.method import MODEL, Method, Update
-from ..engines.trainer import RegistrationTrainer
-from ..losses.heteroscedastic import MeanWeight, SnrWeight
-from ..losses.likelihood import NegativeLogLikelihood
-from ..losses.objective import Objective
-from ..losses.score import Distrust, ScoredResidual, ScoreSmoothness, ScoreWeight
 from ..losses.similarity import build_similarity
-from ..losses.terms import Similarity, Smoothness
-from ..networks.registry import build
-from ..networks.unet import PixelEstimator
-from ..spatial.warp import warp
 from . import benchmark_gradicon as gradicon
+from . import benchmark_steps as steps_2d
 from .benchmark_attention import attention_table
 from .benchmark_inference import inference_table
 
@@ -101,17 +90,17 @@ def _title(what: str, device: torch.device) -> str:
 
 
 def _adacs(where: torch.device, size: int, batch_size: int, repeats: int, steps: int, compiled: bool) -> list[str]:
-    pairs = _pairs(size, batch_size * steps)
+    pairs = steps_2d.pairs(size, batch_size * steps)
     variants: dict[str, Callable[[], object]] = {
-        "bare loop": _bare(pairs, where, batch_size, steps),
-        "baseline": _ours(pairs, where, batch_size),
-        "AdaCS": _ours(pairs, where, batch_size, "adacs"),
-        "AdaCS, second forward": _ours(pairs, where, batch_size, "adacs", second_forward=True),
-        "heteroscedastic": _ours(pairs, where, batch_size, "hetero"),
-        "baseline, amp": _ours(pairs, where, batch_size, amp=True),
+        "bare loop": steps_2d.bare(pairs, where, batch_size, steps),
+        "baseline": steps_2d.ours(pairs, where, batch_size),
+        "AdaCS": steps_2d.ours(pairs, where, batch_size, "adacs"),
+        "AdaCS, second forward": steps_2d.ours(pairs, where, batch_size, "adacs", second_forward=True),
+        "heteroscedastic": steps_2d.ours(pairs, where, batch_size, "hetero"),
+        "baseline, amp": steps_2d.ours(pairs, where, batch_size, amp=True),
     }
     if compiled:
-        variants["baseline, compile"] = _ours(pairs, where, batch_size, compile=True)
+        variants["baseline, compile"] = steps_2d.ours(pairs, where, batch_size, compile=True)
     seconds = {name: value / steps for name, value in _medians(variants, repeats, where).items()}
     lines = [_title(f"VoxelMorph 2D, {size}², batch {batch_size}", where), ""]
     lines += ["| variant | ms a step | against | ratio |", "| --- " * 4 + "|"]
@@ -197,90 +186,6 @@ def kept_for_backward(run: Callable[[], Tensor]) -> tuple[float, float]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = run()
     return loss.item(), sum(saved.values())
-
-
-def _pairs(size: int, count: int) -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
-    centre = torch.tensor([size / 2, size / 2])
-    images = torch.rand(count, 2, 1, size, size, generator=generator)
-    return [{"moving_image": a, "fixed_image": b, "centre": centre} for a, b in images]
-
-
-def _bare(pairs: list[dict[str, Any]], device: torch.device, batch_size: int, steps: int) -> Callable[[], None]:
-    """The same network and loss in the plainest loop, on batches that are ready."""
-    network = build("voxelmorph", 2).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
-    batches = [
-        [torch.stack([pair[key] for pair in pairs[i * batch_size : (i + 1) * batch_size]]).to(device) for key in
-         ("moving_image", "fixed_image")] for i in range(steps)
-    ]  # fmt: skip
-
-    def run() -> None:
-        for moving, fixed in batches:
-            optimizer.zero_grad(set_to_none=True)
-            image = torch.cat([moving, fixed], 1).contiguous(memory_format=torch.channels_last)
-            estimate = network.estimate(image)
-            velocity = estimate.velocity
-            smoothness = (velocity.diff(dim=2).square().mean() + velocity.diff(dim=3).square().mean()) / 2
-            loss = (warp(moving, estimate.ddf) - fixed).square().mean() + 0.02 * smoothness
-            loss.backward()
-            optimizer.step()
-
-    return run
-
-
-def _ours(
-    pairs: list[dict[str, Any]],
-    device: torch.device,
-    batch_size: int,
-    weighted: str = "",
-    second_forward: bool = False,
-    amp: bool = False,
-    compile: bool = False,
-) -> Callable[[], None]:
-    adam = functools.partial(torch.optim.Adam, lr=1e-4)
-    modules: dict[str, nn.Module] = {MODEL: build("voxelmorph", 2)}
-    weight, estimator, update, seen = _estimated(adam)[weighted] if weighted else (None, None, None, "fixed")
-    terms = {"similarity": (1.0, Similarity(weight)), "smoothness": (0.02, Smoothness())}
-    updates = [Update("displacement", [MODEL], Objective(terms), adam)]
-    if estimator is not None and update is not None:
-        modules[update.trains[0]] = estimator
-        updates.append(update)
-    method = Method(
-        modules,
-        build_similarity("mse"),
-        updates,
-        estimator=None if update is None else update.trains[0],
-        estimator_input=seen,
-        second_forward=second_forward,
-    )
-    dataset = PairDataset(pairs, list(pairs[0]["moving_image"].shape[1:]), jitter=4)
-    loader = training_loader(dataset, batch_size, seed=0)
-    trainer = RegistrationTrainer(device, 1, loader, method, amp=amp, compile=compile)
-
-    def run() -> None:
-        trainer.state.epoch = trainer.state.iteration = 0
-        trainer.run()
-
-    return run
-
-
-def _estimated(adam: Callable[..., Any]) -> dict[str, tuple[nn.Module, nn.Module, Update, str]]:
-    """By method its data weight, the network behind it, the update that trains this, and what it sees."""
-    score_terms = {"ucs": (1.0, ScoredResidual()), "reg": (0.02, Distrust()), "smooth": (1.5, ScoreSmoothness())}
-    weight = SnrWeight()
-    variance_terms: dict[str, tuple[float, nn.Module]] = {
-        "nll": (1.0, NegativeLogLikelihood(0.5, detached=True)), "weight": (0.0, MeanWeight(weight)),
-    }  # fmt: skip
-    return {
-        "adacs": (
-            ScoreWeight(), PixelEstimator(2), Update("score", ["model_score"], Objective(score_terms), adam), "fixed",
-        ),
-        "hetero": (
-            weight, PixelEstimator(2, 2, "log_variance"),
-            Update("variance", ["model_variance"], Objective(variance_terms), adam), "fixed_warped",
-        ),
-    }  # fmt: skip
 
 
 def _medians(variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
