@@ -9,6 +9,7 @@ from common.engines.adaptation import adapt
 from common.engines.instance import InstanceOptimisation
 from common.engines.step import RegistrationStep
 from common.engines.trainer import RegistrationTrainer
+from common.handlers.state import TrainingState
 from common.losses.similarity import build_similarity
 from common.methods import baselines
 from common.networks.registry import build, build_estimator
@@ -100,6 +101,20 @@ def test_training_repeats_itself_draws_anew_and_lowers_the_similarity(size, netw
     view = network(len(size)).train()
     image = torch.rand(1, 2, *size)
     assert not torch.equal(view(image), view(image))
+
+
+@pytest.mark.parametrize("network", [uncertain, diff])
+def test_a_resumed_training_draws_as_an_uninterrupted_one(network, tmp_path):
+    size = SIZES[0]
+    states = []
+    for folder, lengths in (("once", (4,)), ("resumed", (2, 4))):
+        for part, epochs in enumerate(lengths):
+            torch.manual_seed(part)  # what happened before must not count
+            state = TrainingState(tmp_path / folder, resume=part > 0)
+            method = adapt(plain(network(len(size)), len(size))).method
+            RegistrationTrainer("cpu", epochs, loader_of(size), method, train_handlers=[state]).run()
+        states.append(method.network.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @each_size
