@@ -6,26 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import known_name
 from .objective import Step
 
 CONTROLS = ("none", "mean", "shuffled", "other")
-
-
-def check_control(option: str, control: str) -> str:
-    """The name of a control.
-
-    Args:
-        option: what the error calls it.
-        control: the name.
-
-    Returns:
-        The name.
-
-    Raises:
-        ValueError: for an unknown one.
-    """
-    return known_name(option, control, CONTROLS)
 
 
 def controlled(weight: Tensor, step: Step, control: str, option: str) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import known_name
-from .controls import check_control, controlled
+from .controls import CONTROLS, controlled
 from .objective import Step
 
 FORMS = ("paper", "official")
@@ -68,7 +68,7 @@ class SnrWeight(nn.Module):
         if isinstance(gamma, (str, bool)) or not gamma >= 0:
             raise ValueError(f"gamma: expected a number of at least 0, got {gamma!r}; the paper has 0.5.")
         self.gamma, self.form = float(gamma), known_name("weight_form", form, FORMS)
-        self.control, self.update = check_control("weight_control", control), update
+        self.control, self.update = known_name("weight_control", control, CONTROLS), update
 
     def weight_map(self, fixed: Tensor, estimated: Tensor) -> Tensor:
         """The weight without mask and control.

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .controls import check_control, controlled
+from ..checks import known_name
+from .controls import CONTROLS, controlled
 from .objective import Step
 from .smoothness import Diffusion
 
@@ -31,7 +32,7 @@ class ScoreWeight(nn.Module):
 
     def __init__(self, update: str = "score", control: str = "none") -> None:
         super().__init__()
-        self.update, self.control = update, check_control("score_control", control)
+        self.update, self.control = update, known_name("score_control", control, CONTROLS)
 
     def forward(self, step: Step) -> Tensor | None:
         if self.update not in step.active:
