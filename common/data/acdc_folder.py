@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..io.images import load_grid
 from ..io.orientation import slice_axis
-from .layout import DatasetLayoutError, subject_folders
+from .layout import DatasetLayoutError, present, subject_folders
 
 LAYOUT = (
     "expected DIR/training/patient001/{Info.cfg, patient001_frame01.nii.gz, patient001_frame01_gt.nii.gz, ...} and "
@@ -41,8 +41,7 @@ def patient_files(folder: Path) -> dict[str, str]:
 
     Returns:
         Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label`` and, of phantoms, ``true_ddf``,
-        ``noise_level``;
-        ``subject``: 'patient001'; ``group``: diagnosis, '' where not given.
+        ``noise_level``; ``subject``: 'patient001'; ``group``: diagnosis, '' where not given.
 
     Raises:
         DatasetLayoutError: for a file that is missing, or an Info.cfg without the frames' numbers.
@@ -56,12 +55,9 @@ def patient_files(folder: Path) -> dict[str, str]:
             if not path.is_file():
                 raise DatasetLayoutError(f"{folder.name}: no file {path}; {LAYOUT}.")
             files[f"{role}_{kind}"] = str(path)
-    truth = folder / f"{folder.name}_{frames[0]}_to_{frames[1]}_ddf.nii.gz"
-    if truth.is_file():
-        files["true_ddf"] = str(truth)
-    noise = folder / f"{folder.name}_{frames[1]}_noise.nii.gz"
-    if noise.is_file():
-        files["noise_level"] = str(noise)
+    moving, fixed = frames
+    phantom = {"true_ddf": f"{moving}_to_{fixed}_ddf", "noise_level": f"{fixed}_noise"}
+    files |= present({key: folder / f"{folder.name}_{end}.nii.gz" for key, end in phantom.items()})
     return files | {"subject": folder.name, "group": info.get("Group", "")}
 
 

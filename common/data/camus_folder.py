@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .layout import DatasetLayoutError, subject_folders
+from .layout import DatasetLayoutError, present, subject_folders
 
 VIEWS = ("2CH", "4CH")
 PARTITIONS = ("number", "official")
@@ -46,8 +46,9 @@ def view_files(folder: Path, view: str) -> dict[str, str]:
         view: "2CH" or "4CH".
 
     Returns:
-        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label`` and, of phantoms, ``true_ddf``;
-        ``subject``: 'patient0001'; ``case``: 'patient0001_2CH'; ``group``: the image's quality, '' where not given.
+        Paths under ``moving_image``, ``fixed_image``, ``moving_label``, ``fixed_label`` and, of phantoms, ``true_ddf``,
+        ``noise_level``; ``subject``: 'patient0001'; ``case``: 'patient0001_2CH'; ``group``: the image's quality, ''
+        where not given.
 
     Raises:
         DatasetLayoutError: for a file that is missing.
@@ -63,12 +64,8 @@ def view_files(folder: Path, view: str) -> dict[str, str]:
                     f"it. Restore the file, or leave such patients out with skip_invalid. {LAYOUT}."
                 )
             files[f"{role}_{kind}"] = str(path)
-    truth = folder / f"{case}_ED_to_ES_ddf.nii.gz"
-    if truth.is_file():
-        files["true_ddf"] = str(truth)
-    noise = folder / f"{case}_ES_noise.nii.gz"
-    if noise.is_file():
-        files["noise_level"] = str(noise)
+    phantom = {"true_ddf": "ED_to_ES_ddf", "noise_level": "ES_noise"}
+    files |= present({key: folder / f"{case}_{end}.nii.gz" for key, end in phantom.items()})
     return files | {"subject": folder.name, "case": case, "group": _info(folder / f"Info_{view}.cfg")}
 
 

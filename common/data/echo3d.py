@@ -40,7 +40,7 @@ from ..io.orientation import spacing_is_unknown
 from ..io.spacing import resample_to_spacing, spacing_of_size
 from .decoded import MEMORY, DecodedPairs
 from .echo3d_phantom import PHANTOM, split_by_name
-from .layout import DatasetLayoutError, Invalid, dataset_root
+from .layout import DatasetLayoutError, Invalid, dataset_root, present
 from .reading import check_phases, read_case, read_displacement, read_noise_level
 
 logger = logging.getLogger(__name__)
@@ -173,9 +173,8 @@ def datalist(dataset_dir: str | Path, split: str = "train", skip_invalid: bool =
             absent = [str(path) for path in files.values() if not path.is_file()]
             if absent:
                 raise DatasetLayoutError(f"{name}: no file {', '.join(absent)}; {LAYOUT}.")
-            besides = {key: folder / name / file for key, file in PHANTOM_FILES.items()}
-            files |= {key: path for key, path in besides.items() if path.is_file()}
-            entries.append({key: str(path) for key, path in files.items()} | {"subject": name})
+            besides = present({key: folder / name / file for key, file in PHANTOM_FILES.items()})
+            entries.append({key: str(path) for key, path in files.items()} | besides | {"subject": name})
     invalid.report(split, dataset_dir, len(entries))
     return entries
 

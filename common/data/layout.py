@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,18 @@ def dataset_root(dataset_dir: str | Path, phantom: Callable[[], Path], layout: s
     if not folder.is_dir():
         raise DatasetLayoutError(f"dataset_dir: no folder {str(folder)!r}; {layout}.")
     return folder
+
+
+def present(files: Mapping[str, Path]) -> dict[str, str]:
+    """Those of some optional files that are there, such as a phantom's truths.
+
+    Args:
+        files: path by key.
+
+    Returns:
+        Path by key.
+    """
+    return {key: str(path) for key, path in files.items() if path.is_file()}
 
 
 def subject_folders(base: Path, parents: Iterable[Path], pattern: str, layout: str) -> list[Path]:

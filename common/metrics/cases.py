@@ -45,7 +45,8 @@ class Cases:
     def uncertainty(self) -> Mapping[str, Tensor]:
         """What the method says of its uncertainty, (B, 1, *S) a map; empty where it says nothing.
 
-        ``score`` S in [0, 1], or ``deviation`` σ in intensities; ``displacement_deviation`` σ_z in voxels.
+        ``score`` S in [0, 1], or ``noise_deviation`` σ in intensities; ``weight`` of the data term;
+        ``displacement_deviation`` σ_z in voxels.
         """
         return self.estimate()
 
