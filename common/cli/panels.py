@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 
 from ..checks import known_name
 from ..engines.evaluator import RegistrationEvaluator
+from ..engines.maps import evaluated_maps
 from ..figures.comparison import comparison_panel
 from ..figures.uncertainty import displacement_deviation_panel
 from ..handlers.figures import registered_case
@@ -89,9 +90,14 @@ def rebuild(run: Run) -> Rebuilt:
     method, options = (parser.get_parsed_content(key) for key in ("method", "options"))
     if run.weights is not None:
         _check_weights(run, run.weights)
-        load(method, run.weights, all_modules=bool(options.instance_iterations))
+        load(method, run.weights)
     engine = RegistrationEvaluator(
-        options.device, [], registration(method, options), amp=options.amp, condition=options.condition
+        options.device,
+        [],
+        registration(method, options),
+        amp=options.amp,
+        condition=options.condition,
+        maps=evaluated_maps(method),
     )
     measures = parser.get_parsed_content("measures")
     labelled = [measure for measure in measures if isinstance(measure, LabelMeasures)]

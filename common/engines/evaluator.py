@@ -65,7 +65,6 @@ class RegistrationEvaluator(Evaluator):
             if isinstance(value, Tensor):
                 batch[key] = value.to(self.state.device, non_blocking=True)
         moving, fixed = batch["moving_image"], batch["fixed_image"]
-        self.network.eval()
         image = torch.cat([moving, fixed], dim=1)
         started = time.perf_counter()
         if self.both_ways and isinstance(self.network, InstanceOptimisation):
@@ -114,5 +113,6 @@ class RegistrationEvaluator(Evaluator):
 
     @contextmanager
     def _inference(self, image: Tensor) -> Iterator[None]:
+        self.network.eval()  # whoever registers: in training some networks draw
         with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
             yield

@@ -139,3 +139,24 @@ def test_the_displacements_deviations_are_shown_of_the_methods_that_have_one(
     drawn.clear()
     panels._draw(evaluations, rebuilt, 0, "dice", tmp_path)
     assert set(drawn) == {"case_a_1.png"}
+
+
+def test_a_network_that_draws_in_training_is_shown_as_evaluated(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device": "cpu", "spatial_size": [32, 32], "updates_per_epoch": 1, "epochs": 1}
+    uncertain = {"architectures#voxelmorph#displacement_uncertainty": True}
+    run(
+        BUNDLES_DIR / "baseline_acdc",
+        "training",
+        "train.json",
+        **options,
+        **uncertain,
+        output_dir=str(tmp_path / "net"),
+    )
+    (one,) = read_evaluations([f"net={tmp_path / 'net'}"])["net"].runs
+    rebuilt = rebuild(one)
+    image = torch.cat([rebuilt.dataset[0][key][None] for key in ("moving_image", "fixed_image")], dim=1)
+    rebuilt.engine.network.train()
+    assert torch.equal(rebuilt.engine.register(image), rebuilt.engine.register(image))
+    case = one.rows[0]["case"]
+    compare(f"net={tmp_path / 'net'}", figures=str(tmp_path / "figures"), panels=case)
+    assert (tmp_path / "figures" / f"deviations_{case}.png").stat().st_size > 10_000
