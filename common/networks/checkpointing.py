@@ -16,7 +16,7 @@ def checkpointed(wanted: bool, module: nn.Module, *inputs: Any) -> Any:
     Args:
         wanted: whether to save that memory.
         module: any.
-        *inputs: of the module.
+        inputs: of the module.
 
     Returns:
         What the module returns; gradients are the same either way.

@@ -98,21 +98,22 @@ def refuse_condition(condition: Optional[Tensor], network: str) -> None:
         )
 
 
-def default_code(code: float) -> Tensor:
-    """The buffer ``default_condition`` of a network that takes a code.
+def default_code(code: float, taken: bool = True) -> Optional[Tensor]:
+    """The buffer ``default_condition`` of a network.
 
     Args:
         code: in [0, 1].
+        taken: whether the network takes a code.
 
     Returns:
-        (1, 1).
+        (1, 1); None where none is taken.
 
     Raises:
         ValueError: for any other number.
     """
     if not 0 <= code <= 1:
         raise ValueError(f"default_condition: expected a number from 0 to 1, got {code!r}: a share of the range.")
-    return torch.tensor([[float(code)]])
+    return torch.tensor([[float(code)]]) if taken else None
 
 
 def condition_code(

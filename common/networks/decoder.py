@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of TransMorph's convolutional decoder; they take a condition where told to. TorchScript-compatible."""
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -77,6 +78,21 @@ class DecoderBlock(nn.Module):
             (B, out_channels, *S).
         """
         return self.second(self.first(torch.cat([x, skip], dim=1), code), code)
+
+
+def decoder_blocks(spatial_dims: int, skips: Sequence[int], conditional: Optional[str] = None) -> nn.ModuleList:
+    """The blocks from the bottom up, as they run.
+
+    Args:
+        spatial_dims: 2 or 3.
+        skips: channels of the skips, from the finest grid down; the last are those of the bottom.
+        conditional: as ``NormalisedConv``.
+
+    Returns:
+        One block fewer than ``skips`` has entries.
+    """
+    pairs = zip(skips[-2::-1], skips[:0:-1], strict=True)
+    return nn.ModuleList(DecoderBlock(spatial_dims, below, skip, skip, conditional) for skip, below in pairs)
 
 
 def enlarged(x: Tensor, factor: int, size: list[int]) -> Tensor:

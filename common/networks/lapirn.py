@@ -11,7 +11,7 @@ from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.pyramid import halved
 from ..spatial.units import unit_to_voxel, voxel_to_unit
 from ..spatial.warp import warp
-from .contract import Estimate, condition_code, pair_image
+from .contract import Estimate, condition_code, default_code, pair_image
 from .convolution import weights_channels_last
 from .lapirn_level import Level
 
@@ -84,7 +84,7 @@ class LapIRN(nn.Module):
         )
         self.running = LEVELS
         self.register_buffer("levels_run", torch.tensor(LEVELS))
-        self.register_buffer("default_condition", torch.tensor([[CODES[spatial_dims]]]) if self.conditional else None)
+        self.register_buffer("default_condition", default_code(CODES[spatial_dims], self.conditional))
         weights_channels_last(self)
 
     @torch.jit.unused

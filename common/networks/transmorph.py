@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..checks import known_name, positive, switch
 from ..spatial.integrate import integrate_svf
 from .contract import DEFAULT_CODE, Estimate, condition_code, default_code, pair_image
-from .convolution import channels_last, convolution, convolve, weights_channels_last
-from .decoder import DecoderBlock, NormalisedConv, halved_feature
+from .convolution import channels_last, convolve, flow_head, weights_channels_last
+from .decoder import NormalisedConv, decoder_blocks, halved_feature
 from .swin import SwinTransformer
 from .uncertainty import UNCERTAINTY_WEIGHT, isotropic_head, sampled
 from .weight_head import WeightHead
@@ -97,25 +97,19 @@ class TransMorph(nn.Module):
         weight_volume: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         width, depths, heads = _stages(size, channels, depths, heads)
-        window = WINDOWS[spatial_dims] if window is None else tuple(window)
+        window = published_window(spatial_dims) if window is None else tuple(window)
         self.spatial_dims, self.integration_steps = spatial_dims, integration_steps
         form = "paper" if switch(conditional, "conditional") else None
-        self.register_buffer("default_condition", default_code(default_condition) if form else None)
+        self.register_buffer("default_condition", default_code(default_condition, form is not None))
         self.encoder = SwinTransformer(
             spatial_dims, 2, width, depths, heads, window, conditional=form,
             mlp_ratio=mlp_ratio, drop_path=drop_path, sees_padding=sees_padding,
         )  # fmt: skip
-        self.full_skip = NormalisedConv(spatial_dims, 2, head_channels, form)
-        self.half_skip = NormalisedConv(spatial_dims, 2, width // 2, form)
         skips = [head_channels, width // 2, *(width * 2**stage for stage in range(len(depths)))]
-        blocks = zip(skips[-2::-1], skips[:0:-1], strict=True)  # from the bottom up, as they run
-        self.decoder = nn.ModuleList(DecoderBlock(spatial_dims, below, skip, skip, form) for skip, below in blocks)
-        self.flow = convolution(spatial_dims, head_channels, spatial_dims)
-        nn.init.normal_(self.flow.weight, std=1e-5)  # type: ignore[arg-type]
-        nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
+        self.full_skip, self.half_skip = (NormalisedConv(spatial_dims, 2, skip, form) for skip in skips[:2])
+        self.decoder = decoder_blocks(spatial_dims, skips, form)
+        self.flow = flow_head(spatial_dims, head_channels)
         # Last, so that a seed gives the other layers the weights that they have without it.
         uncertain = switch(displacement_uncertainty, "displacement_uncertainty")
         self.deviation = isotropic_head(spatial_dims, head_channels) if uncertain else None
@@ -217,6 +211,23 @@ class TransMorph(nn.Module):
 
     def _integrated(self, velocity: Tensor) -> Tensor:
         return integrate_svf(velocity, self.integration_steps) if self.integration_steps else velocity
+
+
+def published_window(spatial_dims: int) -> tuple[int, ...]:
+    """Tokens of an attention window along each axis.
+
+    Args:
+        spatial_dims: 2 or 3.
+
+    Returns:
+        Those for 128² or 160 x 192 x 224.
+
+    Raises:
+        ValueError: for another number of dimensions.
+    """
+    if spatial_dims not in WINDOWS:
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    return WINDOWS[spatial_dims]
 
 
 def _stages(

@@ -13,11 +13,11 @@ from ..spatial.warp import warp
 from .checkpointing import checkpointed
 from .conditional_norm import FORMS
 from .contract import DEFAULT_CODE, Estimate, condition_code, default_code, pair_image
-from .convolution import channels_last, convolution, convolve, weights_channels_last
-from .decoder import DecoderBlock, NormalisedConv, enlarged, halved_feature
+from .convolution import channels_last, convolve, flow_head, weights_channels_last
+from .decoder import DecoderBlock, NormalisedConv, decoder_blocks, enlarged, halved_feature
 from .icon import halve
 from .swin import SwinTransformer
-from .transmorph import WINDOWS
+from .transmorph import published_window
 from .weight_head import WeightHead
 
 # Published sizes: of TM-SPR and its TM-TVF, and of the TVF-Large of OASIS.
@@ -59,9 +59,7 @@ class TimeStep(nn.Module):
         super().__init__()
         self.pair = NormalisedConv(spatial_dims, 2, pair, conditional)
         self.block = DecoderBlock(spatial_dims, shared, pair, out, decoder)
-        self.flow = convolution(spatial_dims, out, spatial_dims)
-        nn.init.normal_(self.flow.weight, std=1e-5)  # type: ignore[arg-type]
-        nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
+        self.flow = flow_head(spatial_dims, out)
 
     def forward(self, shared: Tensor, warped: Tensor, fixed: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         pair = self.pair(channels_last(torch.cat([warped, fixed], dim=1)), code)
@@ -98,7 +96,6 @@ class TransMorphTVF(nn.Module):
         time_steps: of the integration.
         encoder_downsample: factor between the grids of the image and of the encoder's input, 1 or 2.
         field_downsample: factor between the grids of the image and of the field, 1 or 2, at least that of the encoder.
-        mlp_ratio: as ``TransMorph``.
         drop_path: as ``TransMorph``.
         head_channels: that each flow is predicted from.
         sees_padding: as ``WindowAttention``.
@@ -138,7 +135,6 @@ class TransMorphTVF(nn.Module):
         time_steps: Optional[int] = None,
         encoder_downsample: Optional[int] = None,
         field_downsample: Optional[int] = None,
-        mlp_ratio: float = 4.0,
         drop_path: float = 0.3,
         head_channels: int = 16,
         sees_padding: bool = False,
@@ -150,45 +146,48 @@ class TransMorphTVF(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        preset = SIZES[known_name("size", size, SIZES)]
-        width = preset["channels"] if channels is None else channels
-        depths, heads = tuple(depths or preset["depths"]), tuple(heads or preset["heads"])
-        self.encoder_downsample = preset["encoder_downsample"] if encoder_downsample is None else encoder_downsample
-        self.field_downsample = preset["field_downsample"] if field_downsample is None else field_downsample
-        count = preset["time_steps"] if time_steps is None else time_steps
-        _check(count, (self.encoder_downsample, self.field_downsample), conditional, weight_volume)
+        window = published_window(spatial_dims) if window is None else tuple(window)
+        given = {
+            "channels": channels, "depths": depths, "heads": heads, "time_steps": time_steps,
+            "encoder_downsample": encoder_downsample, "field_downsample": field_downsample,
+        }  # fmt: skip
+        own = _numbers(size, given)
+        _check_forms(conditional=conditional, weight_volume=weight_volume)
         self.spatial_dims, self.squarings = spatial_dims, 7
-        self.self_warped = switch(self_warped, "self_warped")
-        self.diffeomorphic = switch(diffeomorphic, "diffeomorphic")
+        self.encoder_downsample, self.field_downsample = own["encoder_downsample"], own["field_downsample"]
+        self.self_warped, self.diffeomorphic = (
+            switch(self_warped, "self_warped"),
+            switch(diffeomorphic, "diffeomorphic"),
+        )
         self.checkpointing = switch(checkpointing, "checkpointing")
-        self.register_buffer("default_condition", None if conditional is None else default_code(default_condition))
+        self.register_buffer("default_condition", default_code(default_condition, conditional is not None))
         self.encoder = SwinTransformer(
-            spatial_dims, 2, width, depths, heads, tuple(window or WINDOWS[spatial_dims]),
-            mlp_ratio=mlp_ratio, drop_path=drop_path, sees_padding=sees_padding, conditional=conditional,
-            checkpointing=self.checkpointing,
+            spatial_dims, 2, own["channels"], own["depths"], own["heads"], window, drop_path=drop_path,
+            sees_padding=sees_padding, conditional=conditional, checkpointing=self.checkpointing,
         )  # fmt: skip
+        self._build_decoder(own, head_channels, conditional, weight_volume)
+        weights_channels_last(self)
+
+    def _build_decoder(
+        self, own: dict[str, Any], head_channels: int, conditional: Optional[str], weight_volume: Optional[str]
+    ) -> None:
+        dims, width = self.spatial_dims, own["channels"]
         decoder = None if conditional == "official" else conditional
         # Features on half of the encoder's grid, where the field has the whole of it.
         finer = self.field_downsample == self.encoder_downsample
-        self.half_skip = NormalisedConv(spatial_dims, 2, width // 2, conditional) if finer else None
-        skips = [width // 2] * finer + [width * 2**stage for stage in range(len(depths))]
-        blocks = zip(skips[-2::-1], skips[:0:-1], strict=True)  # from the bottom up, as they run
-        self.decoder = nn.ModuleList(DecoderBlock(spatial_dims, below, skip, skip, decoder) for skip, below in blocks)
+        self.half_skip = NormalisedConv(dims, 2, width // 2, conditional) if finer else None
+        skips = [width // 2] * finer + [width * 2**stage for stage in range(len(own["depths"]))]
+        self.decoder = decoder_blocks(dims, skips, decoder)
         self.steps = nn.ModuleList(
-            TimeStep(spatial_dims, skips[0], width // 2, head_channels, conditional, decoder) for _ in range(count)
+            TimeStep(dims, skips[0], width // 2, head_channels, conditional, decoder) for _ in range(own["time_steps"])
         )
         self.sums_features = weight_volume == "official"
-        self.weight_head: Optional[WeightHead] = None
+        # Where the field is on the image's own grid, the decoder's last features but one are at a quarter of it.
+        quarter = skips[1] if self.field_downsample == 1 else skips[0]
+        inputs, factor = (head_channels, self.field_downsample) if self.sums_features else (quarter, 4)
+        self.weight_head = None
         if weight_volume is not None:
-            # At a quarter of the image's size the decoder is at its last features, or one before them.
-            inputs = skips[min(2 // self.field_downsample - 1, len(skips) - 1)]
-            inputs, factor = (head_channels, self.field_downsample) if self.sums_features else (inputs, 4)
-            self.weight_head = WeightHead(
-                spatial_dims, inputs, width // 2, factor, conditional, sigmoid_last=self.sums_features
-            )
-        weights_channels_last(self)
+            self.weight_head = WeightHead(dims, inputs, width // 2, factor, conditional, self.sums_features)
 
     def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
         """Displacement that pulls moving onto fixed.
@@ -272,14 +271,21 @@ class TransMorphTVF(nn.Module):
         return field, summed
 
 
-def _check(time_steps: int, grids: tuple[int, int], conditional: Optional[str], weight_volume: Optional[str]) -> None:
-    if time_steps < 1:
-        raise ValueError(f"time_steps: expected at least 1, got {time_steps}; 7 and 12 are published.")
+def _numbers(size: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a network: those given, else those of the named size."""
+    own = SIZES[known_name("size", size, SIZES)] | {name: value for name, value in given.items() if value is not None}
+    if own["time_steps"] < 1:
+        raise ValueError(f"time_steps: expected at least 1, got {own['time_steps']}; 7 and 12 are published.")
+    grids = own["encoder_downsample"], own["field_downsample"]
     if grids not in GRIDS:
         raise ValueError(
             "encoder_downsample, field_downsample: expected 2 and 2 (TM-SPR), 1 and 2 (TVF-Large), or 1 and 1 (full "
             f"resolution), got {grids[0]} and {grids[1]}."
         )
-    for argument, form in (("conditional", conditional), ("weight_volume", weight_volume)):
+    return own
+
+
+def _check_forms(**forms: Optional[str]) -> None:
+    for argument, form in forms.items():
         if form is not None:
             known_name(argument, form, FORMS)

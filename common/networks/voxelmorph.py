@@ -12,7 +12,7 @@ from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
 from .conditional_norm import Styles
 from .contract import DEFAULT_CODE, Estimate, condition_code, default_code, pair_image
-from .convolution import convolution, convolve, weights_channels_last
+from .convolution import convolve, flow_head, weights_channels_last
 from .uncertainty import UNCERTAINTY_WEIGHT, LogVarianceHead, isotropic_head, resized_map, sampled
 from .unet import DECODER, ENCODER, UNet
 from .weight_head import WeightHead
@@ -87,31 +87,21 @@ class VoxelMorph(nn.Module):
         weight_volume: bool = False,
     ) -> None:
         super().__init__()
-        if passes < 1:
-            raise ValueError(f"passes: expected at least 1, got {passes}.")
         uncertain = switch(displacement_uncertainty, "displacement_uncertainty")
         weighted = switch(weight_volume, "weight_volume")
-        if (uncertain or weighted) and passes > 1:
-            argument, missing = ("displacement_uncertainty", "variance") if uncertain else ("weight_volume", "ω")
-            raise ValueError(
-                f"{argument}: expected a network of one pass, got passes {passes}: a chain of maps has no one "
-                f"{missing}. Leave passes 1."
-            )
+        _check_passes(passes, displacement_uncertainty=uncertain, weight_volume=weighted)
         self.uncertainty_weight = positive("uncertainty_weight", uncertainty_weight)
         self.passes = passes
         self.integration_steps = integration_steps
         self.velocity_downsample = velocity_downsample
         self.unet = UNet(spatial_dims, 2, tuple(encoder), tuple(decoder), half_resolution)
-        self.flow = convolution(spatial_dims, self.unet.out_channels, spatial_dims)
-        nn.init.normal_(self.flow.weight, std=1e-5)
-        if self.flow.bias is not None:
-            nn.init.zeros_(self.flow.bias)
+        self.flow = flow_head(spatial_dims, self.unet.out_channels)
         # Last, so that a seed gives the other layers the weights that they have without it.
         self.deviation = isotropic_head(spatial_dims, self.unet.out_channels) if uncertain else None
         self.draws_before_resampling = False
         conditioned = switch(conditional, "conditional")
         self.styles = Styles([*encoder, *decoder]) if conditioned else None
-        self.register_buffer("default_condition", default_code(default_condition) if conditioned else None)
+        self.register_buffer("default_condition", default_code(default_condition, conditioned))
         width, factor = self.unet.quarter_channels, self.unet.quarter_factor
         form = "paper" if conditioned else None
         self.weight_head = WeightHead(spatial_dims, width, width, factor, form) if weighted else None
@@ -218,6 +208,18 @@ class VoxelMorph(nn.Module):
         found = self._predict(image, condition)
         both = self.displacement(torch.cat([found.velocity, -found.velocity]), image.shape[2:])
         return found._replace(ddf=both)
+
+
+def _check_passes(passes: int, **once: bool) -> None:
+    """Refuse several passes of a network that estimates, by the name of the argument, what a chain has not."""
+    if passes < 1:
+        raise ValueError(f"passes: expected at least 1, got {passes}.")
+    for argument, wanted in once.items():
+        if wanted and passes > 1:
+            raise ValueError(
+                f"{argument}: expected a network of one pass, got passes {passes}: a chain of maps has no one "
+                "variance or weight volume. Leave passes 1."
+            )
 
 
 class VoxelMorphDiff(VoxelMorph):
