@@ -153,13 +153,10 @@ class TransMorphTVF(nn.Module):
         }  # fmt: skip
         own = _numbers(size, given)
         _check_forms(conditional=conditional, weight_volume=weight_volume)
-        self.spatial_dims, self.squarings = spatial_dims, 7
+        self.spatial_dims, self.checkpointing = spatial_dims, switch(checkpointing, "checkpointing")
         self.encoder_downsample, self.field_downsample = own["encoder_downsample"], own["field_downsample"]
-        self.self_warped, self.diffeomorphic = (
-            switch(self_warped, "self_warped"),
-            switch(diffeomorphic, "diffeomorphic"),
-        )
-        self.checkpointing = switch(checkpointing, "checkpointing")
+        self.self_warped = switch(self_warped, "self_warped")
+        self.diffeomorphic = switch(diffeomorphic, "diffeomorphic")
         self.register_buffer("default_condition", default_code(default_condition, conditional is not None))
         self.encoder = SwinTransformer(
             spatial_dims, 2, own["channels"], own["depths"], own["heads"], window, drop_path=drop_path,
@@ -231,7 +228,7 @@ class TransMorphTVF(nn.Module):
             inputs = halve(image)
         field, summed = self._summed_over_time(enlarged(shared, 2, inputs.shape[2:]), inputs, code)
         if self.diffeomorphic:
-            field = integrate_svf(field, self.squarings)
+            field = integrate_svf(field)  # 7 squarings
         ddf = enlarged(field, self.field_downsample, image.shape[2:]) * float(self.field_downsample)
         weight: Optional[Tensor] = None
         if self.weight_head is not None:
