@@ -24,6 +24,22 @@ def convolution(spatial_dims: int, in_channels: int, out_channels: int, bias: bo
     return conv(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
 
+def flow_head(spatial_dims: int, in_channels: int) -> nn.Module:
+    """The convolution that predicts a displacement or a velocity: it starts near 0.
+
+    Args:
+        spatial_dims: d, 2 or 3.
+        in_channels: of the features.
+
+    Returns:
+        A 3^d convolution to d channels, weights from N(0, (1e-5)²), biases 0.
+    """
+    head = convolution(spatial_dims, in_channels, spatial_dims)
+    nn.init.normal_(head.weight, std=1e-5)  # type: ignore[arg-type]
+    nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+    return head
+
+
 def channels_last(x: Tensor) -> Tensor:
     """Bring a tensor to the layout in which convolutions are fastest; no copy where it has it already.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LapIRN and its conditional form: a pyramid of three networks, whose fields add up from coarse to fine."""
 
-from typing import Any, Final, Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.pyramid import halved
 from ..spatial.units import unit_to_voxel, voxel_to_unit
 from ..spatial.warp import warp
-from .contract import Estimate, pair_image, refuse_condition
+from .contract import Estimate, condition_code, default_code, pair_image
 from .convolution import weights_channels_last
 from .lapirn_level import Level
 
@@ -56,7 +56,7 @@ class LapIRN(nn.Module):
         Mok and Chung, LapIRN, MICCAI 2020; Conditional LapIRN, MICCAI 2021; their released code.
     """
 
-    conditional: Final[bool]
+    default_condition: Optional[Tensor]
 
     def __init__(
         self,
@@ -84,8 +84,7 @@ class LapIRN(nn.Module):
         )
         self.running = LEVELS
         self.register_buffer("levels_run", torch.tensor(LEVELS))
-        if self.conditional:
-            self.register_buffer("default_condition", torch.tensor([[CODES[spatial_dims]]]))
+        self.register_buffer("default_condition", default_code(CODES[spatial_dims], self.conditional))
         weights_channels_last(self)
 
     @torch.jit.unused
@@ -140,7 +139,7 @@ class LapIRN(nn.Module):
                 f"image: expected moving and fixed on the channel axis, (B, 2, *S) with {self.spatial_dims} spatial "
                 f"axes, got {list(image.shape)}."
             )
-        code = self._code(image, condition)
+        code = condition_code(condition, self.default_condition, image, self.training, "LapIRN")
         images = [image]
         for _ in range(len(self.levels) - 1):
             images.append(halved(images[-1]))
@@ -172,27 +171,6 @@ class LapIRN(nn.Module):
             displacement_unit = _resized(voxel_to_unit(coarser), image.shape[2:])
         warped = warp(image[:, :1], unit_to_voxel(displacement_unit), padding="border")
         return torch.cat([warped, image[:, 1:], 2.0 * flow_unit], dim=1)  # in [-1, 1]^d, as published
-
-    def _code(self, image: Tensor, condition: Optional[Tensor]) -> Tensor:
-        """The code of each image, (B, 1)."""
-        if not self.conditional:
-            refuse_condition(condition, "LapIRN")
-            return image.new_zeros([image.shape[0], 1])
-        if condition is None:
-            return self.default_condition.expand(image.shape[0], 1)
-        if condition.dim() != 2 or condition.shape[1] != 1 or condition.shape[0] != image.shape[0]:
-            raise ValueError(
-                f"condition: expected one code for each image, (B, 1) = {[image.shape[0], 1]}, got "
-                f"{list(condition.shape)}."
-            )
-        # In training the codes are drawn, and comparing them would wait for the device.
-        checked = not self.training and not torch.jit.is_tracing()
-        if checked and bool(((condition < 0) | (condition > 1)).any()):
-            raise ValueError(
-                f"condition: expected a code in [0, 1], got {float(condition.min())} to {float(condition.max())}; it "
-                "is a share of the range of smoothness weights, not a weight."
-            )
-        return condition
 
 
 def _resized(field_unit: Tensor, size: list[int]) -> Tensor:

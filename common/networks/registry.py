@@ -18,17 +18,21 @@ from .composition import build_icon
 from .diffusemorph import DiffuseMorph
 from .lapirn import LapIRN
 from .transmorph import TransMorph
+from .tvf import PRESETS, TransMorphTVF
 from .unet import PixelEstimator
-from .voxelmorph import VoxelMorph, VoxelMorphDiff
+from .voxelmorph import COMPARED, VoxelMorph, VoxelMorphDiff
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "voxelmorph": VoxelMorph,
+    "voxelmorph_2": functools.partial(VoxelMorph, **COMPARED["voxelmorph_2"]),
     "voxelmorph_diff": VoxelMorphDiff,
     "icon": build_icon,
     "lapirn": LapIRN,
     "clapirn": functools.partial(LapIRN, conditional=True),
     "diffusemorph": DiffuseMorph,
     "transmorph": TransMorph,
+    "transmorph_tvf": TransMorphTVF,
+    "tmspr": functools.partial(TransMorphTVF, **PRESETS["paper"]),
 }
 UNCERTAINTY = "displacement_uncertainty"
 
@@ -55,8 +59,9 @@ def build(name: str, spatial_dims: int, seed: int | None = None, **parameters: A
         able = [key for key, other in ARCHITECTURES.items() if UNCERTAINTY in inspect.signature(other).parameters]
         raise ValueError(
             f"architectures#{name}: {UNCERTAINTY} is a layer beside the one that predicts the displacement, expected "
-            f"{' or '.join(able)}: icon, lapirn and clapirn combine several predictions, diffusemorph's follows from a "
-            "noise that is random already, and voxelmorph_diff has a variance of its own. Leave it out."
+            f"{' or '.join(able)}: icon, lapirn, clapirn, transmorph_tvf and tmspr combine several "
+            "predictions, diffusemorph's follows from a noise that is random already, and voxelmorph_diff has a "
+            "variance of its own. Leave it out."
         )
     with _seeded(seed):
         return builder(spatial_dims=spatial_dims, **parameters)

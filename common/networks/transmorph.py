@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import known_name, positive, switch
 from ..spatial.integrate import integrate_svf
-from .contract import Estimate, pair_image, refuse_condition
-from .convolution import channels_last, convolution, convolve, weights_channels_last
+from .contract import DEFAULT_CODE, Estimate, condition_code, default_code, pair_image
+from .convolution import channels_last, convolve, flow_head, weights_channels_last
+from .decoder import NormalisedConv, decoder_blocks, halved_feature
 from .swin import SwinTransformer
 from .uncertainty import UNCERTAINTY_WEIGHT, isotropic_head, sampled
+from .weight_head import WeightHead
 
 # Published sizes: channels, depths, heads.
 SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
@@ -23,54 +24,6 @@ SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
     "large": (128, (2, 2, 12, 2), (4, 4, 8, 16)),
 }
 WINDOWS = {2: (8, 8), 3: (5, 6, 7)}
-
-
-class NormalisedConv(nn.Module):
-    """A 3^d convolution without bias, instance normalisation and LeakyReLU(0.01).
-
-    Shape: (B, in_channels, *S) -> (B, out_channels, *S).
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: of the input.
-        out_channels: of the output.
-    """
-
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        self.conv = layer(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = convolve(x, self.conv.weight)
-        # One voxel is its own mean, which torch refuses to normalise.
-        x = F.instance_norm(x) if x[0, 0].numel() > 1 else x - x
-        return F.leaky_relu(x, 0.01)
-
-
-class DecoderBlock(nn.Module):
-    """Two convolutions of cat(linearly up-sampled input, skip).
-
-    Shape: (B, in_channels, *T), (B, skip_channels, *S) with S <= 2T -> (B, out_channels, *S).
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: of the input.
-        skip_channels: of the skip.
-        out_channels: of the output.
-    """
-
-    def __init__(self, spatial_dims: int, in_channels: int, skip_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
-        self.first = NormalisedConv(spatial_dims, in_channels + skip_channels, out_channels)
-        self.second = NormalisedConv(spatial_dims, out_channels, out_channels)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode=self.mode, align_corners=False)
-        for axis in range(2, x.dim()):
-            x = x.narrow(axis, 0, skip.shape[axis])
-        return self.second(self.first(torch.cat([x, skip], dim=1)))
 
 
 class TransMorph(nn.Module):
@@ -103,15 +56,26 @@ class TransMorph(nn.Module):
             output is drawn from N(μ_z, σ_z² I), before it is integrated; otherwise it is μ_z, the network without that
             layer.
         uncertainty_weight: α, of the prior on σ_z in training, see ``losses.displacement_uncertainty.DeviationPrior``.
+        conditional: norms take a code in [0, 1], as in the paper's TM-SPR, see ``conditional_norm``: they start as the
+            plain ones.
+        default_condition: code where none is given.
+        weight_volume: a head estimates TM-SPR's ω from the decoder's features at a quarter of the resolution, see
+            ``weight_head.WeightHead``; it is on the image's grid, as the field that the smoothness acts on.
+
+    Attributes:
+        default_condition: code where none is given, (1, 1), stored with the weights; None without ``conditional``.
 
     Raises:
         ValueError: for an unknown size, a window or numbers of another length, an odd number of channels, heads that
-            do not divide the channels of their stage, an uncertainty's weight not above 0.
+            do not divide the channels of their stage, an uncertainty's weight not above 0, a code out of range.
 
     Reference:
         Chen et al., TransMorph, Medical Image Analysis 82, 2022; 2D constants: Zhang et al., AdaCS, ECCV 2024;
-        uncertainty: Zhang et al., MICCAI 2024, supplement.
+        uncertainty: Zhang et al., MICCAI 2024, supplement; condition and ω: Chen et al., Spatially-varying
+        Regularization with Conditional Transformer, 2023.
     """
+
+    default_condition: Optional[Tensor]
 
     def __init__(
         self,
@@ -128,63 +92,72 @@ class TransMorph(nn.Module):
         sees_padding: bool = False,
         displacement_uncertainty: bool = False,
         uncertainty_weight: float = UNCERTAINTY_WEIGHT,
+        conditional: bool = False,
+        default_condition: float = DEFAULT_CODE,
+        weight_volume: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         width, depths, heads = _stages(size, channels, depths, heads)
-        window = WINDOWS[spatial_dims] if window is None else tuple(window)
-        _check(spatial_dims, width, depths, heads, window)
+        window = published_window(spatial_dims) if window is None else tuple(window)
         self.spatial_dims, self.integration_steps = spatial_dims, integration_steps
+        form = "paper" if switch(conditional, "conditional") else None
+        self.register_buffer("default_condition", default_code(default_condition, form is not None))
         self.encoder = SwinTransformer(
-            spatial_dims, 2, width, depths, heads, window,
+            spatial_dims, 2, width, depths, heads, window, conditional=form,
             mlp_ratio=mlp_ratio, drop_path=drop_path, sees_padding=sees_padding,
         )  # fmt: skip
-        self.full_skip = NormalisedConv(spatial_dims, 2, head_channels)
-        self.half_skip = NormalisedConv(spatial_dims, 2, width // 2)
         skips = [head_channels, width // 2, *(width * 2**stage for stage in range(len(depths)))]
-        blocks = zip(skips[-2::-1], skips[:0:-1], strict=True)  # from the bottom up, as they run
-        self.decoder = nn.ModuleList(DecoderBlock(spatial_dims, below, skip, skip) for skip, below in blocks)
-        self.flow = convolution(spatial_dims, head_channels, spatial_dims)
-        nn.init.normal_(self.flow.weight, std=1e-5)  # type: ignore[arg-type]
-        nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
+        self.full_skip, self.half_skip = (NormalisedConv(spatial_dims, 2, skip, form) for skip in skips[:2])
+        self.decoder = decoder_blocks(spatial_dims, skips, form)
+        self.flow = flow_head(spatial_dims, head_channels)
         # Last, so that a seed gives the other layers the weights that they have without it.
         uncertain = switch(displacement_uncertainty, "displacement_uncertainty")
         self.deviation = isotropic_head(spatial_dims, head_channels) if uncertain else None
         self.uncertainty_weight = positive("uncertainty_weight", uncertainty_weight)
+        weighted = switch(weight_volume, "weight_volume")
+        self.weight_head = WeightHead(spatial_dims, width, width // 2, 4, form) if weighted else None
         weights_channels_last(self)
 
-    def velocity(self, image: Tensor) -> Tensor:
+    def velocity(self, image: Tensor, condition: Optional[Tensor] = None) -> Tensor:
         """The network's output, float32 whatever the precision of its layers; in training a draw.
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: as ``forward``.
 
         Returns:
             (B, d, *S) in voxels: the displacement where there is no integration.
 
         Raises:
-            ValueError: for another number of channels or axes.
+            ValueError: for another number of channels or axes, or another condition.
         """
-        return self._predict(image)[0]
+        return self._predict(image, condition).velocity
 
-    def _predict(self, image: Tensor) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """The output; log variance and mean where it is uncertain."""
+    def _predict(self, image: Tensor, condition: Optional[Tensor]) -> Estimate:
+        """Everything but the displacement, in whose place the output stands."""
         if image.shape[1] != 2 or image.dim() != self.spatial_dims + 2:
             raise ValueError(
                 f"image: expected (B, 2, *S) with {self.spatial_dims} spatial axes, got {list(image.shape)}. A "
                 "displacement network takes moving and fixed concatenated on the channel axis."
             )
+        code = condition_code(condition, self.default_condition, image, self.training, "TransMorph")
         image = channels_last(image)
-        skips = [self.full_skip(image), self.half_skip(_halve(image))] + self.encoder(image)
+        skips = [self.full_skip(image, code), self.half_skip(halved_feature(image), code)] + self.encoder(image, code)
         x = skips.pop()
+        quarter = x
         for block in self.decoder:
-            x = block(x, skips.pop())
+            if len(skips) == 2:
+                quarter = x
+            x = block(x, skips.pop(), code)
         mean = convolve(x, self.flow.weight, self.flow.bias).float()
+        weight: Optional[Tensor] = None
+        if self.weight_head is not None:
+            weight = self.weight_head(quarter, code, image.shape[2:])
         if self.deviation is None:
-            return mean, None, None
+            return Estimate(mean, mean, weight)
         log_variance = self.deviation(x)
-        return sampled(mean, log_variance, self.training), log_variance, mean
+        velocity = sampled(mean, log_variance, self.training)
+        return Estimate(velocity, velocity, weight, log_variance, None, mean)
 
     def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
         """Displacement that pulls moving onto fixed.
@@ -192,13 +165,13 @@ class TransMorph(nn.Module):
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1]; or moving alone, (B, 1, *S), when ``fixed`` is given.
             fixed: (B, 1, *S), optional.
-            condition: must be None: this network takes none.
+            condition: code in [0, 1], (B, 1); None is ``default_condition``. Without ``conditional`` it must be None.
 
         Returns:
             ddf (B, d, *S) in voxels.
 
         Raises:
-            ValueError: for another number of channels or axes, or a condition.
+            ValueError: for another number of channels or axes, or another condition.
         """
         return self.estimate(pair_image(image, fixed), condition).ddf
 
@@ -207,14 +180,14 @@ class TransMorph(nn.Module):
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
-            condition: must be None.
+            condition: as ``forward``.
 
         Returns:
-            Displacement, and the field before integration.
+            Displacement, the field before integration, and ω where there is one.
         """
-        refuse_condition(condition, "TransMorph")
-        velocity, log_variance, mean = self._predict(image)
-        return Estimate(self._integrated(velocity), velocity, None, log_variance, None, mean)
+        found = self._predict(image, condition)
+        ddf = self._integrated(found.velocity)
+        return Estimate(ddf, found.velocity, found.weight_volume, found.log_variance, None, found.mean)
 
     @torch.jit.ignore
     def estimate_and_inverse(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
@@ -225,21 +198,36 @@ class TransMorph(nn.Module):
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
-            condition: must be None.
+            condition: as ``forward``.
 
         Returns:
             Displacements and the field before integration.
 
         Raises:
-            ValueError: for a condition.
+            ValueError: as ``forward``.
         """
-        refuse_condition(condition, "TransMorph")
-        velocity, log_variance, mean = self._predict(image)
-        both = self._integrated(torch.cat([velocity, -velocity]))
-        return Estimate(both, velocity, None, log_variance, None, mean)
+        found = self._predict(image, condition)
+        return found._replace(ddf=self._integrated(torch.cat([found.velocity, -found.velocity])))
 
     def _integrated(self, velocity: Tensor) -> Tensor:
         return integrate_svf(velocity, self.integration_steps) if self.integration_steps else velocity
+
+
+def published_window(spatial_dims: int) -> tuple[int, ...]:
+    """Tokens of an attention window along each axis.
+
+    Args:
+        spatial_dims: 2 or 3.
+
+    Returns:
+        Those for 128² or 160 x 192 x 224.
+
+    Raises:
+        ValueError: for another number of dimensions.
+    """
+    if spatial_dims not in WINDOWS:
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    return WINDOWS[spatial_dims]
 
 
 def _stages(
@@ -248,21 +236,3 @@ def _stages(
     """Channels, depths and heads: those given, else those of the named size."""
     preset = SIZES[known_name("size", size, SIZES)]
     return preset[0] if channels is None else channels, tuple(depths or preset[1]), tuple(heads or preset[2])
-
-
-def _check(
-    spatial_dims: int, channels: int, depths: Sequence[int], heads: Sequence[int], window: Sequence[int]
-) -> None:
-    if len(window) != spatial_dims or min(window) < 1:
-        raise ValueError(f"window: expected {spatial_dims} numbers from 1, one an axis, got {list(window)}.")
-    if len(depths) != len(heads) or channels % 2:
-        raise ValueError(
-            "channels, depths, heads: expected an even number, and as many heads as depths, one a stage, got "
-            f"{channels}, {tuple(depths)} and {tuple(heads)}."
-        )
-
-
-def _halve(image: Tensor) -> Tensor:
-    """Average of 3^d voxels around every second one, with zeros beyond the border."""
-    image = F.pad(image, [1] * (2 * (image.dim() - 2)))  # torch pads no axis shorter than the kernel
-    return F.avg_pool2d(image, 3, stride=2) if image.dim() == 4 else F.avg_pool3d(image, 3, stride=2)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conditional_norm import styled
 from .convolution import channels_last, convolution, convolve, convolve_up, may_overwrite, weights_channels_last
 
 ENCODER = (16, 32, 32, 32)
@@ -143,9 +144,25 @@ class UNet(nn.Module):
         )
         widths = list(decoder[steps:])
         self.full = nn.ModuleList([ConvBlock(spatial_dims, i, o) for i, o in zip(widths[:-1], widths[1:])])
+        self.ups_to_quarter = max(len(encoder) - 2, 0)
+        self.quarter_channels, self.quarter_factor = decoder[self.ups_to_quarter], 2 ** min(len(encoder), 2)
         weights_channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        styles: list[Tensor] = []
+        return self.branches(x, styles)[0]
+
+    def branches(self, x: Tensor, styles: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """As ``forward``, with the decoder's features at a quarter of the size beside it.
+
+        Args:
+            x: (B, in_channels, *S).
+            styles: γ and β behind each block's activation, see ``conditional_norm.Styles``; none leaves them out.
+
+        Returns:
+            (B, decoder[-1], *S) as ``forward``, and (B, ``quarter_channels``, *S/4), rounded up; of an encoder of a
+            single level its bottom, at half of the size.
+        """
         if x.shape[1] != self.in_channels or x.dim() != self.spatial_dims + 2:
             raise ValueError(
                 f"image: expected (B, {self.in_channels}, *S) with {self.spatial_dims} spatial axes, got {x.shape}."
@@ -153,16 +170,24 @@ class UNet(nn.Module):
             )
         x = channels_last(x)
         skips: list[Tensor] = []
-        for block in self.down:
-            x = block(x)
+        for number, block in enumerate(self.down):
+            x = _with_style(block(x), styles, number)
             skips.append(x)
             x = F.max_pool2d(x, 2, ceil_mode=True) if x.dim() == 4 else F.max_pool3d(x, 2, ceil_mode=True)
-        x = self.bottom(x)
-        for block in self.up:
-            x = block(x, skips.pop())
-        for block in self.full:
-            x = block(x)
-        return x
+        first = len(self.down)
+        x = _with_style(self.bottom(x), styles, first)
+        quarter = x
+        for number, block in enumerate(self.up):
+            x = _with_style(block(x, skips.pop()), styles, first + 1 + number)
+            if number + 1 == self.ups_to_quarter:
+                quarter = x
+        for number, block in enumerate(self.full):
+            x = _with_style(block(x), styles, first + 1 + len(self.up) + number)
+        return x, quarter
+
+
+def _with_style(x: Tensor, styles: list[Tensor], number: int) -> Tensor:
+    return styled(x, styles[number]) if len(styles) > 0 else x
 
 
 def bounded_log_variance(value: Tensor, least: float = 1e-6, largest: float = 10.0) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VoxelMorph, as both Yale papers use it: the classic torch network with a stationary velocity field."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,21 @@ from ..checks import positive, switch
 from ..spatial.fields import compose
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
-from .contract import Estimate, pair_image, refuse_condition
-from .convolution import convolution, convolve, weights_channels_last
+from .conditional_norm import Styles
+from .contract import DEFAULT_CODE, Estimate, condition_code, default_code, pair_image
+from .convolution import convolve, flow_head, weights_channels_last
 from .uncertainty import UNCERTAINTY_WEIGHT, LogVarianceHead, isotropic_head, resized_map, sampled
 from .unet import DECODER, ENCODER, UNet
+from .weight_head import WeightHead
+
+# VoxelMorph-1 and -2 in the comparisons of TransMorph and TM-SPR (IXI): one displacement at full resolution.
+COMPARED: dict[str, dict[str, Any]] = {
+    "voxelmorph_1": {
+        "integration_steps": 0, "velocity_downsample": 1,
+        "encoder": (8, 32, 32, 32), "decoder": (32, 32, 32, 32, 32, 8, 8),
+    },
+    "voxelmorph_2": {"integration_steps": 0, "velocity_downsample": 1, "encoder": ENCODER, "decoder": DECODER},
+}  # fmt: skip
 
 
 class VoxelMorph(nn.Module):
@@ -37,15 +48,28 @@ class VoxelMorph(nn.Module):
             velocity's grid: drawn on the image's, every second voxel of an odd axis would leave the velocity as it is,
             and nothing would tell its σ_z.
         uncertainty_weight: α, of the prior on σ_z in training, see ``losses.displacement_uncertainty.DeviationPrior``.
+        conditional: the network takes a code in [0, 1], as TM-SPR's: each block's output x becomes (1 + γ) x + β, with
+            γ and β that a mapping network and a linear layer make of the code. There is no instance norm in this
+            network, and none is added: with γ = β = 0, where training starts, it is the plain VoxelMorph.
+        default_condition: code where none is given.
+        weight_volume: a head estimates TM-SPR's ω from the decoder's features at a quarter of the resolution, see
+            ``weight_head.WeightHead``; it is brought to the velocity's grid.
+
+    Attributes:
+        default_condition: code where none is given, (1, 1), stored with the weights; None without ``conditional``.
 
     Raises:
-        ValueError: for less than one pass, an uncertainty of several, or a weight not above 0.
+        ValueError: for less than one pass, an uncertainty or an ω of several, a weight not above 0, a code out of
+            range.
 
     Reference:
         Dalca et al., MICCAI 2018; Balakrishnan et al., IEEE TMI 38(8), 2019; passes: Zhao et al., Recursive
         Cascaded Networks, ICCV 2019 (there with shared weights at test time, in training with weights of their own);
-        uncertainty: Zhang et al., MICCAI 2024, supplement.
+        uncertainty: Zhang et al., MICCAI 2024, supplement; condition and ω: Chen et al., Spatially-varying
+        Regularization with Conditional Transformer, 2023.
     """
+
+    default_condition: Optional[Tensor]
 
     def __init__(
         self,
@@ -58,52 +82,63 @@ class VoxelMorph(nn.Module):
         passes: int = 1,
         displacement_uncertainty: bool = False,
         uncertainty_weight: float = UNCERTAINTY_WEIGHT,
+        conditional: bool = False,
+        default_condition: float = DEFAULT_CODE,
+        weight_volume: bool = False,
     ) -> None:
         super().__init__()
-        if passes < 1:
-            raise ValueError(f"passes: expected at least 1, got {passes}.")
         uncertain = switch(displacement_uncertainty, "displacement_uncertainty")
-        if uncertain and passes > 1:
-            raise ValueError(
-                f"displacement_uncertainty: expected a network of one pass, got passes {passes}: a chain of maps has "
-                "no one variance. Leave passes 1."
-            )
+        weighted = switch(weight_volume, "weight_volume")
+        _check_passes(passes, displacement_uncertainty=uncertain, weight_volume=weighted)
         self.uncertainty_weight = positive("uncertainty_weight", uncertainty_weight)
         self.passes = passes
         self.integration_steps = integration_steps
         self.velocity_downsample = velocity_downsample
         self.unet = UNet(spatial_dims, 2, tuple(encoder), tuple(decoder), half_resolution)
-        self.flow = convolution(spatial_dims, self.unet.out_channels, spatial_dims)
-        nn.init.normal_(self.flow.weight, std=1e-5)
-        if self.flow.bias is not None:
-            nn.init.zeros_(self.flow.bias)
+        self.flow = flow_head(spatial_dims, self.unet.out_channels)
         # Last, so that a seed gives the other layers the weights that they have without it.
         self.deviation = isotropic_head(spatial_dims, self.unet.out_channels) if uncertain else None
         self.draws_before_resampling = False
+        conditioned = switch(conditional, "conditional")
+        self.styles = Styles([*encoder, *decoder]) if conditioned else None
+        self.register_buffer("default_condition", default_code(default_condition, conditioned))
+        width, factor = self.unet.quarter_channels, self.unet.quarter_factor
+        form = "paper" if conditioned else None
+        self.weight_head = WeightHead(spatial_dims, width, width, factor, form) if weighted else None
         weights_channels_last(self)
 
-    def velocity(self, image: Tensor) -> Tensor:
+    def velocity(self, image: Tensor, condition: Optional[Tensor] = None) -> Tensor:
         """Velocity on its reduced grid, float32 whatever the precision of the convolutions; in training a draw.
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
+            condition: as ``forward``.
 
         Returns:
             (B, d, *S') in voxels of that grid.
         """
-        return self._predict(image)[0]
+        return self._predict(image, condition).velocity
 
-    def _predict(self, image: Tensor) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """Velocity on its reduced grid; log variance and mean of what is drawn where something is."""
-        features = self.unet(image)
+    def _predict(self, image: Tensor, condition: Optional[Tensor]) -> Estimate:
+        """Everything but the displacement, in whose place the velocity stands."""
+        code = condition_code(condition, self.default_condition, image, self.training, "VoxelMorph")
+        styles: list[Tensor] = []
+        if self.styles is not None:
+            styles = self.styles(code)
+        features, quarter = self.unet.branches(image, styles)
         mean = convolve(features, self.flow.weight, self.flow.bias).float()
         size = [(n + self.velocity_downsample - 1) // self.velocity_downsample for n in image.shape[2:]]
+        weight: Optional[Tensor] = None
+        if self.weight_head is not None:
+            weight = resized_map(self.weight_head(quarter, code, image.shape[2:]), size)
         if self.deviation is None:
-            return resize_field(mean, size), None, None
+            velocity = resize_field(mean, size)
+            return Estimate(velocity, velocity, weight)
         log_variance = self.deviation(features)
         if not self.draws_before_resampling:
             mean, log_variance = resize_field(mean, size), resized_map(log_variance, size)
-        return resize_field(sampled(mean, log_variance, self.training), size), log_variance, mean
+        velocity = resize_field(sampled(mean, log_variance, self.training), size)
+        return Estimate(velocity, velocity, weight, log_variance, None, mean)
 
     def displacement(self, velocity: Tensor, size: list[int]) -> Tensor:
         """Integrate a velocity and bring it to the image's grid.
@@ -123,13 +158,13 @@ class VoxelMorph(nn.Module):
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1]; or moving alone, (B, 1, *S), when ``fixed`` is given.
             fixed: (B, 1, *S), optional.
-            condition: must be None: this network takes none.
+            condition: code in [0, 1], (B, 1); None is ``default_condition``. Without ``conditional`` it must be None.
 
         Returns:
             ddf (B, d, *S) in voxels.
 
         Raises:
-            ValueError: for another number of channels or axes, or a condition.
+            ValueError: for another number of channels or axes, or another condition.
         """
         return self.estimate(pair_image(image, fixed), condition).ddf
 
@@ -138,21 +173,21 @@ class VoxelMorph(nn.Module):
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
-            condition: must be None.
+            condition: as ``forward``.
 
         Returns:
-            Displacement and velocity.
+            Displacement, velocity, and ω where there is one.
         """
-        refuse_condition(condition, "VoxelMorph")
-        velocity, log_variance, mean = self._predict(image)
-        ddf = self.displacement(velocity, image.shape[2:])
-        velocities = [velocity]
+        found = self._predict(image, condition)
+        ddf = self.displacement(found.velocity, image.shape[2:])
+        velocities = [found.velocity]
         for _ in range(self.passes - 1):
             warped = warp(image[:, :1], ddf, padding="border")
-            velocity = self.velocity(torch.cat([warped, image[:, 1:]], dim=1))
+            velocity = self.velocity(torch.cat([warped, image[:, 1:]], dim=1), condition)
             ddf = compose(ddf, self.displacement(velocity, image.shape[2:]))
             velocities.append(velocity)
-        return Estimate(ddf, torch.cat(velocities, dim=1), None, log_variance, None, mean)
+        velocity = torch.cat(velocities, dim=1)
+        return Estimate(ddf, velocity, found.weight_volume, found.log_variance, None, found.mean)
 
     @torch.jit.ignore
     def estimate_and_inverse(self, image: Tensor, condition: Optional[Tensor] = None) -> Estimate:
@@ -160,20 +195,31 @@ class VoxelMorph(nn.Module):
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1].
-            condition: must be None.
+            condition: as ``forward``.
 
         Returns:
             Displacement and velocity.
 
         Raises:
-            ValueError: with several passes, whose map has no one velocity, or a condition.
+            ValueError: with several passes, whose map has no one velocity, or as ``forward``.
         """
-        refuse_condition(condition, "VoxelMorph")
         if self.passes > 1:
             raise ValueError(f"inverse_by_negation: expected a network of one pass, got passes {self.passes}.")
-        velocity, log_variance, mean = self._predict(image)
-        both = self.displacement(torch.cat([velocity, -velocity]), image.shape[2:])
-        return Estimate(both, velocity, None, log_variance, None, mean)
+        found = self._predict(image, condition)
+        both = self.displacement(torch.cat([found.velocity, -found.velocity]), image.shape[2:])
+        return found._replace(ddf=both)
+
+
+def _check_passes(passes: int, **once: bool) -> None:
+    """Refuse several passes of a network that estimates, by the name of the argument, what a chain has not."""
+    if passes < 1:
+        raise ValueError(f"passes: expected at least 1, got {passes}.")
+    for argument, wanted in once.items():
+        if wanted and passes > 1:
+            raise ValueError(
+                f"{argument}: expected a network of one pass, got passes {passes}: a chain of maps has no one "
+                "variance or weight volume. Leave passes 1."
+            )
 
 
 class VoxelMorphDiff(VoxelMorph):

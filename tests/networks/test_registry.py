@@ -12,10 +12,14 @@ from common.networks.field_unet import FieldUNet
 from common.networks.icon import TallUNet2
 from common.networks.registry import ARCHITECTURES, build, build_estimator
 from common.networks.transmorph import TransMorph
+from common.networks.tvf import TimeStep
 from common.networks.voxelmorph import VoxelMorph, VoxelMorphDiff
 
+TVF = {"channels": 8, "depths": (2, 2, 2), "heads": (2, 2, 4), "head_channels": 8, "time_steps": 3}
 # As deep as published and with every step of the chain, but narrow: weights by the million take minutes to try.
 SMALL = {
+    "transmorph_tvf": TVF,
+    "tmspr": TVF,
     "icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)},
     "transmorph": {"size": "tiny", "channels": 8, "head_channels": 8},
     "lapirn": {"start_channels": 3, "blocks": 2},
@@ -29,8 +33,10 @@ SMALL = {
 FIRST_SHARE = {"lapirn": 0.05, "clapirn": 0.05}
 # Two that the conditional ones take, their default last, in 2D and 3D.
 CONDITIONS = {"diffusemorph": {2: (0.5, 1.0), 3: (0.5, 1.0)}, "clapirn": {2: (0.9, 0.1), 3: (0.9, 0.4)}}
+CONDITIONS["tmspr"] = dict.fromkeys((2, 3), (0.0, 0.55))
 # The convolutions that end in a displacement, by the class that has them; none where weights start far from 0.
 HEADS = {VoxelMorph: "flow", VoxelMorphDiff: "flow", TallUNet2: "last", FieldUNet: "last", TransMorph: "flow"}
+HEADS[TimeStep] = "flow"
 SIZES = [(32, 48), (27, 30), (16, 32, 19)]
 each_network = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 each_size = pytest.mark.parametrize("size", SIZES)
@@ -51,6 +57,9 @@ def awakened(name, size):
     heads = [getattr(module, HEADS[type(module)]) for module in network.modules() if type(module) in HEADS]
     for head in heads:
         nn.init.normal_(head.weight, std=0.1)
+    for module in network.modules():  # conditions that change nothing at first
+        if hasattr(module, "style") and not module.style.weight.any():
+            nn.init.normal_(module.style.weight, std=0.5)
     with torch.no_grad():
         factor = 0.5 / network(pair(size)).abs().mean()
         for head in heads:
@@ -62,6 +71,7 @@ def test_the_collection_is_not_empty():
     assert {"voxelmorph", "voxelmorph_diff", "icon", "transmorph", "diffusemorph", "lapirn", "clapirn"} <= set(
         ARCHITECTURES
     )
+    assert {"voxelmorph_2", "transmorph_tvf", "tmspr"} <= set(ARCHITECTURES)
 
 
 @each_network
@@ -114,7 +124,9 @@ def test_a_case_does_not_depend_on_the_rest_of_its_batch(name, size):
 @each_size
 def test_gradient_reaches_every_parameter(name, size):
     network = network_of(name, size).train()
-    network(pair(size)).square().sum().backward()
+    estimate = network.estimate(pair(size))
+    weight = 0.0 if estimate.weight_volume is None else estimate.weight_volume.mean()
+    (estimate.ddf.square().sum() + weight).backward()
     without = [key for key, parameter in network.named_parameters() if parameter.grad is None]
     assert not without
 

@@ -70,33 +70,46 @@ def below(weights, prefix):
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def normed(x, weights, name):
-    return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+def styled(x, weights, name, code, axis):
+    """(1 + γ) x + β, where a layer of this name makes them of a code: a number."""
+    if f"{name}.style.weight" not in weights:
+        return x
+    latent = torch.tensor([code])
+    for layer in range(4):
+        latent = F.leaky_relu(linear(latent, weights, f"mapping.layers.{layer}"), 0.2)
+    shape = [-1 if place == axis % x.dim() else 1 for place in range(x.dim())]
+    gamma, beta = linear(latent, weights, f"{name}.style").view(2, -1)
+    return (1 + gamma.view(shape)) * x + beta.view(shape)
+
+
+def normed(x, weights, name, code=None):
+    x = F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+    return styled(x, weights, name, code, -1)
 
 
 def linear(x, weights, name):
     return x @ weights[f"{name}.weight"].t() + weights[f"{name}.bias"]
 
 
-def block(x, weights, heads, window, shift, sees_padding):
+def block(x, weights, heads, window, shift, sees_padding, code=None):
     attention = below(weights, "attention.")
-    x = x + windowed_attention(normed(x, weights, "norm1"), attention, heads, window, shift, sees_padding)
-    return x + linear(F.gelu(linear(normed(x, weights, "norm2"), weights, "mlp.0")), weights, "mlp.2")
+    x = x + windowed_attention(normed(x, weights, "norm1", code), attention, heads, window, shift, sees_padding)
+    return x + linear(F.gelu(linear(normed(x, weights, "norm2", code), weights, "mlp.0")), weights, "mlp.2")
 
 
 ORDER = {2: ["00", "10", "01", "11"], 3: ["000", "100", "010", "001", "110", "011", "101", "111"]}
 
 
-def merged(x, weights):
+def merged(x, weights, code=None):
     """Every second token from each of the 2^d first ones, one behind the other on the channels."""
     grid = x.shape[:-1]
     full = torch.zeros(*(size + size % 2 for size in grid), x.shape[-1])
     full[tuple(slice(0, size) for size in grid)] = x
     parts = [full[tuple(slice(int(first), None, 2) for first in firsts)] for firsts in ORDER[len(grid)]]
-    return normed(torch.cat(parts, dim=-1), weights, "norm") @ weights["reduction.weight"].t()
+    return normed(torch.cat(parts, dim=-1), weights, "norm", code) @ weights["reduction.weight"].t()
 
 
-def encoded(image, weights, depths, heads, window, sees_padding):
+def encoded(image, weights, depths, heads, window, sees_padding, code=None):
     """Features of one image (2, *S), a stage after the other, (C, *grid)."""
     dims = image.dim() - 1
     full = torch.zeros(2, *(-(-size // 4) * 4 for size in image.shape[1:]))
@@ -107,33 +120,44 @@ def encoded(image, weights, depths, heads, window, sees_padding):
     for stage, depth in enumerate(depths):
         for number in range(depth):
             shift = [extent // 2 if number % 2 else 0 for extent in window]
-            x = block(x, below(weights, f"stages.{stage}.{number}."), heads[stage], window, shift, sees_padding)
+            own = below(weights, f"stages.{stage}.{number}.")
+            x = block(x, own, heads[stage], window, shift, sees_padding, code)
         features.append(normed(x, weights, f"norms.{stage}").movedim(-1, 0))
         if stage + 1 < len(depths):
-            x = merged(x, below(weights, f"merging.{stage}."))
+            x = merged(x, below(weights, f"merging.{stage}."), code)
     return features
 
 
-def convolved(x, kernel):
+def convolved(x, weights, code=None):
     conv = F.conv2d if x.dim() == 4 else F.conv3d
-    x, axes = conv(x, kernel, padding=1), list(range(2, x.dim()))
+    x, axes = conv(x, weights["conv.weight"], padding=1), list(range(2, x.dim()))
     mean, variance = x.mean(axes, keepdim=True), x.var(axes, keepdim=True, correction=0)
-    return F.leaky_relu((x - mean) / (variance + 1e-5).sqrt(), 0.01)
+    return F.leaky_relu(styled((x - mean) / (variance + 1e-5).sqrt(), weights, "norm", code, 1), 0.01)
+
+
+def doubled(x, size):
+    mode = "bilinear" if x.dim() == 4 else "trilinear"
+    return F.interpolate(x, scale_factor=2, mode=mode, align_corners=False)[(..., *(slice(n) for n in size))]
+
+
+def joined(x, skip, weights, code=None):
+    """A block of the decoder behind its up-sampling."""
+    x = torch.cat([x, skip], dim=1)
+    for part in ("first", "second"):
+        x = convolved(x, below(weights, f"{part}."), code)
+    return x
 
 
 def published(network, image, depths, heads, window, sees_padding):
     """Displacement of one pair, (1, 2, *S), layer after layer with the weights of ours."""
     weights, flat = network.state_dict(), image.dim() == 4
     half = (F.avg_pool2d if flat else F.avg_pool3d)(image, 3, stride=2, padding=1)
-    skips = [convolved(image, weights["full_skip.conv.weight"]), convolved(half, weights["half_skip.conv.weight"])]
+    skips = [convolved(image, below(weights, "full_skip.")), convolved(half, below(weights, "half_skip."))]
     skips += [x[None] for x in encoded(image[0], below(weights, "encoder."), depths, heads, window, sees_padding)]
     x = skips.pop()
     for level in range(len(skips)):
-        x = F.interpolate(x, scale_factor=2, mode="bilinear" if flat else "trilinear", align_corners=False)
         skip = skips.pop()
-        x = torch.cat([x[(..., *(slice(n) for n in skip.shape[2:]))], skip], dim=1)
-        for part in ("first", "second"):
-            x = convolved(x, weights[f"decoder.{level}.{part}.conv.weight"])
+        x = joined(doubled(x, skip.shape[2:]), skip, below(weights, f"decoder.{level}."))
     return (F.conv2d if flat else F.conv3d)(x, weights["flow.weight"], weights["flow.bias"], padding=1)
 
 

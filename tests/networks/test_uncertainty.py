@@ -197,9 +197,9 @@ def test_the_way_back_is_that_of_the_same_draw(name):
     assert not torch.equal(estimate.velocity, estimate.mean)
 
 
-@pytest.mark.parametrize("name", ["icon", "lapirn", "clapirn", "diffusemorph", "voxelmorph_diff"])
+@pytest.mark.parametrize("name", ["icon", "lapirn", "clapirn", "diffusemorph", "voxelmorph_diff", "tmspr"])
 def test_other_networks_are_refused_with_the_reason(name):
-    with pytest.raises(ValueError, match=f"architectures#{name}: .*expected voxelmorph or transmorph: icon, lapirn"):
+    with pytest.raises(ValueError, match=f"architectures#{name}: .*expected voxelmorph or .*transmorph: icon, lapirn"):
         build(name, 2, displacement_uncertainty=True)
 
 
