@@ -127,21 +127,18 @@ def digital_maps(ddf: Tensor) -> tuple[Tensor, Tensor]:
     """
     _check_field(ddf, 3)
     dims, inner = ddf.shape[1], [n - 2 for n in ddf.shape[2:]]
-    volume, least = (ddf.new_empty((len(ddf), *inner)) for _ in range(2))
+    volume, least = ddf.new_zeros((len(ddf), *inner)), ddf.new_full((len(ddf), *inner), torch.inf)
     thickness = max(1, SLAB // math.prod(ddf.shape[3:]))
     for start in range(0, inner[0], thickness):
         count = min(thickness, inner[0] - start)
         slab = ddf.narrow(2, start, count + 2)
-        folded, lowest = None, None
+        folded, lowest = volume.narrow(1, start, count), least.narrow(1, start, count)
         for determinant in _one_sided(slab):
-            below = determinant.clamp(max=0)
-            folded = below if folded is None else folded.add_(below)
-            lowest = determinant if lowest is None else torch.minimum(lowest, determinant)
+            torch.minimum(lowest, determinant, out=lowest)
+            folded += determinant.clamp_(max=0)
         for determinant in _stars(slab) if dims == 3 else ():
             folded += determinant.clamp_(max=0)
-        volume[:, start : start + count] = folded * (-0.5 / math.factorial(dims))
-        least[:, start : start + count] = lowest
-    return volume, least
+    return volume.mul_(-0.5 / math.factorial(dims)), least
 
 
 def ndv_percent(volume: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -169,7 +166,8 @@ def ndv_percent(volume: Tensor, mask: Tensor | None = None) -> Tensor:
 def sd_log_jacobian_l2r(determinant: Tensor) -> Tensor:
     """SDlogJ as Learn2Reg evaluates it: standard deviation of log(clip(|J| + 3, 1e-9, 1e9)) without the border.
 
-    Two voxels a side are left out. Learn2Reg pads displacements with zeros before it takes central differences, which no voxel sees that is kept.
+    Two voxels a side are left out. Learn2Reg pads displacements with zeros before it takes central differences, which
+    no voxel sees that is kept.
 
     Args:
         determinant: of id + ddf, (B, *S), at least five voxels an axis.
