@@ -69,6 +69,7 @@ OPTIONS: dict[str, Option] = {
     "style": Option("how the shapes are drawn: outlines, filled", DATA, fixed=True),
     "labels": Option("label value by name", DATA, kind="table"),
     "scored": Option("labels whose mean is dice, hd, hd95, asd", DATA, kind="names"),
+    "groups": Option("labels of each group whose mean Dice is reported", DATA, kind="table"),
     "skip_invalid": Option("leave unreadable cases out instead of stopping", DATA, fixed=True),
     "spatial_size": Option("voxels of the network's window", kind="sizes", least=1, fixed=True),
     "crop_center": Option("where the window lies: a name, or a voxel index an axis", kind="centre", fixed=True),
@@ -85,6 +86,7 @@ OPTIONS: dict[str, Option] = {
         optional=True,
     ),
     "augment": Option("deform the training images at random", (TRAIN,), fixed=True),
+    "flips": Option("mirror the training pairs at random along each axis", (TRAIN,), fixed=True),
     "align": Option("placement of moving: physical (by the headers), centres", (INFERENCE,)),
     "orientation": Option("of the images inside, as in training", (INFERENCE,)),
     "spacing": Option(
