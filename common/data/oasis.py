@@ -140,8 +140,8 @@ def datalist(
     Args:
         dataset_dir: see ``root``.
         split: see ``subjects``; "all" lists the pairs of every split.
-        partners: of each training subject; see ``data.pairing.pair_names``. All 393, with ``updates_per_epoch`` 394,
-            draw a partner at random, as the published training of TransMorph does.
+        partners: of each training subject; see ``data.pairing.pair_names``. TransMorph's published training draws the
+            fixed subject of each anew in each epoch: ``random_target`` of ``data.pairs.PairDataset``.
         label_set: "35" structures, "4" tissues, or None for no labels.
 
     Returns:

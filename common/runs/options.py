@@ -65,6 +65,7 @@ OPTIONS: dict[str, Option] = {
     "original_labels": Option("deliver labels at their original size as well", DATA, fixed=True),
     "cache": Option('where decoded volumes lie: "memory", or a folder', DATA, kind="path"),
     "partners": Option("moving partners of each training subject", (TRAIN,), least=1, fixed=True),
+    "random_target": Option("draw the fixed subject of each training pair anew in each epoch", (TRAIN,), fixed=True),
     "count": Option("pairs of every split, one number or a number a split", DATA, kind="count", least=1, fixed=True),
     "style": Option("how the shapes are drawn: outlines, filled", DATA, fixed=True),
     "labels": Option("label value by name", DATA, kind="table"),

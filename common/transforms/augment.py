@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from monai.transforms import Compose, RandAffined, RandFlipd
 
-
 ROLES, KINDS = ("moving", "fixed"), ("image", "label", "mask")
 
 
