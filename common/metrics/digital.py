@@ -114,7 +114,7 @@ def digital_maps(ddf: Tensor) -> tuple[Tensor, Tensor]:
     memory beside the result.
 
     Args:
-        ddf: displacement in voxels, (B, d, *S), at least three voxels an axis.
+        ddf: displacement in voxels, (B, d, *S), at least three voxels an axis; no gradient flows to it.
 
     Returns:
         Two of (B, *(S - 2)), NaN where the field is.
@@ -126,7 +126,7 @@ def digital_maps(ddf: Tensor) -> tuple[Tensor, Tensor]:
         Liu et al., arXiv:2212.06060, 2022 (non-diffeomorphic area and volume).
     """
     _check_field(ddf, 3)
-    dims, inner = ddf.shape[1], [n - 2 for n in ddf.shape[2:]]
+    ddf, dims, inner = ddf.detach(), ddf.shape[1], [n - 2 for n in ddf.shape[2:]]
     volume, least = ddf.new_zeros((len(ddf), *inner)), ddf.new_full((len(ddf), *inner), torch.inf)
     thickness = max(1, SLAB // math.prod(ddf.shape[3:]))
     for start in range(0, inner[0], thickness):
