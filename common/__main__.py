@@ -9,6 +9,7 @@ from fire.parser import DefaultParseValue
 
 from .cli.benchmark import benchmark
 from .cli.compare import compare
+from .cli.learn2reg import learn2reg
 from .cli.options import options
 from .cli.pack import pack
 from .cli.scaffold import render, scaffold
@@ -17,14 +18,15 @@ from .cli.verify import verify
 from .console import forgive_signs
 
 COMMANDS = {
-    "benchmark": benchmark, "compare": compare, "options": options, "pack": pack, "render": render,
-    "scaffold": scaffold, "study": study, "verify": verify,
+    "benchmark": benchmark, "compare": compare, "learn2reg": learn2reg, "options": options, "pack": pack,
+    "render": render, "scaffold": scaffold, "study": study, "verify": verify,
 }  # fmt: skip
 
 # Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
 for command in (compare, options, pack, render, scaffold, verify):
     SetParseFn(str)(command)
 SetParseFns(failures=DefaultParseValue)(compare)
+SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str, ckpt_path=str)(learn2reg)
 SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
 
 if __name__ == "__main__":

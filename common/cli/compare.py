@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checks import known_name
-from ..figures.boxes import box_plots, dependence_plot
+from ..figures.boxes import box_plots, dependence_plot, structure_boxes
 from ..figures.uncertainty import sparsification_plot
 from ..io.results import BEFORE, read_metrics, spread
 from ..io.tables import check_suffix, write_tables
+from ..metrics.labels import GROUPS
 from ..metrics.uncertainty import CURVES
 from .comparison import (
     UNDEFORMED,
@@ -27,10 +28,12 @@ from .comparison import (
 from .evaluations import Evaluation, Rows, averaged, headline_of, read_evaluations
 from .failures import failures_table
 from .panels import draw_cases
+from .structures import dice_by_structure, groups_measured, structures_table
 
 MEASURES = (
-    "dice", "hd", "hd95", "asd", "foldings_percent", "sd_log_jacobian", "inverse_consistency_error", "dice_official",
-    "asd_official", "dice_vessels", "tre_mm", "tre_voxels", "ause", "ence",
+    "dice", GROUPS, "hd", "hd95", "asd", "foldings_percent", "foldings_any_percent", "ndv_percent", "sd_log_jacobian",
+    "sd_log_jacobian_l2r", "inverse_consistency_error", "dice_official", "asd_official", "dice_vessels", "tre_mm",
+    "tre_voxels", "ause", "ence",
 )  # fmt: skip
 TESTED = ("dice", "hd", "asd")
 
@@ -49,20 +52,22 @@ def compare(
     """Compare evaluations of the same cases; run as ``python -m common compare NAME=DIR NAME=DIR …``.
 
     Tables of measures over cases and of cost are followed by means over subjects with bootstrap intervals, the volumes'
-    Dice, and paired tests on subject means (slices of one heart are not independent): Wilcoxon and t, adjusted by Holm
-    over the comparisons of a measure, Cohen's d_z, and the papers' own t-test of slices. Several folders of a method,
-    ``NAME=DIR1,DIR2``, are runs with different seeds: tests take the mean over them of each case, and a table shows
-    their spread. Methods trained with labels and without are not compared.
+    Dice, the Dice by structure where groups of labels were measured, and paired tests on subject means (slices of one
+    heart are not independent): Wilcoxon and t, adjusted by Holm over the comparisons of a measure, Cohen's d_z, and the
+    papers' own t-test of slices. Several folders of a method, ``NAME=DIR1,DIR2``, are runs with different seeds: tests
+    take the mean over them of each case, and a table shows their spread. Methods trained with labels and without are
+    not compared.
 
     Args:
         results: ``NAME=DIR``, DIR holding ``metrics.csv`` and ``summary.json`` of an evaluation.
         measures: columns of the first table, of those that were measured, as in ``--measures dice,dice_lv,hd95``;
             default: ``MEASURES`` and the headline, the first of ``evaluations.HEADLINES`` that was measured.
-        tested: measures with a table of tests, and a box plot; default: ``TESTED`` and the headline.
+        tested: measures with a table of tests, and a box plot; default: ``TESTED``, the headline, and the mean Dice of
+            groups where it was measured.
         reference: name of the method that is tested against each of the others; default: all pairs.
         output: also write the tables here, as ``--output table.md,table.tex,table.csv``; of CSV a file a table.
-        figures: folder for figures: box plots of the tested measures, and the sparsification curves of the methods
-            whose uncertainty was measured.
+        figures: folder for figures: box plots of the tested measures and of the structures, and the sparsification
+            curves of the methods whose uncertainty was measured.
         against: a column, such as ``thickness_myocardium``, that the headline is plotted over in ``figures``.
         failures: list this many worst cases of each method.
         panels: cases to register once more with every method and to draw in ``figures``: names of cases, or ``worst``
@@ -83,7 +88,7 @@ def compare(
         known_name("reference", reference, evaluations)
     headline = headline_of(evaluations.values())
     columns = _names(measures, (*MEASURES, headline))
-    checked = _names(tested, (*TESTED, headline))
+    checked = _names(tested, (*TESTED, headline, *([GROUPS] if groups_measured(evaluations) else [])))
     _check_columns(evaluations, columns, against)
     tables = [
         measures_table(evaluations, [name for name in columns if _measured(evaluations, name)]),
@@ -92,6 +97,7 @@ def compare(
         subjects_table(evaluations, headline),
         groups_table(evaluations, headline),
         volumes_table(evaluations),
+        structures_table(dice_by_structure(evaluations)),
         *(paired_table(evaluations, name, reference) for name in checked if len(evaluations) > 1),
         failures_table(evaluations, headline, failures, [against] if against else []) if failures else None,
     ]
@@ -154,6 +160,9 @@ def _draw(evaluations: Evaluations, folder: Path, measures: Sequence[str], headl
         before = {UNDEFORMED: first.values(f"{measure}{BEFORE}")} if f"{measure}{BEFORE}" in first.rows[0] else {}
         drawn[measure] = before | {name: one.values(measure) for name, one in evaluations.items()}
     box_plots(drawn, folder / "boxes.png")
+    structures = dice_by_structure(evaluations)
+    if structures:
+        structure_boxes(structures, folder / "structures.png")
     if against is not None:
         values = {name: one.values(headline) for name, one in evaluations.items()}
         dependence_plot(first.values(against), values, folder / f"{headline}_over_{against}.png", against, headline)

@@ -17,6 +17,7 @@ from .render import TEMPLATES, data_format, dataset_module, rendered, template, 
 FIRST_VERSION = "0.1.0"
 README, DATA_LICENSE = "docs/README.md", "docs/data_license.txt"
 # What a builder of ``common/methods`` is given; its other arguments become options.
+NO_OPTIONS = ("cache", "cache_dir", "with_labels")  # of ``load_pairs``
 SHARED = {"network": "@network_def", "similarity": "@similarity_def", "optimizer": "@optimizer"}
 
 
@@ -102,9 +103,7 @@ def _dataset_options(dataset: ModuleType) -> tuple[dict[str, Any], str]:
     }
     arguments = list(inspect.signature(dataset.load_pairs).parameters.values())[2:]  # without folder and split
     own = [argument for argument in arguments if argument.default is not argument.empty]
-    defaults = {
-        argument.name: _plain(argument.default) for argument in own if argument.name not in ("cache", "cache_dir")
-    }
+    defaults = {argument.name: _plain(argument.default) for argument in own if argument.name not in NO_OPTIONS}
     needed = [
         argument.name for argument in arguments if argument.default is argument.empty or argument.name in defaults
     ]

@@ -45,8 +45,8 @@ from .layout import DatasetLayoutError, dataset_root
 from .oasis_folder import LAYOUT, Subject, find_pairs, find_subjects, number_and_split, pair_pickles
 from .oasis_labels import LABEL_SETS, LABELS, label_set_name, tissues
 from .oasis_phantom import PHANTOM
-from .pickles import read_arrays
 from .reading import read_case, read_displacement, read_image
+from .volumes import check_shape, check_window, joined, parts_of, pickled_volumes
 
 SPLITS = ("train", "validation", "test", "all")
 ORIENTATION, SPACING, SPACING_RANGE = "LIA", (1.0, 1.0, 1.0), None  # mm
@@ -140,8 +140,8 @@ def datalist(
     Args:
         dataset_dir: see ``root``.
         split: see ``subjects``; "all" lists the pairs of every split.
-        partners: of each training subject; see ``data.pairing.pair_names``. All 393, with ``updates_per_epoch`` 394,
-            draw a partner at random, as the published training of TransMorph does.
+        partners: of each training subject; see ``data.pairing.pair_names``. TransMorph's published training draws the
+            fixed subject of each anew in each epoch: ``random_target`` of ``data.pairs.PairDataset``.
         label_set: "35" structures, "4" tissues, or None for no labels.
 
     Returns:
@@ -200,13 +200,9 @@ def load_pairs(
     entries = datalist(dataset_dir, split, partners, label_set)
     first = {"image": entries[0]["fixed_image"], "part": entries[0].get("fixed_part")}
     shape = list(read_volume(first)["image"].shape)
-    if spatial_size is not None and any(n > s for n, s in zip(shape[1:], spatial_size, strict=True)):
-        raise ValueError(
-            f"spatial_size: expected at least the {shape[1:]} voxels of the volumes in {dataset_dir}, which a window "
-            f"of {list(spatial_size)} would cut; give that size."
-        )
+    check_window(shape[1:], spatial_size, dataset_dir)
     options = {"label_set": label_set_name(label_set), "shape": shape}
-    decoded = DecodedPairs(entries, partial(_parts, options=options), read_volume, _pair, cache)
+    decoded = DecodedPairs(entries, partial(parts_of, options=options), read_volume, joined, cache)
     return list(decoded) if str(cache) == MEMORY else decoded
 
 
@@ -227,11 +223,7 @@ def read_volume(part: Mapping[str, Any]) -> dict[str, Any]:
         image = read_image(part["image"], ORIENTATION, SPACING, SPACING_RANGE)
         return {"true_ddf": read_displacement(part["true_ddf"], image, ORIENTATION, 3)}
     volume = _unpickled(part) if part["image"].endswith(".pkl") else _from_nifti(part)
-    if list(volume["image"].shape) != part.get("shape", list(volume["image"].shape)):
-        raise DatasetLayoutError(
-            f"expected {part['shape'][1:]} voxels along {ORIENTATION} in {part['image']}, as in the first volume of "
-            f"the split, got {list(volume['image'].shape[1:])}; restore the published file."
-        )
+    check_shape(volume["image"], part, ORIENTATION)
     if part.get("label_set") == "4" and "label" in volume and not part["label"].endswith("seg4.nii.gz"):
         volume["label"] = tissues(volume["label"])
     return volume
@@ -248,13 +240,9 @@ def _from_nifti(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unpickled(part: Mapping[str, Any]) -> dict[str, Any]:
-    arrays, number = read_arrays(part["image"]), part.get("part")
+    number = part.get("part")
     wanted = 2 if number is None else 4
-    if len(arrays) != wanted or len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 3:
-        raise DatasetLayoutError(
-            f"expected {wanted} arrays of one shape (X, Y, Z) in {part['image']}, images and then labels, got the "
-            f"shapes {[array.shape for array in arrays]}; restore the published file."
-        )
+    arrays = pickled_volumes(part["image"], wanted)
     image, label = (torch.tensor(array)[None] for array in arrays[(number or 0) :: wanted // 2])
     if not torch.isin(label, torch.arange(len(LABELS) + 1)).all():
         raise DatasetLayoutError(
@@ -275,19 +263,3 @@ def _files(role: str, subject: Subject, kinds: Sequence[str]) -> dict[str, Any]:
     files: dict[str, Any] = {f"{role}_image": subject.files["image"]}
     files |= {} if label is None else {f"{role}_label": label}
     return files if subject.pair is None else files | {f"{role}_part": subject.pair}
-
-
-def _parts(entry: Mapping[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = [
-        {key: entry[f"{role}_{key}"] for key in ("image", "label", "part") if f"{role}_{key}" in entry} | options
-        for role in ("moving", "fixed")
-    ]
-    return parts + ([{"true_ddf": entry["true_ddf"], "image": entry["fixed_image"]}] if "true_ddf" in entry else [])
-
-
-def _pair(entry: Mapping[str, Any], moving: Mapping[str, Any], fixed: Mapping[str, Any], *truth: Any) -> dict[str, Any]:
-    pair = {f"{role}_{key}": volume[key] for key in ("image", "label") for role, volume in
-            (("moving", moving), ("fixed", fixed)) if key in volume}  # fmt: skip
-    middle = (torch.tensor([float(n) for n in fixed["image"].shape[1:]]) - 1) / 2
-    details = {"centre": middle, "subject": entry["subject"], "case": entry["case"], "spacing": fixed["spacing"]}
-    return {**pair, **details, **(truth[0] if truth else {})}

@@ -8,6 +8,7 @@ correspond exactly: what lies at x in one lies in another at the y with u'(y) = 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,15 @@ from scipy.spatial.transform import Rotation
 from .oasis_labels import LABELS
 from .scanner import Array
 
+Point = tuple[float, float, float]
+Ellipsoid = tuple[Point, Point, float]  # centre and radii in mm, signal
 WHITE, GREY, FLUID = 0.75, 0.50, 0.10
 CEREBRUM = ((0.0, 0.0, 8.0), (66.0, 84.0, 60.0))
 CEREBELLUM = ((24.0, -50.0, -42.0), (29.0, 26.0, 21.0))
 FLUID_SPACE = 4.0  # mm of fluid around the cortex
 VENTRICLES = np.array([0.0, -2.0, 12.0])
 # Centre and radii in mm at the right side, mirrored to the left, and signal; later ones cover earlier ones.
-STRUCTURES = {
+STRUCTURES: dict[str, Ellipsoid] = {
     "lateral_ventricle": ((12, -2, 14), (7, 30, 8), FLUID),
     "choroid_plexus": ((13, -18, 14), (5, 8, 5), 0.30),
     "inferior_lateral_ventricle": ((33, -18, -14), (5.5, 12, 5.5), FLUID),
@@ -38,7 +41,7 @@ STRUCTURES = {
     "ventral_dc": ((9, -14, -14), (6.5, 8, 6), 0.66),
     "vessel": ((22, 12, -13), (5, 5, 5), 0.35),
 }
-MIDDLE = {
+MIDDLE: dict[str, Ellipsoid] = {
     "brain_stem": ((0, -26, -38), (11, 10, 20), 0.70),
     "third_ventricle": ((0, -10, -2), (3.5, 14, 8), FLUID),
     "fourth_ventricle": ((0, -39, -34), (6, 5, 8), FLUID),
@@ -135,12 +138,13 @@ def _distance(t: Array, centre: tuple[float, ...], radii: tuple[float, ...]) -> 
     return (level - 1) * min(radii)
 
 
-def paint(t: Array, blur: float) -> tuple[Array, NDArray[np.uint8]]:
+def paint(t: Array, blur: float, more: Mapping[str, Ellipsoid] | None = None) -> tuple[Array, NDArray[np.uint8]]:
     """Signal and label at template coordinates.
 
     Args:
         t: (3, *S) in mm.
         blur: width of an edge in the image, in mm.
+        more: centre, radii and signal of further ellipsoids, of one label on both sides: the values after OASIS's.
 
     Returns:
         Signal in [0, 1], 0 outside of the brain, and label; (*S) each.
@@ -148,11 +152,14 @@ def paint(t: Array, blur: float) -> tuple[Array, NDArray[np.uint8]]:
     image, label = np.zeros(t.shape[1:]), np.zeros(t.shape[1:], np.uint8)
     side, right = np.stack([np.abs(t[0]), t[1], t[2]]), t[0] > 0
 
+    known = [*LABELS, *(more or {})]
+
     def fill(distance: Array, value: Array | float, name: str | None = None, paired: bool = True) -> None:
         share = np.clip(0.5 - distance / blur, 0, 1)
         image[...] += share * share * (3 - 2 * share) * (value - image)
         if name is not None:
-            values = [LABELS[f"{which}_{name}" if paired else name] for which in ("left", "right")[: 1 + paired]]
+            names = [f"{which}_{name}" if paired else name for which in ("left", "right")[: 1 + paired]]
+            values = [1 + known.index(each) for each in names]
             label[...] = np.where(distance < 0, np.where(right, values[-1], values[0]), label)
 
     cerebrum, cerebellum = _distance(t, *CEREBRUM), _distance(side, *CEREBELLUM)
@@ -168,4 +175,6 @@ def paint(t: Array, blur: float) -> tuple[Array, NDArray[np.uint8]]:
         fill(_distance(side, centre, radii), value, name)
     for name, (centre, radii, value) in MIDDLE.items():
         fill(_distance(t, centre, radii), value, name, paired=False)
+    for name, (centre, radii, value) in (more or {}).items():
+        fill(_distance(side, centre, radii), value, name, paired=False)
     return image, label

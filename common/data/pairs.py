@@ -40,6 +40,9 @@ class PairDataset(Dataset):
         spatial_size: crop in voxels, one number an axis.
         jitter: largest random shift of the crop in voxels along each axis, in training.
         with_labels: items hold the labels, which are cropped and augmented with their images.
+        random_target: in training, register each pair's moving image to the fixed image of a pair drawn at random, anew
+            in each epoch, of another subject than the moving one; pairs need ``subject``, the fixed one, and ``case``,
+            'MOVING_to_FIXED'.
         crop_shift: move a crop that would leave the image inside it; False fills it with 0, as the published AdaCS
             preprocessing does (see ``transforms.crop.crop_window``).
         augmentation: random transform of a dictionary of images and, where items have them, labels and masks, all
@@ -58,6 +61,7 @@ class PairDataset(Dataset):
         with_labels: bool = False,
         augmentation: Randomizable | None = None,
         crop_shift: bool = True,
+        random_target: bool = False,
     ) -> None:
         if not len(data):
             raise ValueError("data: expected at least one pair, got none; check dataset_dir and split.")
@@ -70,7 +74,12 @@ class PairDataset(Dataset):
             )
         self._training = IMAGES + (LABELS if with_labels else ()) + (MASKS if present.intersection(MASKS) else ())
         self._details = tuple(key for key in DETAILS if key in present)
-        self.data, self.augmentation = data, augmentation
+        self.data, self.augmentation, self.random_target = data, augmentation, bool(random_target)
+        if self.random_target and not {"subject", "case"} <= present:
+            raise ValueError(
+                f"random_target: expected 'subject' and 'case' in the pairs, got the keys {sorted(present)}; leave "
+                "random_target out where the data are no pairs of different subjects."
+            )
         self.crop = CropToCentred(self._training, spatial_size, jitter=jitter, shift=crop_shift)
         for index, pair in enumerate(known):
             self._check(index, pair)
@@ -101,6 +110,8 @@ class PairDataset(Dataset):
 
     def _drawn(self, index: int, draw_seed: int) -> dict[str, Any]:
         pair = self._checked(index)
+        if self.random_target:
+            pair = pair | self._target(pair["case"].partition("_to_")[0], draw_seed)
         generator = torch.Generator().manual_seed(draw_seed) if self.crop.jitter else None
         cropped: Any = self.crop({key: pair[key] for key in (*self._training, "centre")}, generator)
         parts = {key: cropped[key] for key in self._training}
@@ -109,6 +120,14 @@ class PairDataset(Dataset):
         self.augmentation.set_random_state(seed=draw_seed % 2**32)
         moved = self.augmentation(dict(parts))  # type: ignore[operator]
         return {key: convert_to_tensor(moved[key], track_meta=False, dtype=parts[key].dtype) for key in self._training}
+
+    def _target(self, moving: str, draw_seed: int) -> dict[str, Any]:
+        """What a pair drawn at random has of its fixed subject, which is not ``moving``."""
+        generator = np.random.default_rng(draw_seed)
+        while True:  # at the latest until the pair whose moving image that is
+            other = self._checked(int(generator.integers(len(self.data))))
+            if other["subject"] != moving:
+                return {key: other[key] for key in ("centre", *self._training) if not key.startswith("moving")}
 
     def _checked(self, index: int) -> dict[str, Any]:
         pair = self.data[index]

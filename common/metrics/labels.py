@@ -23,6 +23,8 @@ from .thickness import mean_thickness
 ABOVE_ZERO = 1e-4
 Column = tuple[str, str]  # of a table: "hd" and "_mm_before" are the column hd_mm_before, of one label hd_lv_mm_before
 OFFICIAL = (("dice_official", ""), ("asd_official", ""))
+INTERPOLATIONS = ("linear", "nearest", "one_hot")
+GROUP, GROUPS = "dice_group_", "dice_groups"  # the Dice of a group's name, and the mean over all groups
 
 
 class Masks(NamedTuple):
@@ -37,32 +39,49 @@ class Masks(NamedTuple):
 class LabelMeasures:
     """Dice, Jaccard and surface distances of the labels, one label at a time.
 
-    A label's mask is warped (bi)linearly and counts where it reaches 0.5. ``dice_<label>`` of every label, surface
-    distances ``hd_<label>``, ``hd95_<label>``, ``asd_<label>`` of the scored ones; ``dice``, ``hd``, ``hd95``, ``asd``
-    are the means of the scored labels. A label can be scored in a case whose originals both hold it; the case is
-    ``scorable`` where that is true of all scored labels. Otherwise the cells of the label and the means are NaN: a mean
-    is never one over some of its labels. ``*_official`` are means of the measures of the published Yale code (any
-    warped value above 0 counts, surface distance from fixed to warped only). ``thickness`` is that of the fixed label,
-    to plot results against. Distances are in voxels, those in ``*_mm`` only where the spacing is known. The quick
-    variant has ``dice`` alone.
+    A label's mask is warped (bi)linearly and counts where it reaches 0.5; ``interpolation`` has other ways.
+    ``dice_<label>`` of every label, surface distances ``hd_<label>``, ``hd95_<label>``, ``asd_<label>`` of the scored
+    ones; ``dice``, ``hd``, ``hd95``, ``asd`` are the means of the scored labels. A label can be scored in a case whose
+    originals both hold it; the case is ``scorable`` where that is true of all scored labels. Otherwise the cells of the
+    label and the means are NaN: a mean is never one over some of its labels. ``*_official`` are means of the measures
+    of the published Yale code (any linearly warped value above 0 counts, surface distance from fixed to warped only).
+    ``thickness`` is that of the fixed label, to plot results against. Distances are in voxels, those in ``*_mm`` only
+    where the spacing is known. The quick variant has ``dice`` alone.
 
     Of a subject: ``dice_3d``, the Dice of all its cases' voxels together, scorable or not.
+
+    Of groups, such as a structure of both sides: ``dice_group_<group>``, the mean Dice of its labels, and
+    ``dice_groups``, the mean over the groups, NaN where one of them is. The spread over groups and cases, as it is
+    published for IXI, is in the tables of ``python -m common compare``.
 
     Args:
         labels: value by name of every label that is reported.
         scored: names of the labels that the means are of; None scores all.
+        groups: names of labels by group; None for no groups.
+        interpolation: how labels are warped: "linear", each as a mask; "nearest", the label map, as Learn2Reg does;
+            "one_hot", every value of the label map linearly, the largest one holds, the lowest value where several are,
+            as TransMorph does on IXI.
 
     Raises:
-        ValueError: for no label, none that is scored, or a scored one that ``labels`` does not name.
+        ValueError: for no label, none that is scored, a scored one or one of a group that ``labels`` does not name, a
+            group of none, or an unknown interpolation.
     """
 
     headlines = ("dice", "hd", "hd95", "asd")
 
-    def __init__(self, labels: Mapping[str, int], scored: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        scored: Sequence[str] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        interpolation: str = "linear",
+    ) -> None:
         if not labels:
             raise ValueError("labels: expected at least one name and value, as {'myocardium': 2}; got none.")
         self.labels = {name: int(value) for name, value in labels.items()}
         self.scored = _scored(self.labels, scored)
+        self.groups = {name: _scored(self.labels, own, f"groups[{name!r}]") for name, own in (groups or {}).items()}
+        self.interpolation = known_name("interpolation", interpolation, INTERPOLATIONS)
 
     def __call__(self, cases: Cases) -> dict[str, Tensor]:
         """Return ``scorable`` and the columns of all labels, each (B,).
@@ -75,8 +94,9 @@ class LabelMeasures:
         present: dict[str, Tensor] = {}
         counts = []
         reach = _reach(cases.ddf)
+        warped = None if self.interpolation == "linear" else warped_labels(moving, cases.ddf, self.interpolation)
         for name, value in self.labels.items():
-            masks = _masks_in_box(moving, fixed, cases.ddf, value, reach)
+            masks = _masks_in_box(moving, fixed, cases.ddf, value, reach, warped)
             after, before = (count_overlap(mask, masks.fixed) for mask in (masks.warped, masks.moving))
             counts.append(torch.stack([*after, *before], dim=1))
             present[name] = (before.predicted > 0) & (before.reference > 0)
@@ -99,6 +119,10 @@ class LabelMeasures:
             if (measure, suffix) not in OFFICIAL:
                 having = {name: values for name, values in each.items() if (measure, suffix) in values}
                 columns |= {f"{measure}_{name}{suffix}": values[measure, suffix] for name, values in having.items()}
+        for ending in ("", "_before") if self.groups else ():
+            own = {name: [each[label]["dice", ending] for label in labels] for name, labels in self.groups.items()}
+            means = {f"{GROUP}{name}{ending}": torch.stack(values).mean(0) for name, values in own.items()}
+            columns |= {**means, f"{GROUPS}{ending}": torch.stack(list(means.values())).mean(0)}
         return columns
 
     def of_subject(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -139,10 +163,52 @@ def label_masks(moving: Tensor, fixed: Tensor, ddf: Tensor, value: int) -> Masks
     return Masks(mask, fixed == value, soft >= 0.5, soft > ABOVE_ZERO)
 
 
-def _masks_in_box(moving: Tensor, fixed: Tensor, ddf: Tensor, value: int, reach: Sequence[tuple[int, int]]) -> Masks:
+def warped_labels(moving: Tensor, ddf: Tensor, interpolation: str) -> Tensor:
+    """A label map warped as a whole; outside of ``moving`` is background.
+
+    Args:
+        moving: label map (B, 1, *S).
+        ddf: (B, d, *S) in voxels.
+        interpolation: "nearest", or "one_hot": of the values of ``moving``, each warped linearly as a mask, the largest
+            holds, and of equals the lowest value. One mask at a time, and only where it can be above 0.
+
+    Returns:
+        (B, 1, *S), of the type of ``moving``.
+    """
+    if interpolation == "nearest":
+        return warp(moving, ddf, mode="nearest")
+    reach, warped = _reach(ddf), torch.zeros_like(moving)
+    largest = warp((moving == 0).to(ddf.dtype), ddf)
+    for value in moving.unique().tolist():
+        if value == 0:
+            continue
+        box, soft = _soft_mask(moving == value, None, ddf, reach)
+        better = soft > largest[box]
+        largest[box] = torch.where(better, soft, largest[box])
+        warped[box] = torch.where(better, torch.full_like(warped[box], value), warped[box])
+    return warped
+
+
+def _masks_in_box(
+    moving: Tensor,
+    fixed: Tensor,
+    ddf: Tensor,
+    value: int,
+    reach: Sequence[tuple[int, int]],
+    warped: Tensor | None = None,
+) -> Masks:
     """As ``label_masks``, cut to a box outside of which all four are empty: most labels fill little of a volume."""
     mask, still = moving == value, fixed == value
-    held, kept = _extent(mask), _extent(still)
+    part, soft = _soft_mask(mask, still, ddf, reach)
+    return Masks(mask[part], still[part], soft >= 0.5 if warped is None else warped[part] == value, soft > ABOVE_ZERO)
+
+
+def _soft_mask(
+    mask: Tensor, still: Tensor | None, ddf: Tensor, reach: Sequence[tuple[int, int]]
+) -> tuple[tuple[slice, ...], Tensor]:
+    """A box outside of which the warped mask is 0 and ``still`` is empty, and the warped mask in it."""
+    held = _extent(mask)
+    kept = held if still is None else _extent(still)
     source: list[slice] = []
     box: list[slice] = []
     for (a, b), (c, d), (low, high), size in zip(held, kept, reach, mask.shape[2:], strict=True):
@@ -153,8 +219,7 @@ def _masks_in_box(moving: Tensor, fixed: Tensor, ddf: Tensor, value: int, reach:
     shift = torch.tensor([float(own.start - other.start) for own, other in zip(box, source, strict=True)])
     points = identity_grid([own.stop - own.start for own in box], ddf.device, ddf.dtype) + ddf[part]
     points += shift.to(ddf).reshape(-1, *[1] * len(box))
-    soft = sample(mask[held_part].to(ddf.dtype), points, padding="zeros")
-    return Masks(mask[part], still[part], soft >= 0.5, soft > ABOVE_ZERO)
+    return part, sample(mask[held_part].to(ddf.dtype), points, padding="zeros")
 
 
 def _extent(mask: Tensor) -> list[tuple[int, int]]:
@@ -177,13 +242,13 @@ def _reach(ddf: Tensor) -> list[tuple[int, int]]:
     return limits
 
 
-def _scored(labels: Mapping[str, int], scored: Sequence[str] | None) -> list[str]:
+def _scored(labels: Mapping[str, int], scored: Sequence[str] | None, argument: str = "scored") -> list[str]:
     if scored is None:
         return list(labels)
     names = [scored] if isinstance(scored, str) else list(scored)
     if not names:
-        raise ValueError(f"scored: expected at least one of {list(labels)}, got none.")
-    return [known_name("scored", name, labels) for name in dict.fromkeys(names)]
+        raise ValueError(f"{argument}: expected at least one of {list(labels)}, got none.")
+    return [known_name(argument, name, labels) for name in dict.fromkeys(names)]
 
 
 def _overlaps(after: Overlap, before: Overlap, thorough: bool) -> dict[Column, Tensor]:

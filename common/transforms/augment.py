@@ -3,7 +3,28 @@
 
 from __future__ import annotations
 
-from monai.transforms import Compose, RandAffined
+from monai.transforms import Compose, RandAffined, RandFlipd
+
+ROLES, KINDS = ("moving", "fixed"), ("image", "label", "mask")
+
+
+def random_flips(spatial_dims: int, probability: float = 0.5) -> Compose:
+    """Mirror a pair along each axis at random, both images together, with their labels and masks where present.
+
+    A flip of a brain exchanges its sides, and labels keep their side's name: of both images alike.
+
+    Args:
+        spatial_dims: 2 or 3.
+        probability: of each axis, independently.
+
+    Returns:
+        A transform as that of ``random_affine``; values keep their type. Its draws are fixed by ``set_random_state``.
+
+    Reference:
+        Chen et al., TransMorph, Medical Image Analysis 82, 2022 (its code, of IXI: all three axes, ½ each).
+    """
+    keys = [f"{role}_{kind}" for role in ROLES for kind in KINDS]
+    return Compose([RandFlipd(keys, probability, axis, allow_missing_keys=True) for axis in range(spatial_dims)])
 
 
 def random_affine(
@@ -33,7 +54,7 @@ def random_affine(
     """
     affines = [
         RandAffined(
-            [f"{role}_{kind}" for kind in ("image", "label", "mask")],
+            [f"{role}_{kind}" for kind in KINDS],
             prob=1.0,
             rotate_range=[rotation] * (1 if spatial_dims == 2 else 3),
             shear_range=[shear] * (spatial_dims * (spatial_dims - 1)),
@@ -43,6 +64,6 @@ def random_affine(
             padding_mode="border",
             allow_missing_keys=True,
         )
-        for role in ("moving", "fixed")
+        for role in ROLES
     ]
     return Compose(affines)

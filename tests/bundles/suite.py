@@ -20,7 +20,7 @@ BY_METHOD = {bundle.name.partition("_")[0]: bundle for bundle in reversed(BUNDLE
 METHODS = [BY_METHOD[name] for name in sorted(BY_METHOD)]
 EPOCHS = 3
 SIZES = {2: [64, 48], 3: [24, 32, 21]}
-UNCUT = ("oasis",)  # data sets whose reader refuses a window that is smaller than the volumes
+UNCUT = ("oasis", "ixi")  # data sets whose reader refuses a window that is smaller than the volumes
 
 
 def config(bundle: Path, name: str = "train.json") -> dict[str, Any]:

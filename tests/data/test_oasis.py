@@ -173,6 +173,20 @@ def test_missing_files_are_named(folders: dict[str, Path]) -> None:
             subjects(folders["neurite"])
 
 
+def test_the_whole_set_has_the_challenges_pairs(tmp_path: Path) -> None:
+    """19 of validation, 38 of test, each fixed subject with the next number as moving; files are listed, not read."""
+    for number in range(1, 454):
+        part = "Tr" if number < 415 else "Ts"
+        for kind in ("images", "labels")[: 2 if number < 415 else 1]:
+            file = tmp_path / f"{kind}{part}" / f"OASIS_{number:04d}_0000.nii.gz"
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+    for split, numbers in (("validation", range(395, 414)), ("test", range(415, 453))):
+        cases = [f"OASIS_{number + 1:04d}_to_OASIS_{number:04d}" for number in numbers]
+        assert [entry["case"] for entry in datalist(tmp_path, split)] == cases
+    assert len(subjects(tmp_path, "train")) == len(datalist(tmp_path, "train")) == 394
+
+
 def test_a_gap_between_the_validation_subjects_is_an_error(folders: dict[str, Path]) -> None:
     for kind in ("images", "labels"):
         file = folders["learn2reg"] / f"{kind}Tr" / "OASIS_0396_0000.nii.gz"

@@ -8,9 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from common.data.brain_phantom import positions
 from common.data.oasis import LABELS, load_pairs
 from common.data.oasis_brain import draw_map, from_template, paint, to_template
-from common.data.oasis_phantom import _grid, make_oasis_phantom
+from common.data.oasis_phantom import make_oasis_phantom
 from common.spatial.warp import warp
 
 SHAPE = (40, 56, 48)
@@ -98,7 +99,7 @@ def test_the_true_displacement_brings_images_and_labels_together(phantom: Path) 
 
 
 def test_subjects_correspond_by_maps_without_foldings() -> None:
-    points, mm = _grid((20, 28, 24))
+    points, mm = positions((20, 28, 24))
     for number in range(1, 13):
         subject = draw_map(np.random.default_rng((0, number)))
         template = to_template(points, subject)
@@ -109,7 +110,7 @@ def test_subjects_correspond_by_maps_without_foldings() -> None:
 
 
 def test_labels_are_those_of_the_template_at_the_subjects_points() -> None:
-    points, mm = _grid((32, 45, 38))
+    points, mm = positions((32, 45, 38))
     subject = draw_map(np.random.default_rng(3))
     _, label = paint(to_template(points, subject), mm)
     _, same = paint(to_template(from_template(to_template(points, subject), subject), subject), mm)

@@ -302,3 +302,45 @@ def test_bad_data_is_an_error() -> None:
     del pairs[1]["centre"]
     with pytest.raises(ValueError, match=r"data\[1\]: expected the keys .*centre"):
         PairDataset(pairs, (12, 10))
+
+
+def _between(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Pairs of each subject with the next one as moving; labels are the subjects' numbers."""
+    ramp, pairs = torch.arange(48.0).reshape(1, 8, 6) / 1000, []
+    for index, fixed in enumerate(names):
+        moving = (index + 1) % len(names)
+        pairs.append(
+            {
+                "moving_image": ramp.clone(), "fixed_image": ramp.flip(1), "centre": torch.tensor([3.5, 2.5]),
+                "moving_label": torch.full((1, 8, 6), moving), "fixed_label": torch.full((1, 8, 6), index),
+                "subject": fixed, "case": f"{names[moving]}_to_{fixed}",
+            }
+        )  # fmt: skip
+    return pairs
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_random_target_is_any_other_subject_and_changes_with_the_epoch(lazily: bool) -> None:
+    data: Any = _between("abcd")
+    if lazily:
+        data = type(
+            "Lazy", (Sequence,), {"__len__": lambda self: 4, "__getitem__": lambda self, i: _between("abcd")[i]}
+        )()
+    dataset = PairDataset(data, (8, 6), with_labels=True, random_target=True)
+    loader = training_loader(dataset, 1, seed=0)
+    drawn = []
+    for epoch in range(40):
+        loader.sampler.set_epoch(epoch)
+        drawn.append([(int(b["moving_label"].max()), int(b["fixed_label"].max())) for b in loader])
+        assert sorted(moving for moving, _ in drawn[-1]) == [0, 1, 2, 3]  # each moves once an epoch
+    pairs = [pair for epoch in drawn for pair in epoch]
+    counts = [pairs.count((a, b)) for a in range(4) for b in range(4)]
+    assert [counts[5 * k] for k in range(4)] == [0] * 4 and min(c for k, c in enumerate(counts) if k % 5) >= 4
+    loader.sampler.set_epoch(7)
+    assert [(int(b["moving_label"].max()), int(b["fixed_label"].max())) for b in loader] == drawn[7]
+    assert [int(dataset[index]["fixed_label"].max()) for index in range(4)] == [0, 1, 2, 3]  # evaluation as listed
+
+
+def test_a_random_target_needs_pairs_of_subjects() -> None:
+    with pytest.raises(ValueError, match="random_target: expected 'subject' and 'case' in the pairs, got the keys"):
+        PairDataset(_pairs(2), (12, 10), random_target=True)

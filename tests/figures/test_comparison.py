@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from common.figures import boxes, comparison, heat_map
-from common.figures.boxes import box_plots, dependence_plot, group_means
+from common.figures.boxes import box_plots, dependence_plot, group_means, structure_boxes
 from common.figures.comparison import comparison_panel
 from common.figures.drawing import LABEL_COLOURS
 from common.figures.heat_map import heat_maps
@@ -39,6 +39,21 @@ def test_a_box_spans_the_quartiles_of_the_scored_cases(drawn: list[Figure]) -> N
     assert (box.min(), box.max()) == pytest.approx(tuple(np.percentile(values, [25, 75])))
 
 
+def test_structures_have_a_box_of_every_method_side_by_side(drawn: list[Figure]) -> None:
+    values = np.random.default_rng(0).normal(size=21)
+    cases = {"a": [*values, NAN], "b": values + 3, "lost": [NAN]}
+    structure_boxes({"brain_stem": cases, "csf": {**cases, "a": values - 1}}, "none.png")
+    (axis,) = drawn[0].axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["brain stem", "csf"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "lost"]
+    paths = [patch.get_path().vertices for patch in axis.patches]  # by method, then by structure
+    first, second = (paths[index][:, 1] for index in (0, 1))
+    assert (first.min(), first.max()) == pytest.approx(tuple(np.percentile(values, [25, 75])))
+    assert (second.min(), second.max()) == pytest.approx(tuple(np.percentile(values - 1, [25, 75])))
+    centres = [path[:, 0].min() + np.ptp(path[:, 0]) / 2 for path in paths]
+    assert centres == pytest.approx([-0.8 / 3, 1 - 0.8 / 3, 0, 1, 0.8 / 3, 1 + 0.8 / 3])
+
+
 def test_means_of_groups_are_those_of_neighbouring_values() -> None:
     x, y = np.array([5.0, 1.0, 2.0, 6.0]), np.array([50.0, 10.0, 20.0, 60.0])
     assert group_means(x, y, 2) == ([1.5, 5.5], [15.0, 55.0])
@@ -60,6 +75,8 @@ def test_a_line_of_means_runs_through_the_cases_with_both_values(drawn: list[Fig
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="measures: expected at least one"):
         box_plots({}, "none.png")
+    with pytest.raises(ValueError, match="structures: expected at least one"):
+        structure_boxes({}, "none.png")
     with pytest.raises(ValueError, match="methods: expected at least one"):
         comparison_panel("none.png", np.zeros((4, 4)), np.zeros((4, 4)), {})
 

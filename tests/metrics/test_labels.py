@@ -7,7 +7,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 
 from common.metrics import labels as module
 from common.metrics.cases import Cases
-from common.metrics.labels import LabelMeasures, label_masks
+from common.metrics.labels import LabelMeasures, label_masks, warped_labels
 from common.metrics.surface import Surface
 from common.spatial.warp import sample, warp
 from tests.handlers.synthetic import LABELS, registered_pairs
@@ -163,3 +163,72 @@ def test_spacing_of_zero_is_refused():
     cases.batch["spacing"][0] = 0.0
     with pytest.raises(ValueError, match="spacing: expected 2 positive numbers in mm"):
         LabelMeasures(LABELS)(cases)
+
+
+def test_one_hot_takes_the_largest_share_and_nearest_the_next_voxel():
+    moving = torch.zeros(1, 1, 5, 6, dtype=torch.uint8)
+    moving[..., 2, 2], moving[..., 2, 3] = 7, 3
+    ddf = torch.zeros(1, 2, 5, 6)
+    ddf[:, 1] = 0.4  # the voxel sees 0.6 of itself and 0.4 of the next one
+    for interpolation in ("one_hot", "nearest"):
+        assert torch.equal(warped_labels(moving, ddf, interpolation), moving)
+    ddf[:, 0] = 0.4  # now 0.36, 0.24 of the next, and 0.4 of the background below
+    assert not (warped_labels(moving, ddf, "one_hot") == 7).any()
+    assert torch.equal(warped_labels(moving, ddf, "nearest"), moving)
+    ddf = torch.full((1, 2, 5, 6), 0.0)
+    ddf[:, 1] = 0.5  # as much of 7 as of 3, and of each as of the background: the lowest holds
+    assert warped_labels(moving, ddf, "one_hot")[0, 0, 2].tolist() == [0, 0, 3, 0, 0, 0]
+    ddf[:, 1] = -40.0
+    assert not warped_labels(moving, ddf, "one_hot").any()
+
+
+@pytest.mark.parametrize("shape", [(17, 23), (12, 15, 9)])
+@pytest.mark.parametrize("shift", [0.0, 3.7])
+def test_one_hot_is_the_argmax_of_all_classes_at_once(shape, shift):
+    generator = torch.Generator().manual_seed(0)
+    moving = torch.randint(0, 6, (2, 1, *[n // 3 + 1 for n in shape]), generator=generator).float()
+    moving = torch.nn.functional.interpolate(moving, size=shape, mode="nearest").byte()
+    ddf = shift + torch.randn(2, len(shape), *shape, generator=generator)
+    classes = torch.nn.functional.one_hot(moving[:, 0].long(), 6).movedim(-1, 1).float()
+    expected = warp(classes, ddf).argmax(1, keepdim=True)
+    found = warped_labels(moving, ddf, "one_hot")
+    assert found.dtype == torch.uint8 and (found != moving).float().mean() > 0.1
+    # the sums of a sampler's weights differ by rounding where two classes share a voxel
+    assert (found != expected).float().mean() < 2e-3
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "one_hot"])
+def test_dice_is_that_of_the_warped_label_map(interpolation):
+    cases = cases_of("3d")
+    columns = LabelMeasures(LABELS, SCORED, interpolation=interpolation)(cases)
+    warped = warped_labels(cases.batch["moving_label"], cases.ddf, interpolation)
+    linear = LabelMeasures(LABELS, SCORED)(cases)
+    for case in range(2):
+        mask, fixed = warped[case] == 3, cases.batch["fixed_label"][case] == 3
+        assert columns["dice_lv"][case] == pytest.approx(float(2 * (mask & fixed).sum() / (mask.sum() + fixed.sum())))
+    assert any(not torch.equal(columns[f"dice_{name}"], linear[f"dice_{name}"]) for name in LABELS)
+    for name in ("dice_before", "hd_lv_before", "dice_official"):
+        torch.testing.assert_close(columns[name], linear[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_groups_are_means_of_their_labels_and_dice_groups_that_of_the_groups():
+    groups = {"walls": ["myocardium", "rv"], "lv": ["lv"]}
+    for thorough in (True, False):
+        columns = LabelMeasures(LABELS, SCORED, groups)(cases_of("3d", thorough))
+        for end in ("", "_before"):
+            walls = (columns[f"dice_myocardium{end}"] + columns[f"dice_rv{end}"]) / 2
+            torch.testing.assert_close(columns[f"dice_group_walls{end}"], walls, equal_nan=True)
+            mean = (walls + columns[f"dice_lv{end}"]) / 2
+            torch.testing.assert_close(columns[f"dice_groups{end}"], mean, equal_nan=True)
+        assert columns["dice_groups"].isnan().tolist() == [False, False, True]  # the last lacks a label of a group
+        assert not columns["dice_group_lv"].isnan().any()
+    assert not any("group" in name for name in LabelMeasures(LABELS, SCORED)(cases_of("2d")))
+
+
+def test_groups_and_interpolations_are_known():
+    with pytest.raises(ValueError, match=r"groups\['walls'\]: expected one of myocardium, lv, rv, got 'rw'"):
+        LabelMeasures(LABELS, groups={"walls": ["rw"]})
+    with pytest.raises(ValueError, match=r"groups\['walls'\]: expected at least one of"):
+        LabelMeasures(LABELS, groups={"walls": []})
+    with pytest.raises(ValueError, match="interpolation: expected one of linear, nearest, one_hot, got 'onehot'"):
+        LabelMeasures(LABELS, interpolation="onehot")

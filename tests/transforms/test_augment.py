@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from common.transforms.augment import random_affine
+from common.transforms.augment import random_affine, random_flips
 
 SIZES = [(20, 25), (16, 19, 18)]
 
@@ -62,3 +62,27 @@ def test_labels_and_masks_move_with_their_image_and_change_no_draw(size):
         assert torch.equal(moved[f"{role}_label"][inner], (image / 10).round()[inner])
         assert set(moved[f"{role}_label"].unique().tolist()) <= set(label.unique().tolist())
     assert not torch.equal(moved["moving_label"], moved["fixed_label"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_flips_mirror_a_pair_along_every_axis_half_of_the_time(size):
+    """Both images, labels and masks alike, each to one of 2^d mirror images, by the seed alone."""
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(1))
+    parts = {f"{role}_{kind}": (image * 9).byte() for role in ("moving", "fixed") for kind in ("label", "mask")}
+    pair = {"moving_image": image, "fixed_image": 1 - image}
+    axes = range(1, len(size) + 1)
+    mirrored = [[axis for axis in axes if number >> (axis - 1) & 1] for number in range(2 ** len(size))]
+    transform, counts = random_flips(len(size)), [0] * len(mirrored)
+    for seed in range(60):
+        transform.set_random_state(seed=seed)
+        moved = {key: value.as_tensor() for key, value in transform(pair | parts).items()}
+        transform.set_random_state(seed=seed)
+        assert torch.equal(transform(dict(pair))["moving_image"].as_tensor(), moved["moving_image"])
+        (number,) = [n for n, flips in enumerate(mirrored) if torch.equal(image.flip(flips), moved["moving_image"])]
+        counts[number] += 1
+        assert torch.equal(moved["fixed_image"], 1 - moved["moving_image"])
+        for key in parts:
+            assert moved[key].dtype == torch.uint8 and torch.equal(moved[key], (moved["moving_image"] * 9).byte())
+    assert min(counts) > 0
+    none = random_flips(len(size), probability=0.0)
+    assert torch.equal(none(dict(pair))["fixed_image"].as_tensor(), pair["fixed_image"])
