@@ -114,8 +114,9 @@ class RegistrationStep:
         self.bidirectional = method.bidirectional
         self.batch = both_directions(batch) if self.bidirectional else batch
         self.moving, self.fixed = self.batch["moving_image"], self.batch["fixed_image"]
-        each_way = condition is None or len(condition) == len(self.moving)
-        self.condition = condition if each_way else torch.cat([condition, condition])
+        self.condition = condition
+        if condition is not None and len(condition) < len(self.moving):
+            self.condition = torch.cat([condition, condition])
         self.mask = ((self.moving != 0) | (self.fixed != 0)).to(self.moving.dtype) if method.foreground else None
         self._displacement, self._estimator, self._differentiable = displacement, estimator, differentiable
         self._estimate: Any = None
