@@ -9,6 +9,7 @@ from fire.parser import DefaultParseValue
 
 from .cli.benchmark import benchmark
 from .cli.compare import compare
+from .cli.eta import eta
 from .cli.options import options
 from .cli.pack import pack
 from .cli.scaffold import render, scaffold
@@ -17,7 +18,7 @@ from .cli.verify import verify
 from .console import forgive_signs
 
 COMMANDS = {
-    "benchmark": benchmark, "compare": compare, "options": options, "pack": pack, "render": render,
+    "benchmark": benchmark, "compare": compare, "eta": eta, "options": options, "pack": pack, "render": render,
     "scaffold": scaffold, "study": study, "verify": verify,
 }  # fmt: skip
 
@@ -26,6 +27,7 @@ for command in (compare, options, pack, render, scaffold, verify):
     SetParseFn(str)(command)
 SetParseFns(failures=DefaultParseValue)(compare)
 SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
+SetParseFns(bundle=str, ckpt_path=str, output_dir=str, device=str, dataset_dir=str)(eta)
 
 if __name__ == "__main__":
     forgive_signs()

@@ -57,9 +57,9 @@ def test_every_step_draws_eta_and_weighs_the_log_loss_by_it(size, per_direction)
     assert len({float(seen[0]) for seen in network.seen}) == 4
 
 
-@each_size
-def test_a_larger_eta_gives_larger_weights_and_smoother_fields_after_training(size):
+def test_a_larger_eta_gives_larger_weights_and_smoother_fields_after_training():
     """What the condition is for: one training, and the trade-off afterwards (Fig. 2 and Fig. 4)."""
+    size = SIZES[0]
     network = network_of(len(size), width=8)
     method = weighing_method(network, eta_max=0.02, smoothness=0.5, lr=2e-2)
     RegistrationTrainer("cpu", 60, loader_of(size), method).run()
