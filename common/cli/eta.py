@@ -67,9 +67,9 @@ def eta(
     every further option is one of the bundle's evaluation, ``--split test`` or ``--device cuda``. Each pair of the
     split is registered once with each η. ``eta.csv`` and ``eta.md`` hold a row an η, mean ± standard deviation over the
     pairs, with the best η by Dice marked (of equal ones the largest, which is the smoothest); ``eta.png`` the curves;
-    ``cases/eta_<η>.csv`` the pairs. Killed and started again with the same arguments, the command repeats no finished η;
-    others may be added later. The best η is chosen on the split that is evaluated, by default the validation's: what it
-    is worth must be measured on another.
+    ``cases/eta_<η>.csv`` the pairs. Killed and started again, or with other values besides, the command repeats no η
+    that is finished. The best η is chosen on the split that is evaluated, by default the validation's: what it is worth
+    must be measured on another.
 
     Args:
         bundle: name or path of a bundle with an option eta.
@@ -140,14 +140,15 @@ def _check_settings(output: Path, parser: ConfigParser) -> None:
     then = read_json(path) if path.is_file() else None
     if then is None and any((output / name).exists() for name in FILES_WRITTEN):
         raise ValueError(
-            f"output_dir: {output} holds {', '.join(FILES_WRITTEN)} that are not of this command. Choose another folder."
+            f"output_dir: {output} holds files that this command did not write ({', '.join(FILES_WRITTEN)}). Choose "
+            "another folder."
         )
     changed = [] if then is None else sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
     if then is not None and changed:
         words = [f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed]
         raise ValueError(
-            f"output_dir: {output} holds values of other settings: {'; '.join(words)}. Choose another folder, or remove "
-            "it to start anew."
+            f"output_dir: {output} holds values of other settings: {'; '.join(words)}. Choose another folder, or "
+            "remove it to start anew."
         )
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
@@ -155,7 +156,7 @@ def _check_settings(output: Path, parser: ConfigParser) -> None:
 
 def _measured(search: Search, value: float, number: int, output: Path) -> list[dict[str, Any]]:
     """A row a pair under one η, read where an earlier run has finished it."""
-    path = output / CASES / f"eta_{value:g}.csv"
+    path = output / CASES / f"eta_{value:.10g}.csv"
     if path.is_file():
         logger.info("η = %g (%d of %d): read from %s.", value, number, len(search.etas), path)
         return read_metrics(path)
