@@ -171,6 +171,17 @@ def test_what_cannot_be_trained_is_named(
     assert any(re.search(message, cause) for cause in causes(caught.value)), causes(caught.value)
 
 
+def test_eta_of_another_range_than_the_trainings_is_refused(
+    bundle: Path, trained: Path, common_options: dict[str, Any], tmp_path: Path
+) -> None:
+    options = common_options | {"ckpt_path": str(trained / "model.pt"), "output_dir": str(tmp_path), "eta_max": 2.0}
+    for run_id, *files in (("evaluating", "train.json", "evaluate.json"), ("inferring", "inference.json")):
+        with pytest.raises(RuntimeError) as caught:
+            run(bundle, run_id, *files, **options)
+        assert any("eta_max: expected 4, with which the weights" in cause for cause in causes(caught.value))
+    assert not list(tmp_path.iterdir())
+
+
 ETAS = [0, 1.0, 4]
 
 
