@@ -88,7 +88,7 @@ def eta(
         FileNotFoundError: for weights that are not there.
 
     Reference:
-        Chen et al., Spatially-varying regularization with conditional transformer, MICCAI workshops 2023, Fig. 4.
+        Chen et al., Spatially-varying regularization with conditional transformer, arXiv 2023, Fig. 4.
     """
     given = {"ckpt_path": ckpt_path, "dataset_dir": dataset_dir, "output_dir": output_dir}
     search = _search(bundle, etas, {key: value for key, value in given.items() if value is not None} | overrides)

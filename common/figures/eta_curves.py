@@ -27,7 +27,7 @@ def eta_curves(
         ValueError: for no value or no measure, or a measure with another number of values.
 
     Reference:
-        Chen et al., Spatially-varying regularization with conditional transformer, MICCAI workshops 2023, Fig. 4.
+        Chen et al., Spatially-varying regularization with conditional transformer, arXiv 2023, Fig. 4.
     """
     from matplotlib.figure import Figure
 

@@ -34,7 +34,7 @@ def weight_volume_panel(path: str | Path, cases: Mapping[str, Mapping[str, Array
             finite.
 
     Reference:
-        Chen et al., Spatially-varying regularization with conditional transformer, MICCAI workshops 2023, Fig. 2.
+        Chen et al., Spatially-varying regularization with conditional transformer, arXiv 2023, Fig. 2.
     """
     if not cases:
         raise ValueError("cases: expected at least one registration with 'weight_volume' and 'ddf', got none.")

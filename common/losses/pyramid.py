@@ -93,7 +93,7 @@ class CodeWeight:
         largest: weight of code 1.
 
     Reference:
-        Mok and Chung, Conditional LapIRN, MICCAI 2021 (λ); Chen et al., TM-SPR, MICCAI workshops 2023, Sec. 3 (η).
+        Mok and Chung, Conditional LapIRN, MICCAI 2021 (λ); Chen et al., TM-SPR, arXiv 2023, Sec. 3 (η).
     """
 
     def __init__(self, network: Any, largest: float) -> None:

@@ -34,7 +34,7 @@ class WeightedSmoothness(nn.Module):
         ValueError: for an unknown energy or form, ε outside of (0, 1), or a bending energy of the official form.
 
     Reference:
-        Chen et al., Spatially-varying regularization with conditional transformer, MICCAI workshops 2023, Eq. 3.
+        Chen et al., Spatially-varying regularization with conditional transformer, arXiv 2023, Eq. 3.
     """
 
     def __init__(self, energy: str = "diffusion", epsilon: float = EPSILON, form: str = "paper") -> None:
@@ -69,7 +69,7 @@ class LogLoss(nn.Module):
         ValueError: for ε outside of (0, 1).
 
     Reference:
-        Chen et al., Spatially-varying regularization with conditional transformer, MICCAI workshops 2023, Eqs. 4 and 5.
+        Chen et al., Spatially-varying regularization with conditional transformer, arXiv 2023, Eqs. 4 and 5.
     """
 
     def __init__(self, epsilon: float = EPSILON) -> None:
