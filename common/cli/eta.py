@@ -38,8 +38,10 @@ STEP = 0.05
 SETTINGS_FILE, CASES = "settings.json", "cases"
 FILES_WRITTEN = ("eta.csv", "eta.md", "eta.png")
 NOT_SETTINGS = ("device", "output_dir", "bundle_root", "ckpt_path", "eta", "condition")
-DICE, SMOOTHNESS = "dice", "sd_log_jacobian"
-FOLDINGS = {"ndv_percent": "%NDV", "foldings_percent": "foldings, %"}  # the first that is measured
+DICE = "dice"
+# Of each the first that is measured.
+FOLDINGS = {"ndv_percent": "%NDV", "foldings_percent": "foldings, %"}
+ROUGHNESS = {"sd_log_jacobian_l2r": "SDlogJ as Learn2Reg", "sd_log_jacobian": "SDlogJ"}
 logger = logging.getLogger(__name__)
 
 
@@ -187,8 +189,9 @@ def _report(output: Path, found: Mapping[float, Sequence[Mapping[str, Any]]]) ->
             "measures: expected common.metrics.labels.LabelMeasures among the bundle's, by whose Dice the best eta is "
             "chosen, got none."
         )
-    shown = {DICE: "Dice"} | {key: FOLDINGS[key] for key in [key for key in FOLDINGS if key in first][:1]}
-    shown |= {SMOOTHNESS: "SDlogJ"} if SMOOTHNESS in first else {}
+    shown = {DICE: "Dice"}
+    for titles in (FOLDINGS, ROUGHNESS):
+        shown |= dict([(key, title) for key, title in titles.items() if key in first][:1])
     spreads = {value: {key: spread([row[key] for row in rows]) for key in shown} for value, rows in found.items()}
     dice = {value: columns[DICE]["mean"] for value, columns in spreads.items()}
     scored = [value for value in dice if dice[value] is not None]
