@@ -10,8 +10,9 @@ from common.engines.trainer import RegistrationEvents, RegistrationTrainer
 from common.handlers.log import TrainingLog
 from common.handlers.momentum import ScoreMomentum
 from common.losses.objective import Objective
+from common.losses.overlap import LabelOverlap
 from common.losses.score import Momentum
-from common.losses.terms import LabelOverlap, Similarity
+from common.losses.terms import Similarity
 from tests.engines.synthetic import (
     SIZES,
     Conditional,
