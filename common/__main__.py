@@ -9,6 +9,7 @@ from fire.parser import DefaultParseValue
 
 from .cli.benchmark import benchmark
 from .cli.compare import compare
+from .cli.eta import eta
 from .cli.learn2reg import learn2reg
 from .cli.options import options
 from .cli.pack import pack
@@ -18,7 +19,7 @@ from .cli.verify import verify
 from .console import forgive_signs
 
 COMMANDS = {
-    "benchmark": benchmark, "compare": compare, "learn2reg": learn2reg, "options": options, "pack": pack,
+    "benchmark": benchmark, "compare": compare, "eta": eta, "learn2reg": learn2reg, "options": options, "pack": pack,
     "render": render, "scaffold": scaffold, "study": study, "verify": verify,
 }  # fmt: skip
 
@@ -28,6 +29,7 @@ for command in (compare, options, pack, render, scaffold, verify):
 SetParseFns(failures=DefaultParseValue)(compare)
 SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str, ckpt_path=str)(learn2reg)
 SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
+SetParseFns(bundle=str, ckpt_path=str, output_dir=str, device=str, dataset_dir=str)(eta)
 
 if __name__ == "__main__":
     forgive_signs()

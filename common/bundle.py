@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from datetime import timedelta
@@ -130,6 +131,37 @@ def choose_objective(objectives: dict[str, Any], name: str) -> Any:
             "LapIRN call NCC), or global_ncc, the correlation coefficient of the whole images."
         )
     return choose(objectives, name, "objective")
+
+
+def eta_condition(eta: float | None, eta_max: float) -> float | None:
+    """What a network that is conditioned on the weight of the log loss is given: η / η_max.
+
+    A value outside of the range that was drawn in training is taken, with a warning: the network extrapolates.
+
+    Args:
+        eta: η; None is the default that is stored with the weights.
+        eta_max: the largest in training.
+
+    Returns:
+        The share, in [0, 1] for those in the range; None for None.
+
+    Raises:
+        ValueError: for what is no finite number, or an ``eta_max`` that is not above 0.
+    """
+    for name, value in (("eta", eta), ("eta_max", eta_max)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number and (name, value) != ("eta", None):
+            raise ValueError(f"{name}: expected a number, got {value!r}. Pass e.g. --{name} 0.5.")
+    if not eta_max > 0:
+        raise ValueError(f"eta_max: expected a number above 0, got {eta_max!r}; 4 is published for IXI, 2 for OASIS.")
+    if eta is None:
+        return None
+    if not 0 <= eta <= eta_max:
+        logger.warning(
+            "eta: %g lies outside of [0, %g], from which it was drawn in training: the network extrapolates. Give a "
+            "value in that range, or train with a larger --eta_max.", eta, eta_max,
+        )  # fmt: skip
+    return eta / eta_max
 
 
 def check_arguments(run_id: str | None = None) -> None:

@@ -136,3 +136,25 @@ def test_start_seeds_torch_and_shows_information(one_process, monkeypatch):
     assert root.isEnabledFor(logging.INFO)
     assert not torch.distributed.is_initialized()
     bundle.finish()
+
+
+@pytest.mark.parametrize("eta, eta_max, share", [(None, 4.0, None), (0, 4.0, 0.0), (0.45, 2.0, 0.225), (4, 4, 1.0)])
+def test_eta_is_given_to_the_network_as_a_share_of_its_range(eta, eta_max, share, caplog):
+    assert bundle.eta_condition(eta, eta_max) == share and not caplog.text
+
+
+@pytest.mark.parametrize("eta, share", [(5, 1.25), (-0.4, -0.1)])
+def test_eta_outside_of_its_range_warns_and_is_taken(eta, share, caplog):
+    assert bundle.eta_condition(eta, 4.0) == pytest.approx(share)
+    assert f"eta: {eta} lies outside of [0, 4], from which it was drawn in training" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "eta, eta_max, message",
+    [("0.5", 4.0, "eta: expected a number, got '0.5'"), (True, 4.0, "eta: expected a number, got True"),
+     (float("nan"), 4.0, "eta: expected a number, got nan"), (0.5, None, "eta_max: expected a number, got None"),
+     (None, 0.0, "eta_max: expected a number above 0, got 0.0"), (0.5, -1, "eta_max: expected a number above 0")],
+)  # fmt: skip
+def test_eta_that_is_none_is_refused(eta, eta_max, message):
+    with pytest.raises(ValueError, match=message):
+        bundle.eta_condition(eta, eta_max)

@@ -123,7 +123,8 @@ def inference(name: str, train: Mapping[str, Any], dataset: ModuleType) -> dict[
     values |= {key: train[key] for key in train if key.startswith("instance_")}
     filled |= {key: value for key, value in values.items() if key in filled}
     filled["crop_center"] = dataset.INFERENCE["crop_center"]  # that of the training may need labels
-    needed = [key for key in train if key in set(_closure("method", train)) and key not in filled]
+    reached = {key for start in ("method", "condition") for key in _closure(start, train)}
+    needed = [key for key in train if key in reached and key not in filled]
     result: dict[str, Any] = {}
     for key, value in filled.items():
         if key == "network_def":  # what the method refers to stands before it

@@ -25,8 +25,9 @@ def scaffold(name: str) -> str:
     """Write the files of a new bundle into ``bundles/NAME``.
 
     The data set needs a module ``common/data/DATASET.py`` (docs/adding_a_dataset.md). The method is one of the
-    templates' (adacs, baseline, gradicon), or a module ``common/methods/METHOD.py`` with ``build(network, similarity,
-    optimizer, …) -> Method``: its other arguments become options of train.json, with their defaults.
+    templates' (adacs, baseline, gradicon, hetero, tmspr), or a module ``common/methods/METHOD.py`` with
+    ``build(network, similarity, optimizer, …) -> Method``: its other arguments become options of train.json, with their
+    defaults.
 
     Args:
         name: METHOD_DATASET, "baseline_acdc".

@@ -79,17 +79,18 @@ def with_terms(
 LEVEL_ITERATIONS = {2: (20001, 20001, 40001), 3: (30001, 30001, 60001)}
 
 
-def uniform_code(batch_size: int, device: torch.device) -> Tensor:
+def uniform_code(batch_size: int, device: torch.device, per_direction: bool = False) -> Tensor:
     """One code from U(0, 1) for all pairs of a step, from torch's random state on the CPU.
 
     Args:
         batch_size: B.
         device: where it is read.
+        per_direction: one for each direction of bidirectional methods.
 
     Returns:
-        (B, 1).
+        (B, 1), or with ``per_direction`` (2 B, 1), first those of moving onto fixed.
     """
-    return torch.rand(1, 1).to(device).expand(batch_size, 1)
+    return torch.rand(2 if per_direction else 1, 1).to(device).repeat_interleave(batch_size, dim=0)
 
 
 def lapirn(method: Method) -> Adaptation:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps that a registration is accompanied by: score or noise, data weight, the displacement's uncertainty."""
+"""Maps beside a registration: score or noise, weights of data and smoothness, the displacement's uncertainty."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..losses.objective import Objective
+from ..losses.pyramid import CodeWeight
+from ..losses.spatially_varying import LogLoss
 from ..losses.terms import Similarity
-from ..networks.uncertainty import displacement_deviation
+from ..networks.uncertainty import displacement_deviation, resized_map
 from ..spatial.warp import warp
 from .method import Method
 from .solvers import Solver
@@ -18,8 +21,9 @@ class PixelMaps(nn.Module):
 
     ``score``: S in [0, 1], of methods with a score. ``noise_deviation``: σ_I = exp(½ log σ²), of methods with a log
     variance, in the intensities that the network sees, those of images in [0, 1]. ``weight``: the data weight, where
-    that of the first update's term "similarity" has ``weight_map(fixed, estimated)``. ``displacement_deviation``: σ_z
-    in voxels, of networks that estimate it; after a fit of the weights to the pair, that of the trained weights.
+    that of the first update's term "similarity" has ``weight_map(fixed, estimated)``. ``weight_volume``: the weight ω
+    of the smoothness in [0, 1], of methods whose first update has a ``LogLoss``. ``displacement_deviation``: σ_z in
+    voxels, of networks that estimate it. The last two are those of the trained weights, after a fit to the pair too.
 
     Args:
         method: whose networks are run; they are not copied.
@@ -28,6 +32,8 @@ class PixelMaps(nn.Module):
         network: displacement network.
         estimator: score or variance network, or None.
         weight: module with ``weight_map``, or None.
+        weighs_smoothness: whether the method has a map ``weight_volume``.
+        eta_max: weight of the log loss that condition 1 stands for; None where no condition sets it.
     """
 
     def __init__(self, method: Method) -> None:
@@ -35,11 +41,12 @@ class PixelMaps(nn.Module):
         self.network, self.estimator = method.network, method.estimator_network
         self.padding, self._estimator_image = method.padding, method.estimator_image
         self.weight = _data_weight(method)
+        self.weighs_smoothness, self.eta_max = _log_loss(method)
 
     @property
     def any(self) -> bool:
         """Whether the method has any of the maps."""
-        return self.estimator is not None or self._draws
+        return self.estimator is not None or self.weighs_smoothness or self._draws
 
     @property
     def _draws(self) -> bool:
@@ -79,6 +86,9 @@ class PixelMaps(nn.Module):
                 maps["noise_deviation"] = (0.5 * estimated).exp()
             if self.weight is not None:
                 maps["weight"] = self.weight.weight_map(fixed, estimated)  # type: ignore[operator]
+        if self.weighs_smoothness:
+            volume = _weight_volume(self.network, image, condition)
+            maps |= {} if volume is None else {"weight_volume": volume}
         if self._draws:
             deviation = displacement_deviation(self.network, image, condition)
             assert deviation is not None
@@ -109,9 +119,9 @@ def pixel_maps(method: Method, wanted: bool) -> PixelMaps | None:
     maps = PixelMaps(method)
     if not maps.any:
         raise ValueError(
-            "maps: expected a method with a score or variance network, or a displacement network with a deviation, "
-            f"got {type(method.network).__name__} alone. Leave maps false, or run a bundle that has one (adacs_*, "
-            "hetero_*)."
+            "maps: expected a method with a score or variance network, or a displacement network with a deviation or a "
+            f"weight volume, got {type(method.network).__name__} alone. Leave maps false, or run a bundle that has one "
+            "(adacs_*, hetero_*, tmspr_*)."
         )
     return maps
 
@@ -129,9 +139,32 @@ def evaluated_maps(method: Method) -> PixelMaps | None:
     return maps if maps.any and not isinstance(method.network, Solver) else None
 
 
+def _objective(method: Method) -> Objective | None:
+    objective = method.updates[0].objective if method.updates else None
+    return objective if isinstance(objective, Objective) else None
+
+
+def _log_loss(method: Method) -> tuple[bool, float | None]:
+    """Whether the first update has a log loss, and its largest weight where a condition sets it."""
+    objective = _objective(method)
+    for name, term in {} if objective is None else dict(objective.terms).items():
+        if isinstance(term, LogLoss):
+            weight = objective.weights[name]  # type: ignore[union-attr]  # there are terms
+            return True, weight.largest if isinstance(weight, CodeWeight) else None
+    return False, None
+
+
+@torch.no_grad()
+def _weight_volume(network: nn.Module, image: Tensor, condition: Tensor | None) -> Tensor | None:
+    """ω on the grid of the image; None where the network predicts none, or is a solver."""
+    estimate = None if isinstance(network, Solver) else network.estimate(image, condition)  # type: ignore[operator]
+    volume = getattr(estimate, "weight_volume", None)
+    return None if volume is None else resized_map(volume.float(), list(image.shape[2:]))
+
+
 def _data_weight(method: Method) -> nn.Module | None:
     """The module that weighs the first update's similarity, where it can draw its map of two tensors alone."""
-    objective = method.updates[0].objective if method.updates else None
-    term = dict(objective.terms).get("similarity") if isinstance(objective, Objective) else None
+    objective = _objective(method)
+    term = None if objective is None else dict(objective.terms).get("similarity")
     weight = term.weight if isinstance(term, Similarity) else None
     return weight if hasattr(weight, "weight_map") else None

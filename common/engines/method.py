@@ -69,8 +69,8 @@ class Method:
             then that over these voxels (the ICON code's knees).
         second_forward: recompute the displacement after it was updated (AdaCS's Algorithm 1, line 17); by default one
             forward serves all updates of an iteration.
-        condition: (batch size, device) -> (B, K), what a conditional network is given in a step of training; None
-            where the network takes none.
+        condition: (batch size, device) -> (B, K), what a conditional network is given in a step of training, or
+            (2 B, K), another for the way back of ``bidirectional``; None where the network takes none.
         field_weight: smoothness weight where the field of a pair is optimised, see ``engines.pairwise``; each
             similarity has its own.
 

@@ -87,7 +87,8 @@ class RegistrationStep:
         batch: ``moving_image`` and ``fixed_image``, (B, 1, *S) in [0, 1], and where the loader delivers them
             ``moving_label``, ``fixed_label``, ``moving_mask``, ``fixed_mask``. Of bidirectional methods the pairs one
             way.
-        condition: (B, K) that goes into every forward of the network; None where it takes none.
+        condition: (B, K) that goes into every forward of the network, of bidirectional methods also (2 B, K), a row a
+            direction; None where it takes none.
         method: what is compared, and how.
         displacement: (cat(moving, fixed), condition) -> named tuple of ``networks.contract``.
         estimator: image -> score or log variance; None where the method has none.
@@ -95,6 +96,7 @@ class RegistrationStep:
         differentiable: names of the modules that some active update differentiates.
 
     Attributes:
+        condition: a row for each of the registered pairs, with both directions 2 B of them.
         mask: with ``foreground`` 1 where the moving or the fixed image is not 0, (B, 1, *S); else None.
     """
 
@@ -113,6 +115,8 @@ class RegistrationStep:
         self.batch = both_directions(batch) if self.bidirectional else batch
         self.moving, self.fixed = self.batch["moving_image"], self.batch["fixed_image"]
         self.condition = condition
+        if condition is not None and len(condition) < len(self.moving):
+            self.condition = torch.cat([condition, condition])
         self.mask = ((self.moving != 0) | (self.fixed != 0)).to(self.moving.dtype) if method.foreground else None
         self._displacement, self._estimator, self._differentiable = displacement, estimator, differentiable
         self._estimate: Any = None
@@ -138,13 +142,11 @@ class RegistrationStep:
             with self._gradients(MODEL):
                 image = torch.cat([self.moving, self.fixed], dim=1)
                 if self.bidirectional and self.method.inverse_by_negation:
-                    self._estimate = self._displacement(image.chunk(2)[0], self.condition)
+                    forth = None if self.condition is None else self.condition.chunk(2)[0]
+                    self._estimate = self._displacement(image.chunk(2)[0], forth)
                     return self._estimate
-                condition = self.condition
-                if condition is not None and self.bidirectional:
-                    condition = torch.cat([condition, condition])
                 parts = 1 if self.method.batched_directions or not self.bidirectional else 2
-                conditions = [None] * parts if condition is None else condition.chunk(parts)
+                conditions = [None] * parts if self.condition is None else self.condition.chunk(parts)
                 halves = zip(image.chunk(parts), conditions, strict=True)
                 self._estimate = join([self._displacement(*half) for half in halves])
         return self._estimate

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..figures.panels import registration_panel, score_panel
 from ..figures.uncertainty import reliability_plot, sparsification_plot, weight_panel
+from ..figures.weight_volumes import weight_volume_panel
 from ..io.results import spread
 from ..metrics.cases import Measure
 from ..metrics.labels import LabelMeasures, label_masks
@@ -35,6 +36,7 @@ class Rank(NamedTuple):
     sign: float
 
 
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the largest weight of the log loss, in the figure of the weight volumes
 RANKS = (Rank("dice", "Dice", 1.0), Rank("dice_vessels", "Dice", 1.0), Rank("mse", "MSE", -1.0))
 
 
@@ -55,7 +57,8 @@ class FigurePanels:
 
     A score's maps go to ``scores.png``; of a log variance σ is shown, in ``deviations.png``, and where the evaluator
     gives a map ``weight`` of what the data term makes of it, ``weights.png``. Where the uncertainty is measured its
-    curves are drawn as well: ``sparsification.png``, ``reliability.png``.
+    curves are drawn as well: ``sparsification.png``, ``reliability.png``. Of a network that predicts the weight volume
+    of its smoothness, ``weight_volumes.png`` shows the median case over the weight of the log loss.
 
     The quality is the Dice where there is one, else the difference of the images. Runs after ``CaseMeasures``; the
     cases shown are registered once more, so that nothing is kept in memory meanwhile.
@@ -98,6 +101,7 @@ class FigurePanels:
         shown = [ranked[min(int(q * len(ranked)), len(ranked) - 1)] for q in quantiles]
         cases = {index: self._case(engine, index, rank) for index in dict.fromkeys(shown)}
         self._draw_registration(cases[shown[0]])
+        self._draw_weight_volumes(engine, shown[0])
         if estimates:
             rows = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in shown[1:]]
             path = self.output_dir / ("scores.png" if "score" in rows[0] else "deviations.png")
@@ -131,6 +135,24 @@ class FigurePanels:
             label_names=self._label_names(),
         )
         logger.info("Figure of the median case: %s", path)
+
+    def _draw_weight_volumes(self, engine: Any, index: int) -> None:
+        """As the trained network gives them: after a fit to the pair nothing is conditioned any more."""
+        maps = engine.maps
+        if maps is None or not maps.weighs_smoothness or engine.network is not maps.network:
+            return
+        item, kept, cases = engine.data_loader.dataset[index], engine.condition, {}
+        try:
+            for share in (kept,) if maps.eta_max is None else SHARES:
+                engine.condition = share
+                name = "" if maps.eta_max is None else f"η = {share * maps.eta_max:.3g}"
+                cases[name] = registered_case(engine, item, {})
+        finally:
+            engine.condition = kept
+        if all("weight_volume" in case for case in cases.values()):
+            path = self.output_dir / "weight_volumes.png"
+            weight_volume_panel(path, cases)
+            logger.info("Weights of the smoothness: %s", path)
 
     def _case(self, engine: Any, index: int, rank: Rank) -> dict[str, Any]:
         """Register one case and return arrays of the plane to show."""

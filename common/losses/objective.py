@@ -61,24 +61,26 @@ class Objective(nn.Module):
     Args:
         terms: (weight, term) by name. A term is a module, step -> scalar. A weight is a number, or step -> scalar (a
             regularisation drawn at random, say). A term of weight 0 is computed without gradient, for the log alone.
+            A term that is None is left out.
 
     Raises:
         ValueError: for no term that counts, a weight that is no number from 0, or a term named "total".
     """
 
-    def __init__(self, terms: Mapping[str, tuple[Weight, nn.Module]]) -> None:
+    def __init__(self, terms: Mapping[str, tuple[Weight, nn.Module | None]]) -> None:
         super().__init__()
+        present = {name: (weight, term) for name, (weight, term) in terms.items() if term is not None}
         self.weights: dict[str, Weight] = {}
-        for name, (weight, _) in terms.items():
+        for name, (weight, _) in present.items():
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
             if not callable(weight) and not (number and 0 <= weight < math.inf):
                 raise ValueError(f"terms: expected a number of at least 0 as weight of '{name}', got {weight!r}.")
             self.weights[name] = weight if callable(weight) else float(weight)
-        if "total" in terms or all(weight == 0 for weight in self.weights.values()):
+        if "total" in present or all(weight == 0 for weight in self.weights.values()):
             raise ValueError(
                 f"terms: expected names other than 'total' and a weight that is not 0, got {list(self.weights)}."
             )
-        self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+        self.terms = nn.ModuleDict({name: term for name, (_, term) in present.items()})
         # Buffers of weights are saved and moved with the objective.
         self.weight_modules = nn.ModuleDict({n: w for n, w in self.weights.items() if isinstance(w, nn.Module)})
 

@@ -93,7 +93,7 @@ class CodeWeight:
         largest: weight of code 1.
 
     Reference:
-        Mok and Chung, Conditional LapIRN, MICCAI 2021.
+        Mok and Chung, Conditional LapIRN, MICCAI 2021 (λ); Chen et al., TM-SPR, arXiv 2023, Sec. 3 (η).
     """
 
     def __init__(self, network: Any, largest: float) -> None:
@@ -103,10 +103,18 @@ class CodeWeight:
         """The weight of a step.
 
         Args:
-            step: of the iteration; its condition is (B, 1), the same for the whole batch.
+            step: of the iteration; its condition is (B, 1), of which the mean counts.
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: for a step without a condition, where the network has no default either.
         """
-        code = self.network.default_condition if step.condition is None else step.condition
+        code = getattr(self.network, "default_condition", None) if step.condition is None else step.condition
+        if code is None:
+            raise ValueError(
+                f"condition: expected one, or a network that stores a default, got none and "
+                f"{type(self.network).__name__}; give the run one, or choose a conditional architecture."
+            )
         return self.largest * code.mean()

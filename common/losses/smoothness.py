@@ -6,6 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checks import known_name
+
+WEIGHT_PLACES = ("start", "end")
+
 
 class Diffusion(nn.Module):
     """Diffusion energy by forward differences.
@@ -13,16 +17,27 @@ class Diffusion(nn.Module):
     L = 1/d sum_i mean_x[ a(x) * mean_c (u_c(x + e_i) - u_c(x))^2 ], the mean over x taken over the differences that
     exist along axis i. Forward (not central) differences, so that a pattern of period 2 costs something.
 
+    Args:
+        weight_at: which voxel's weight multiplies a difference: that where it "start"s, or where it "end"s, a(x + e_i).
+
+    Raises:
+        ValueError: for another place.
+
     Reference:
         Balakrishnan et al., VoxelMorph, IEEE TMI 2019, Eq. 8; the weight a as in Wong and Soatto, CVPR 2019.
     """
+
+    def __init__(self, weight_at: str = "start") -> None:
+        super().__init__()
+        self.first = WEIGHT_PLACES.index(known_name("weight_at", weight_at, WEIGHT_PLACES))
 
     def forward(self, field: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the energy, a scalar.
 
         Args:
             field: (B, C, *S), displacement or velocity in voxels, or a score map.
-            weight: (B, 1, *S) factor on the squared difference that starts at its voxel; None is 1 everywhere.
+            weight: (B, 1, *S) factor on the squared difference that starts, or ends, at its voxel; None is 1
+                everywhere.
 
         Returns:
             A scalar.
@@ -30,20 +45,63 @@ class Diffusion(nn.Module):
         Raises:
             ValueError: an axis shorter than 2, or a weight of another grid or batch.
         """
-        if field.ndim < 3 or min(field.shape[2:]) < 2:
-            raise ValueError(f"field: expected (B, C, *S) with every axis of S at least 2, got {tuple(field.shape)}")
-        expected = (field.shape[0], 1, *field.shape[2:])
-        if weight is not None and tuple(weight.shape) != expected:
-            raise ValueError(
-                f"weight: expected {expected}, got {tuple(weight.shape)}; "
-                "bring it to the grid of the field with weighting.resample_weight"
-            )
-        # Squared differences of a bfloat16 field would lose the small ones.
-        field = field if field.dtype == torch.float64 else field.float()
+        field = _checked(field, weight, least=2)
         terms = []
         for axis in range(2, field.ndim):
             squared = field.diff(dim=axis).square()
             if weight is not None:
-                squared = squared * weight.narrow(axis, 0, weight.shape[axis] - 1)
+                squared = squared * weight.narrow(axis, self.first, weight.shape[axis] - 1)
             terms.append(squared.mean())
         return torch.stack(terms).mean()
+
+
+class Bending(nn.Module):
+    """Bending energy: the mean of the squared second differences.
+
+    L = 1/d² sum_ij mean_x[ a(x) * mean_c (D_ij u_c(x))² ], with D_ii u(x) = u(x + e_i) - 2 u(x) + u(x - e_i) and D_ij
+    u(x) = u(x + e_i + e_j) - u(x + e_i) - u(x + e_j) + u(x) of i ≠ j, the mean over x taken where they exist. Affine
+    fields cost nothing. Compact differences (MONAI's ``BendingEnergyLoss``, which adds up over i and j, repeats central
+    ones, to which a pattern of period 2 is constant).
+
+    Reference:
+        Rueckert et al., IEEE TMI 1999, Eq. 3.
+    """
+
+    def forward(self, field: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the energy, a scalar.
+
+        Args:
+            field: (B, C, *S), displacement or velocity in voxels.
+            weight: (B, 1, *S) factor on D_ii² at its voxel, and on D_ij² that starts there; None is 1 everywhere.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: an axis shorter than 3, or a weight of another grid or batch.
+        """
+        field = _checked(field, weight, least=3)
+        terms = []
+        for one in range(2, field.ndim):
+            slope = field.diff(dim=one)
+            for other in range(one, field.ndim):
+                squared = slope.diff(dim=other).square()
+                if weight is not None:
+                    size = [weight.shape[0], 1, *squared.shape[2:]]
+                    start = [int(axis == one == other) for axis in range(field.ndim)]
+                    squared = squared * weight[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
+                terms.append(squared.mean() * (1 if one == other else 2))
+        return torch.stack(terms).sum() / (field.ndim - 2) ** 2
+
+
+def _checked(field: Tensor, weight: Tensor | None, least: int) -> Tensor:
+    """The field in the precision of its energy: squared differences in bfloat16 would lose the small ones."""
+    if field.ndim < 3 or min(field.shape[2:]) < least:
+        raise ValueError(f"field: expected (B, C, *S) with every axis of S at least {least}, got {tuple(field.shape)}")
+    expected = (field.shape[0], 1, *field.shape[2:])
+    if weight is not None and tuple(weight.shape) != expected:
+        raise ValueError(
+            f"weight: expected {expected}, got {tuple(weight.shape)}; "
+            "bring it to the grid of the field with weighting.resample_weight"
+        )
+    return field if field.dtype == torch.float64 else field.float()

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor, nn
 
-from ..spatial.warp import warp
 from .objective import Step
 from .score import ScoreWeight
 from .smoothness import Diffusion
@@ -85,39 +81,6 @@ class InverseConsistency(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         return self.penalty(*step.both_ways)
-
-
-class LabelOverlap(nn.Module):
-    """1 − soft Dice of the warped moving labels and the fixed ones, the mean over labels and pairs.
-
-    Dice = 2 Σ m f / Σ (m² + f²), m the label's mask warped linearly. A label that neither image of a pair holds counts
-    as found.
-
-    Args:
-        labels: values to compare, one mask each.
-
-    Raises:
-        ValueError: for no label.
-
-    Reference:
-        Balakrishnan et al., VoxelMorph, IEEE TMI 2019, Sec. III-D (weak supervision by segmentations).
-    """
-
-    def __init__(self, labels: Sequence[int]) -> None:
-        super().__init__()
-        if not labels:
-            raise ValueError("labels: expected at least one value, got none.")
-        self.labels = [int(label) for label in labels]
-
-    def forward(self, step: Step) -> Tensor:
-        ddf, losses = step.estimate.ddf, []
-        for label in self.labels:  # one at a time: memory of one mask
-            moving, fixed = ((image == label).to(ddf.dtype) for image in (step.moving_label, step.fixed_label))
-            warped = warp(moving, ddf)
-            overlap = (warped * fixed).flatten(1).sum(1)
-            size = (warped.square() + fixed.square()).flatten(1).sum(1)
-            losses.append(1 - (2 * overlap + 1e-5) / (size + 1e-5))
-        return torch.stack(losses).mean()
 
 
 class NoiseError(nn.Module):

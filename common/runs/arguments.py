@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
 from .command_line import Words, check_words, exact_path, typed_none
-from .configuration import check_keys, put, shipped, stage_of
-from .options import EVALUATE, FIT, OPTIONS, TRAIN, checked, is_expression
+from .configuration import check_keys, put, read_json, shipped, stage_of
+from .options import EVALUATE, FIT, OPTIONS, SOLVERS, TRAIN, checked, is_expression
 
 logger = logging.getLogger(__name__)
 RUN_IDS = {TRAIN: "training", EVALUATE: "evaluating"}
@@ -49,6 +50,7 @@ def check(parser: ConfigParser, words: Words, run_id: str | None = None) -> None
             if type(value) is not type(config[name]) or value != config[name]:
                 put(parser, name, value)
     _check_unused(config, base)
+    _check_range(parser)
 
 
 def reads(parser: ConfigParser) -> dict[str, Any]:
@@ -77,6 +79,20 @@ def _check_files(config: Mapping[str, Any], run_id: str | None) -> None:
         raise ValueError(f"config_file: evaluate.json must come after train.json, which it changes. Give {form}.")
     if run_id == "training":
         raise ValueError("config_file: a training takes no evaluate.json. Leave it out, or run `evaluating`.")
+
+
+def _check_range(parser: ConfigParser) -> None:
+    """A network was given eta / eta_max: of another eta_max than in its training, eta would mean something else."""
+    config = parser.config
+    if stage_of(config) == TRAIN or "eta_max" not in config or config.get("architecture") in SOLVERS:
+        return
+    now, weights = (parser.get_parsed_content(name) for name in ("eta_max", "ckpt_path"))
+    then = read_json(Path(weights).with_name("summary.json")).get("settings", {}).get("eta_max")
+    if then is not None and float(then) != float(now):
+        raise ValueError(
+            f"eta_max: expected {then:g}, with which the weights {weights} were trained (summary.json beside them), "
+            f"got {now:g}. Pass --eta_max {then:g}."
+        )
 
 
 def _check_unused(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:

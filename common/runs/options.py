@@ -170,8 +170,26 @@ OPTIONS: dict[str, Option] = {
     "score_control": Option(
         "what weighs the similarity in the score's place: none (the score), mean, shuffled, other", METHOD, fixed=True
     ),
+    "eta": Option(
+        "weight of the log loss to register for, 0 to eta_max, null for the default that the weights hold",
+        kind="number",
+        optional=True,
+    ),
+    "eta_max": Option(
+        "largest weight of the log loss in training, where it is drawn between 0 and this", above=0, fixed=True
+    ),
+    "eta_per_direction": Option("draw a weight of the log loss for each direction of a pair", (TRAIN,), fixed=True),
+    "epsilon": Option("smallest weight of the smoothness, between 0 and 1", METHOD, above=0, fixed=True),
+    "energy": Option("what the weights of the smoothness multiply: diffusion, bending", METHOD, fixed=True),
+    "dice_weight": Option(
+        "weight of the Dice loss of the labels, 0 for a training without labels", METHOD, least=0, fixed=True
+    ),
+    "classes": Option("label values of the Dice loss, 0 (background) to classes - 1", METHOD, "whole", 2, fixed=True),
     "second_forward": Option("register anew before the score's update", (TRAIN,), kind="switch", fixed=True),
-    "maps": Option("also write maps of score or noise, data weight and the displacement's uncertainty", (INFERENCE,)),
+    "maps": Option(
+        "also write maps of score or noise, data weight, weight of the smoothness, the displacement's uncertainty",
+        (INFERENCE,),
+    ),
     "condition": Option("what a conditional network is given, null for its default", kind="condition", optional=True),
     # optimisation of each pair
     "instance_iterations": Option("steps of optimising each pair, 0 for none", least=0),

@@ -24,7 +24,8 @@ from .configuration import read_json
 
 logger = logging.getLogger(__name__)
 TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
-MAPS = ("score", "noise_deviation", "weight", "displacement_deviation")  # NAME.nii.gz, where an inference is asked for
+# NAME.nii.gz, where an inference is asked for maps
+MAPS = ("score", "noise_deviation", "weight", "weight_volume", "displacement_deviation")
 SETS: dict[str, tuple[str, ...]] = {
     TRAINING: (
         "last.pt",
@@ -43,6 +44,7 @@ SETS: dict[str, tuple[str, ...]] = {
         "scores.png",
         "deviations.png",
         "weights.png",
+        "weight_volumes.png",
         "sparsification.csv",
         "sparsification.png",
         "sparsification_displacement.csv",

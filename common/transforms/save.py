@@ -23,6 +23,7 @@ DESCRIPTIONS = {
     "score": "Score in [0, 1], 0 outside the network's window",
     "noise_deviation": "Noise deviation, intensities scaled to [0, 1] in the window; 0 outside",
     "weight": "Data weight, 0 outside the network's window",
+    "weight_volume": "Weight of the smoothness in [0, 1], 0 outside the network's window",
     "displacement_deviation": "Standard deviation of the displacement in mm, 0 outside the window",
 }
 

@@ -53,5 +53,7 @@ def test_paths_of_commands_are_as_typed(typed: str, monkeypatch: pytest.MonkeyPa
         fire.Fire(COMMANDS, command=["pack", typed])
     with pytest.raises(FileNotFoundError, match=f"{typed.split(',')[0]}/metrics.csv"):
         fire.Fire(COMMANDS, command=["compare", f"a={typed}"])
+    with pytest.raises(FileNotFoundError, match=f"got '{typed}'"):
+        fire.Fire(COMMANDS, command=["eta", typed, "--etas", "[0, 0.5]"])
     with pytest.raises(ValueError, match=f"name: .*got '{typed}'"):
         fire.Fire(COMMANDS, command=["study", typed, "--output_dir", typed])

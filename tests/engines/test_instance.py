@@ -11,9 +11,9 @@ from common.engines.instance import InstanceOptimisation
 from common.engines.method import Method, Update
 from common.engines.pairwise import PairwiseRegistration
 from common.losses.inverse_consistency import InverseConsistencyPenalty
+from common.losses.overlap import LabelOverlap
 from common.losses.score import Momentum, ScoreWeight
 from common.losses.similarity import LNCC, SquaredError
-from common.losses.terms import LabelOverlap
 from common.networks.composition import build_icon
 from common.networks.unet import PixelEstimator
 from common.networks.voxelmorph import VoxelMorph

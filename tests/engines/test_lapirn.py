@@ -92,6 +92,10 @@ def test_codes_are_uniform_one_a_step_and_of_torchs_random_state():
     assert (drawn - torch.linspace(0, 1, 2000)).abs().max() < 0.04  # Kolmogorov-Smirnov at 0.4 %
     torch.manual_seed(3)
     assert torch.equal(uniform_code(4, torch.device("cpu")), codes[0])
+    each = uniform_code(4, torch.device("cpu"), per_direction=True)
+    assert (
+        each.shape == (8, 1) and len(each.unique()) == 2 and (each[:4] == each[0]).all() and (each[4:] == each[4]).all()
+    )
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,10 @@ def test_each_direction_of_a_pair_gets_the_condition_of_the_pair(size, batched):
     method = method_of(network, bidirectional=True, batched_directions=batched)
     step = RegistrationStep(pair(size), condition, method, TrainingView(network))
     assert step.estimate.ddf.flatten(1).amax(1).tolist() == [1, 2, 1, 2]
-    assert step.condition is condition
+    assert step.condition[:, 0].tolist() == [1, 2, 1, 2]
+    each = torch.tensor([[1.0], [2.0], [3.0], [4.0]])  # of moving onto fixed, then of fixed onto moving
+    both = RegistrationStep(pair(size), each, method, TrainingView(network))
+    assert both.estimate.ddf.flatten(1).amax(1).tolist() == [1, 2, 3, 4]
     one_way = RegistrationStep(pair(size), condition, method_of(network), TrainingView(network))
     assert one_way.estimate.ddf.flatten(1).amax(1).tolist() == [1, 2]
 

@@ -10,8 +10,9 @@ from common.engines.trainer import RegistrationEvents, RegistrationTrainer
 from common.handlers.log import TrainingLog
 from common.handlers.momentum import ScoreMomentum
 from common.losses.objective import Objective
+from common.losses.overlap import LabelOverlap
 from common.losses.score import Momentum
-from common.losses.terms import LabelOverlap, Similarity
+from common.losses.terms import Similarity
 from tests.engines.synthetic import (
     SIZES,
     Conditional,
@@ -90,7 +91,7 @@ def test_condition_reaches_every_forward_of_training(size, form, expected):
     trainer.run()
     assert [seen.flatten().tolist() for seen in network.seen] == expected * 2
     assert condition.asked == [(2, torch.device("cpu"))] * 2
-    assert [step.flatten().tolist() for step in steps] == [[1, 2]] * 2
+    assert [step.flatten().tolist() for step in steps] == [sum(expected, [])] * 2  # a row for each registered pair
     assert not torch.equal(network.scale.detach(), torch.ones(len(size)))
 
 

@@ -70,6 +70,13 @@ def test_term_of_weight_0_is_logged_once_and_has_no_gradient():
     assert step.b.grad is None and float(step.a.grad) == 3.0
 
 
+def test_term_that_is_none_is_left_out():
+    step, objective = step_of(a=2.0), Objective({"x": (1.0, Value("a")), "y": (0.5, None), "total": (1.0, None)})
+    assert list(objective(step)) == ["total", "x"] and list(objective.weights) == ["x"]
+    with pytest.raises(ValueError, match="expected names other than 'total' and a weight that is not 0, got"):
+        Objective({"y": (0.5, None)})
+
+
 @pytest.mark.parametrize("weight", [Drawn(), lambda step: 2 * step.condition.mean()])
 def test_weight_may_be_a_function_of_the_step(weight):
     step = step_of(a=2.0, b=3.0)

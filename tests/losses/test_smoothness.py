@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from monai.losses import DiffusionLoss
+from monai.losses import BendingEnergyLoss, DiffusionLoss
 
-from common.losses.smoothness import Diffusion
+from common.losses.smoothness import Bending, Diffusion
 
 SHAPES = [(7, 10), (5, 6, 9)]
 
@@ -91,3 +91,50 @@ def test_weight_of_another_grid_is_refused_with_the_remedy():
 def test_field_without_room_for_a_difference_is_refused(shape):
     with pytest.raises(ValueError, match="field: expected"):
         Diffusion()(torch.zeros(1, *shape) if len(shape) == 3 else torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weight_where_the_difference_ends_is_the_mirrored_one(shape):
+    field, weight = random_field(shape), random_field(shape)[:, :1]
+    axes = tuple(range(2, field.dim()))
+    torch.testing.assert_close(Diffusion("end")(field, weight), Diffusion("start")(field.flip(axes), weight.flip(axes)))
+    with pytest.raises(ValueError, match="weight_at: expected one of start, end, got 'middle'"):
+        Diffusion("middle")
+
+
+def quadratic_field(shape, hessians):
+    """u_c(x) = 1/2 x' H_c x."""
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij"))
+    return 0.5 * torch.einsum("cij,i...,j...->c...", hessians, grid, grid)[None]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quadratic_field_bends_by_the_mean_of_its_squared_second_derivatives(shape):
+    dims = len(shape)
+    hessians = torch.randn(dims, dims, dims, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    hessians = hessians + hessians.transpose(1, 2)
+    field = quadratic_field(shape, hessians)
+    torch.testing.assert_close(Bending()(field), hessians.square().mean())
+    # MONAI adds up over the entries of the Hessian
+    torch.testing.assert_close(Bending()(field), BendingEnergyLoss(normalize=False)(field) / dims**2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_affine_field_does_not_bend_and_a_pattern_of_period_two_does(shape):
+    dims = len(shape)
+    slopes = torch.randn(dims, dims, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert float(Bending()(linear_field(shape, slopes))) == pytest.approx(0, abs=1e-20)
+    pattern = (-1.0) ** torch.arange(shape[0]).view(-1, *[1] * (dims - 1))
+    field = pattern.expand(1, dims, *shape)
+    assert float(Bending()(field)) == pytest.approx(16 / dims**2)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)])
+def test_gradient_of_the_bending_energy(shape):
+    field = random_field(shape, torch.float64).requires_grad_()
+    weight = random_field(shape, torch.float64)[:, :1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(Bending(), (field, weight))
+    constant = torch.full((2, 1, *shape), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(Bending()(field, constant), 0.3 * Bending()(field))
+    with pytest.raises(ValueError, match="every axis of S at least 3"):
+        Bending()(field[:, :, :2])

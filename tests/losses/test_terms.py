@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.engines.step import RegistrationStep
-from common.losses import displacement_uncertainty, likelihood, score, terms
+from common.losses import displacement_uncertainty, likelihood, overlap, score, spatially_varying, terms
 from common.losses.inverse_consistency import InverseConsistencyPenalty
 from common.losses.objective import Objective
 from common.losses.score import Distrust, MeanResidual, Momentum, ScoredResidual, ScoreSmoothness, ScoreWeight
@@ -17,7 +17,6 @@ from common.losses.terms import (
     AdaFrameWeight,
     AdaptiveSmoothness,
     InverseConsistency,
-    LabelOverlap,
     Similarity,
     Smoothness,
 )
@@ -38,15 +37,19 @@ from tests.engines.synthetic import (
 
 SHAPES = [(8, 12), (4, 8, 6)]
 # Arguments of the terms that need some, {} of all others.
-ARGUMENTS = {"InverseConsistency": {"penalty": InverseConsistencyPenalty()}, "LabelOverlap": {"labels": [1, 3]}}
+ARGUMENTS = {
+    "InverseConsistency": {"penalty": InverseConsistencyPenalty()},
+    "LabelOverlap": {"labels": [1, 3]},
+    "DiceLoss": {"classes": 4},
+}
 TERMS = {
     name: member
-    for module in (terms, score, likelihood, displacement_uncertainty)
+    for module in (terms, score, likelihood, displacement_uncertainty, overlap, spatially_varying)
     for name, member in vars(module).items()
     if inspect.isclass(member) and issubclass(member, nn.Module) and member.__module__ == module.__name__
 }
 NUMBERS = ("Momentum", "ScoreAlpha")  # buffers, in float32
-LOGGED = (*NUMBERS, "MeanResidual", "MeanLogVariance", "MeanDeviation")
+LOGGED = (*NUMBERS, "MeanResidual", "MeanLogVariance", "MeanDeviation", "MeanWeightVolume")
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
@@ -62,7 +65,8 @@ def fake_step(shape, active=("displacement", "score"), seed=0):
         return torch.randn(2, len(shape), *size, generator=generator, dtype=torch.float64).requires_grad_()
 
     moving, warped, fixed, ddf = image(), image().requires_grad_(), image(), field()
-    drawn = {"log_variance": field(), "mean": field(), "noise_error": image().requires_grad_()}
+    weight = torch.rand(2, 1, *(n // 2 for n in shape), generator=generator, dtype=torch.float64).requires_grad_()
+    drawn = {"weight_volume": weight, "log_variance": field(), "mean": field(), "noise_error": image().requires_grad_()}
     return SimpleNamespace(
         moving=moving,
         warped=warped,
@@ -323,69 +327,6 @@ def test_inverse_consistency_penalty_sees_the_map_forth_first():
 def test_inverse_consistency_of_one_direction_is_an_error():
     with pytest.raises(ValueError, match="bidirectional must be true"):
         InverseConsistency(InverseConsistencyPenalty())(real_step()[0])
-
-
-def blocks(shape, shift, label=1):
-    """Label maps with a block; the fixed one lies ``shift`` voxels back along the first axis."""
-    moving, fixed = torch.zeros(1, 1, *shape, dtype=torch.uint8), torch.zeros(1, 1, *shape, dtype=torch.uint8)
-    moving[:, :, 2:4], fixed[:, :, 2 - shift : 4 - shift] = label, label
-    return moving, fixed
-
-
-def label_step(moving, fixed, ddf):
-    return SimpleNamespace(moving_label=moving, fixed_label=fixed, estimate=Estimate(ddf, ddf))
-
-
-def shift_of(moving, shift):
-    ddf = torch.zeros(len(moving), moving.dim() - 2, *moving.shape[2:], dtype=torch.float64)
-    ddf[:, 0] = shift
-    return ddf
-
-
-@each_shape
-def test_labels_that_agree_cost_nothing_and_disjoint_ones_cost_one(shape):
-    moving, fixed = blocks(shape, 2)
-    for shift, expected in ((2, 0.0), (0, 1.0)):
-        value = LabelOverlap([1])(label_step(moving, fixed, shift_of(moving, shift)))
-        assert float(value) == pytest.approx(expected, abs=1e-6)
-    absent = LabelOverlap([1, 7])(label_step(moving, fixed, shift_of(moving, 0)))
-    assert float(absent) == pytest.approx(0.5, abs=1e-6)  # the label that neither image holds counts as found
-
-
-@each_shape
-def test_label_overlap_is_the_dice_of_the_warped_masks(shape):
-    """Half a voxel: edges of 1/2, hence 2 Σ m f = 2 (1 + 1/2), Σ m² = 1 + 2/4, Σ f² = 2, in rows of voxels."""
-    moving, fixed = blocks(shape, 0)
-    value = LabelOverlap([1])(label_step(moving, fixed, shift_of(moving, 0.5)))
-    assert float(value) == pytest.approx(1 - 3 / 3.5, abs=1e-6)
-
-
-@each_shape
-def test_label_overlap_is_the_mean_over_labels_and_pairs(shape):
-    step = fake_step(shape)
-    singles = []
-    for label in (1, 3):
-        for pair in range(2):
-            m, f = ((image[pair : pair + 1] == label).double() for image in (step.moving_label, step.fixed_label))
-            w = warp(m, step.estimate.ddf[pair : pair + 1])
-            singles.append(1 - 2 * float((w * f).sum().detach()) / float((w.square() + f.square()).sum().detach()))
-    assert float(LabelOverlap([1, 3])(step).detach()) == pytest.approx(sum(singles) / 4, abs=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(5, 6), (4, 5, 4)])
-def test_gradient_of_the_label_overlap_is_exact(shape):
-    generator = torch.Generator().manual_seed(0)
-    moving, fixed = (torch.randint(0, 3, (1, 1, *shape), generator=generator) for _ in range(2))
-    # Between 0.2 and 0.8 voxels from the nodes, where linear interpolation has kinks.
-    ddf = (0.2 + 0.6 * torch.rand(1, len(shape), *shape, generator=generator, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda u: LabelOverlap([1, 2])(label_step(moving, fixed, u)), (ddf,))
-
-
-def test_label_overlap_needs_labels():
-    with pytest.raises(ValueError, match="labels: expected at least one value, got none"):
-        LabelOverlap([])
-    with pytest.raises(ValueError, match="moving_label: an objective compares labels, but the batch has none"):
-        LabelOverlap([1])(real_step()[0])
 
 
 def test_tables_name_the_forms():
