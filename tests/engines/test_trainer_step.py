@@ -91,7 +91,7 @@ def test_condition_reaches_every_forward_of_training(size, form, expected):
     trainer.run()
     assert [seen.flatten().tolist() for seen in network.seen] == expected * 2
     assert condition.asked == [(2, torch.device("cpu"))] * 2
-    assert [step.flatten().tolist() for step in steps] == [sum(expected, [])] * 2  # a row for each registered pair
+    assert [step.flatten().tolist() for step in steps] == [[code for codes in expected for code in codes]] * 2
     assert not torch.equal(network.scale.detach(), torch.ones(len(size)))
 
 
