@@ -117,16 +117,22 @@ def default_code(code: float, taken: bool = True) -> Optional[Tensor]:
 
 
 def condition_code(
-    condition: Optional[Tensor], default: Optional[Tensor], image: Tensor, training: bool, network: str
+    condition: Optional[Tensor],
+    default: Optional[Tensor],
+    image: Tensor,
+    training: bool,
+    network: str,
+    largest: float = 2.0,
 ) -> Tensor:
     """The code of each image.
 
     Args:
-        condition: code in [0, 1], (B, 1); None is ``default``.
+        condition: code, (B, 1), in [0, 1] where it is drawn in training; None is ``default``.
         default: (1, 1); None for networks that take no condition.
         image: (B, …).
         training: whether the network is in training mode, where values are not checked.
         network: what the error calls it.
+        largest: code that is taken; above 1 because TM-SPR's search goes beyond the trained range (published: 1.25).
 
     Returns:
         (B, 1); zeros for networks that take no condition.
@@ -145,10 +151,10 @@ def condition_code(
         )
     # In training the codes are drawn, and comparing them would wait for the device.
     checked = not training and not torch.jit.is_tracing()
-    if checked and bool(((condition < 0) | (condition > 1)).any()):
+    if checked and bool(((condition < 0) | (condition > largest)).any()):
         raise ValueError(
-            f"condition: expected a code in [0, 1], got {float(condition.min())} to {float(condition.max())}; it "
-            "is a share of the range of weights, not a weight."
+            f"condition: expected a code in [0, {largest}], got {float(condition.min())} to {float(condition.max())}; "
+            "it is a share of the range of weights, not a weight."
         )
     return condition
 

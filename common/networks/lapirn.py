@@ -139,7 +139,7 @@ class LapIRN(nn.Module):
                 f"image: expected moving and fixed on the channel axis, (B, 2, *S) with {self.spatial_dims} spatial "
                 f"axes, got {list(image.shape)}."
             )
-        code = condition_code(condition, self.default_condition, image, self.training, "LapIRN")
+        code = condition_code(condition, self.default_condition, image, self.training, "LapIRN", 1.0)
         images = [image]
         for _ in range(len(self.levels) - 1):
             images.append(halved(images[-1]))

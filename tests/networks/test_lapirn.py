@@ -149,7 +149,7 @@ def test_smallest_grids_are_taken(size, conditional):
     [
         (torch.ones(1), r"condition: expected one code for each image, \(B, 1\) = \[2, 1\], got \[1\]"),
         (torch.ones(2, 2), r"condition: expected one code for each image, \(B, 1\) = \[2, 1\], got \[2, 2\]"),
-        (torch.tensor([[0.5], [10.0]]), r"condition: expected a code in \[0, 1\], got 0.5 to 10.0; it is a share"),
+        (torch.tensor([[0.5], [10.0]]), r"condition: expected a code in \[0, 1.0\], got 0.5 to 10.0; it is a share"),
     ],
 )
 def test_conditions_that_are_no_codes_are_refused(condition, message):
