@@ -98,11 +98,15 @@ def rendered(bundle: Path) -> dict[str, str]:
 
 
 def _overlays(name: str, train: Mapping[str, Any]) -> dict[str, str]:
-    """The published training of each architecture that the bundle lists, where the bundle has all of its keys."""
+    """The published training of each architecture that the bundle lists, where the bundle has all of its keys.
+
+    What was published of a network that takes VoxelMorph's place is no training of a bundle made for another network.
+    """
     overlays = {}
     for path in sorted((TEMPLATES / "architectures").glob("*.json")):
         overlay = template(f"architectures/{path.name}", {"NAME": name})
-        if path.stem in train["architectures"] and overlay.keys() - {"_doc_"} <= train.keys():
+        published = train["architecture"] in ("voxelmorph", path.stem) and path.stem in train["architectures"]
+        if published and overlay.keys() - {"_doc_"} <= train.keys():
             overlays[path.stem] = dumps(overlay)
     return overlays
 
