@@ -86,7 +86,8 @@ def test_a_bundle_s_parameters_of_every_network_build_it(bundle):
     train = config(bundle)
     dims = len(train["spatial_size"])
     listed = {name: own for name, own in train["architectures"].items() if name not in ("pairwise", "elastix")}
-    assert set(listed) >= ({"icon"} if bundle.name.startswith("gradicon") else set(NETWORKS))
-    for name, own in listed.items():
+    own = {"gradicon": {"icon"}, "tmspr": {"tmspr", "voxelmorph", "transmorph"}}
+    assert set(listed) >= own.get(bundle.name.partition("_")[0], set(NETWORKS))
+    for name, parameters in listed.items():
         with torch.device("meta"):
-            assert sum(p.numel() for p in build(name, dims, **own).parameters()) > 1000
+            assert sum(p.numel() for p in build(name, dims, **parameters).parameters()) > 1000

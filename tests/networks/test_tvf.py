@@ -284,7 +284,9 @@ def test_conditions_of_another_shape_are_refused(condition):
 def test_conditions_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"condition: expected a code in \[0, 2.0\], got 2.2.*not a weight"):
         network_of((32, 32), **PRESETS["paper"])(pair((32, 32)), condition=code_of(2.2))
-    beyond = network_of((32, 32), **PRESETS["paper"])(pair((32, 32)), condition=code_of(1.25))  # as the published search
+    beyond = network_of((32, 32), **PRESETS["paper"])(
+        pair((32, 32)), condition=code_of(1.25)
+    )  # as the published search
     assert beyond.isfinite().all()
 
 
