@@ -9,8 +9,27 @@ import re
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
+
+from ..runs.configuration import FILES
+from ..runs.options import EVALUATE
+
 PACKAGE = __name__.rpartition(".cli.")[0]  # "common", or "scripts.common" in a packed bundle
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def evaluation_config(bundle: Path) -> ConfigParser:
+    """The configuration of a bundle's evaluation, for its options to be set and its parts to be built.
+
+    Args:
+        bundle: its folder.
+
+    Returns:
+        What its files say.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / name) for name in FILES[EVALUATE]])
+    return parser
 
 
 def find_bundles(names: tuple[str, ...] = ()) -> list[Path]:

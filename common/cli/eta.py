@@ -21,18 +21,16 @@ from ..engines.evaluator import RegistrationEvaluator
 from ..engines.solvers import is_solver
 from ..figures.eta_curves import eta_curves
 from ..handlers.measures import CaseMeasures
-from ..io.results import read_metrics, spread, spread_text, write_rows
-from ..io.tables import Cell, Table, write_tables
+from ..io.results import read_metrics, spread, write_rows
+from ..io.tables import Cell, Table, spread_cell, write_tables
 from ..metrics.inverse_consistency import InverseConsistencyMeasures
 from ..metrics.labels import LabelMeasures
 from ..runs import arguments
 from ..runs.command_line import Words
-from ..runs.configuration import FILES
-from ..runs.options import EVALUATE
 from ..runs.record import settings as settings_of
 from ..runs.record import sha256
 from ..workflow import Options, load, registration
-from .bundles import find_bundles, read_json
+from .bundles import evaluation_config, find_bundles, read_json
 
 STEP = 0.05
 SETTINGS_FILE, CASES = "settings.json", "cases"
@@ -102,8 +100,7 @@ def eta(
 
 def _search(bundle: str, etas: Any, overrides: Mapping[str, Any]) -> Search:
     (folder,) = find_bundles((str(bundle),))
-    parser = ConfigParser()
-    parser.read_config([str(folder / "configs" / name) for name in FILES[EVALUATE]])
+    parser = evaluation_config(folder)
     if "eta" not in parser or "eta" in overrides or "condition" in overrides:
         raise ValueError(
             f"bundle: expected one with an option eta (tmspr_*), got {folder.name}."
@@ -196,7 +193,7 @@ def _report(output: Path, found: Mapping[float, Sequence[Mapping[str, Any]]]) ->
     dice = {value: columns[DICE]["mean"] for value, columns in spreads.items()}
     scored = [value for value in dice if dice[value] is not None]
     best = max(scored, key=lambda value: (dice[value], value)) if scored else None
-    rows = [[_eta_cell(value, value == best), *(_spread_cell(columns[key]) for key in shown)]
+    rows = [[_eta_cell(value, value == best), *(spread_cell(columns[key]) for key in shown)]
             for value, columns in spreads.items()]  # fmt: skip
     table = Table("eta", ["η", *shown.values()], rows, columns=["eta", *shown])
     notes = f"{len(next(iter(found.values())))} pairs; " + (
@@ -211,7 +208,3 @@ def _report(output: Path, found: Mapping[float, Sequence[Mapping[str, Any]]]) ->
 
 def _eta_cell(value: float, best: bool) -> Cell:
     return Cell(f"**{value:g}**" if best else f"{value:g}", {"": value, "_best": int(best)})
-
-
-def _spread_cell(values: Mapping[str, Any]) -> Cell:
-    return Cell(spread_text(values), {"": values["mean"], "_sd": values["std"], "_n": values["n"]})

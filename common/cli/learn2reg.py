@@ -11,7 +11,6 @@ from typing import Any
 
 import nibabel as nib
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 
 from ..checks import known_name
 from ..data.pairs import evaluation_loader
@@ -21,10 +20,8 @@ from ..io.learn2reg import FORMS, matching_axes, reoriented_field, write_disp
 from ..io.nifti import open_nifti
 from ..runs import arguments
 from ..runs.command_line import Words
-from ..runs.configuration import FILES
-from ..runs.options import EVALUATE
 from ..workflow import load, registration
-from .bundles import find_bundles
+from .bundles import evaluation_config, find_bundles
 from .render import dataset_module
 
 NUMBER = re.compile(r"_(\d{4})$")  # of a subject in Learn2Reg's layout
@@ -54,8 +51,7 @@ def learn2reg(bundle: str, output_dir: str, split: str = "validation", form: str
     """
     known_name("form", form, FORMS)
     (folder,) = find_bundles((bundle,))
-    parser = ConfigParser()
-    parser.read_config([str(folder / "configs" / name) for name in FILES[EVALUATE]])
+    parser = evaluation_config(folder)
     parser.update({"split": split, **overrides, "bundle_root": str(folder)})
     arguments.check(parser, Words([], {}), "evaluating")
     parser.update({"validate#dataset#with_labels": False})  # those of the test subjects are not public

@@ -20,11 +20,10 @@ from ..handlers.figures import registered_case
 from ..handlers.measures import identified
 from ..io.results import BEFORE
 from ..metrics.labels import LabelMeasures
-from ..runs.configuration import FILES
-from ..runs.options import EVALUATE, OPTIONS
+from ..runs.options import OPTIONS
 from ..runs.record import sha256
 from ..workflow import load, registration
-from .bundles import find_bundles
+from .bundles import evaluation_config, find_bundles
 from .comparison import Evaluations
 from .evaluations import Evaluation, Run
 from .failures import worst_cases
@@ -112,8 +111,7 @@ def _parser(run: Run) -> ConfigParser:
         )
     root = Path(run.settings["bundle_root"])
     (bundle,) = find_bundles((str(root) if (root / "configs").is_dir() else root.name,))
-    parser = ConfigParser()
-    parser.read_config([str(bundle / "configs" / name) for name in FILES[EVALUATE]])
+    parser = evaluation_config(bundle)
     known = {key: value for key, value in run.settings.items() if key not in NOT_PASSED}
     overrides = {key: value for key, value in known.items() if "#" in key or (key in OPTIONS and key in parser)}
     parser.update(overrides | {"bundle_root": str(bundle)})

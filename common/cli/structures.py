@@ -6,8 +6,8 @@ from __future__ import annotations
 import itertools
 import math
 
-from ..io.results import BEFORE, spread, spread_text
-from ..io.tables import Cell, Table
+from ..io.results import BEFORE, spread
+from ..io.tables import Cell, Table, spread_cell
 from ..metrics.labels import GROUP, GROUPS
 from .comparison import UNDEFORMED, Evaluations
 
@@ -55,7 +55,7 @@ def structures_table(structures: Structures) -> Table | None:
         for method in methods
     }
     rows: list[list[Cell | str]] = [
-        [name, *(_cell(values[method]) for method in methods)]
+        [name, *(spread_cell(spread(values[method])) for method in methods)]
         for name, values in (("all structures and cases", every), *structures.items())
     ]
     return Table("structures", ["Dice by structure", *methods], rows, columns=["structure", *methods])
@@ -71,8 +71,3 @@ def groups_measured(evaluations: Evaluations) -> bool:
         True or False.
     """
     return all(any(not math.isnan(value) for value in one.values(GROUPS)) for one in evaluations.values())
-
-
-def _cell(values: list[float]) -> Cell:
-    found = spread(values)
-    return Cell(spread_text(found), {"": found["mean"], "_sd": found["std"], "_n": found["n"]})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..atomic import atomic_path
-from .results import markdown_table
+from .results import markdown_table, spread_text
 
 SUFFIXES = (".md", ".csv", ".tex")
 LATEX = {
@@ -32,6 +32,18 @@ class Cell(NamedTuple):
 
     text: str
     values: Mapping[str, Any]
+
+
+def spread_cell(values: Mapping[str, Any]) -> Cell:
+    """Mean ± standard deviation of a measure, and their number.
+
+    Args:
+        values: of ``results.spread``.
+
+    Returns:
+        The cell.
+    """
+    return Cell(spread_text(values), {"": values["mean"], "_sd": values["std"], "_n": values["n"]})
 
 
 class Table(NamedTuple):
