@@ -82,6 +82,23 @@ def pair_image(image: Tensor, fixed: Optional[Tensor]) -> Tensor:
     return image if fixed is None else torch.cat([image, fixed], dim=1)
 
 
+def check_pair(image: Tensor, spatial_dims: int) -> None:
+    """Refuse what is no pair of images.
+
+    Args:
+        image: must be cat(moving, fixed), (B, 2, *S).
+        spatial_dims: axes of S.
+
+    Raises:
+        ValueError: for another number of channels or axes.
+    """
+    if image.dim() != spatial_dims + 2 or image.shape[1] != 2:
+        raise ValueError(
+            f"image: expected moving and fixed on the channel axis, (B, 2, *S) with {spatial_dims} spatial "
+            f"axes, got {list(image.shape)}."
+        )
+
+
 def refuse_condition(condition: Optional[Tensor], network: str) -> None:
     """For networks that take no condition.
 

@@ -11,7 +11,7 @@ from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.pyramid import halved
 from ..spatial.units import unit_to_voxel, voxel_to_unit
 from ..spatial.warp import warp
-from .contract import Estimate, condition_code, default_code, pair_image
+from .contract import Estimate, check_pair, condition_code, default_code, pair_image
 from .convolution import weights_channels_last
 from .lapirn_level import Level
 
@@ -134,11 +134,7 @@ class LapIRN(nn.Module):
             itself). ``coarser``: the displacements of all levels below the image's grid that run. ``ddf``: that of the
             third level, or the finest one brought to the image's grid.
         """
-        if image.dim() != self.spatial_dims + 2 or image.shape[1] != 2:
-            raise ValueError(
-                f"image: expected moving and fixed on the channel axis, (B, 2, *S) with {self.spatial_dims} spatial "
-                f"axes, got {list(image.shape)}."
-            )
+        check_pair(image, self.spatial_dims)
         code = condition_code(condition, self.default_condition, image, self.training, "LapIRN", 1.0)
         images = [image]
         for _ in range(len(self.levels) - 1):

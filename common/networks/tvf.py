@@ -12,7 +12,7 @@ from ..spatial.integrate import integrate_svf
 from ..spatial.warp import warp
 from .checkpointing import checkpointed
 from .conditional_norm import FORMS
-from .contract import DEFAULT_CODE, Estimate, condition_code, default_code, pair_image
+from .contract import DEFAULT_CODE, Estimate, check_pair, condition_code, default_code, pair_image
 from .convolution import channels_last, convolve, flow_head, weights_channels_last
 from .decoder import DecoderBlock, NormalisedConv, decoder_blocks, enlarged, halved_feature
 from .icon import halve
@@ -217,11 +217,7 @@ class TransMorphTVF(nn.Module):
             ``ddf`` and, the same, ``velocity``; ``weight_volume`` ω in (0, 1), (B, 1, *S), where there is one. It is
             not clamped: the terms that use it take it from [ε, 1].
         """
-        if image.dim() != self.spatial_dims + 2 or image.shape[1] != 2:
-            raise ValueError(
-                f"image: expected moving and fixed on the channel axis, (B, 2, *S) with {self.spatial_dims} spatial "
-                f"axes, got {list(image.shape)}."
-            )
+        check_pair(image, self.spatial_dims)
         code = condition_code(condition, self.default_condition, image, self.training, "TransMorph-TVF")
         inputs = channels_last(image if self.encoder_downsample == 1 else halve(image))
         quarter, shared = self._decoded(inputs, code)
