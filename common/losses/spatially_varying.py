@@ -85,13 +85,6 @@ class LogLoss(nn.Module):
         return (shares * losses).sum() / shares.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 
-class MeanWeightVolume(nn.Module):
-    """mean_x[ ω(x) ], without gradient, for the log."""
-
-    def forward(self, step: Step) -> Tensor:
-        return weight_volume(step).detach().mean()
-
-
 def weight_volume(step: Step) -> Tensor:
     """ω of a step, in float32 at least.
 

@@ -20,7 +20,8 @@ from common.engines.method import Method
 from common.engines.trainer import RegistrationTrainer
 from common.handlers.log import TrainingLog, read_history
 from common.handlers.momentum import ScoreMomentum
-from common.handlers.score import ScoreScale, ScoreStatistics
+from common.handlers.saturation import MapStatistics
+from common.handlers.score import ScoreScale
 from common.handlers.stages import Stages, warm_up
 from common.handlers.state import TrainingState
 from common.losses.score import Momentum, ScoreAlpha
@@ -50,7 +51,7 @@ def train(folder: Path, batch_size: int) -> None:
     network, score, momentum, alpha = VoxelMorph(2, **TINY), PixelEstimator(2, **TINY), Momentum(), ScoreAlpha("auto")
     nn.init.normal_(network.flow.weight, std=0.1)
     handlers = [
-        warm_up(["displacement", "score"], 1), ScoreMomentum(momentum), ScoreScale(alpha), ScoreStatistics(),
+        warm_up(["displacement", "score"], 1), ScoreMomentum(momentum), ScoreScale(alpha), MapStatistics(),
         TrainingLog(folder, progress=False), TrainingState(folder),
     ]  # fmt: skip
     method = adacs_method(network, score, momentum, objective=score_objective(momentum, alpha))

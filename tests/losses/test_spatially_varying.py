@@ -11,7 +11,7 @@ from torch import nn
 from common.losses.objective import Objective
 from common.losses.pyramid import CodeWeight
 from common.losses.smoothness import Bending, Diffusion
-from common.losses.spatially_varying import LogLoss, MeanWeightVolume, WeightedSmoothness
+from common.losses.spatially_varying import LogLoss, WeightedSmoothness
 from common.networks.contract import Estimate
 
 SHAPES = [(7, 10), (5, 6, 9)]
@@ -39,7 +39,7 @@ def test_weight_of_one_gives_the_plain_energy_and_no_log_loss(shape, energy):
     step = step_with(shape, 1.0)
     plain = ENERGIES[energy]()(step.estimate.velocity)
     torch.testing.assert_close(WeightedSmoothness(energy)(step), plain)
-    assert float(LogLoss()(step)) == 0 and float(MeanWeightVolume()(step)) == 1
+    assert float(LogLoss()(step)) == 0
 
 
 @each_energy
@@ -188,7 +188,7 @@ def test_bad_input_is_named():
         WeightedSmoothness(form="printed")
     with pytest.raises(ValueError, match="weight_form: expected 'paper' with energy 'bending'"):
         WeightedSmoothness("bending", form="official")
-    for term in (WeightedSmoothness(), LogLoss(), MeanWeightVolume()):
+    for term in (WeightedSmoothness(), LogLoss()):
         with pytest.raises(ValueError, match="a network that predicts the weight volume.*Take tmspr"):
             term(step_of(random((6, 7), 2), None))
     with pytest.raises(ValueError, match=r"weight: expected \(2, 1, 6, 7\), got \(2, 1, 3, 7\).*resample_weight"):
