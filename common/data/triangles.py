@@ -22,21 +22,19 @@ Reference: Greer et al., ICON, ICCV 2021 (the data set); Tian et al., GradICON, 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..checks import known_name
-from ..io.images import Image, save_image
-from .layout import PHANTOM_NAME, DatasetLayoutError
+
+# What every data set offers, and here is that of all generated ones.
+from .generated import LAYOUT, SPLITS, generator_of, ordered, root, split_of, subjects, write_example  # noqa: F401
+from .layout import PHANTOM_NAME
 from .shapes import SHAPES, draw_shape, signed_distance
 
-COUNTS = {"train": 1000, "validation": 100, "test": 100}
-SPLITS = (*COUNTS, "all")
 LABELS = {"shape": 1}
 ORIENTATION, SPACING, SPACING_RANGE = "RAS", None, None  # there is no physical unit
 SPATIAL_SIZE = (64, 64)  # of the network's window
@@ -46,71 +44,10 @@ INFERENCE = {
     "crop_center": "middle", "percentiles": [1, 99],
 }  # fmt: skip
 PHANTOM = None
-LAYOUT = "the pairs of this data set are generated; leave dataset_dir at 'phantom'"
 STYLES = ("outlines", "filled")
 
 EDGE = 1 / 80  # of the shortest side
 MIN_EDGE, MIN_SIZE = 0.5, 16  # voxels
-
-
-def root(dataset_dir: str | Path) -> Path:
-    """The name "phantom", as there are no files.
-
-    Args:
-        dataset_dir: "phantom".
-
-    Returns:
-        The name.
-
-    Raises:
-        DatasetLayoutError: for any other.
-    """
-    if str(dataset_dir) != PHANTOM_NAME:
-        raise DatasetLayoutError(f"dataset_dir: expected 'phantom', got {str(dataset_dir)!r}; {LAYOUT}.")
-    return Path(PHANTOM_NAME)
-
-
-def split_of(subject: str) -> str:
-    """Split of a pair.
-
-    Args:
-        subject: 'train_00017'.
-
-    Returns:
-        Name of the split.
-
-    Raises:
-        ValueError: for a name of another form.
-    """
-    split, _, index = subject.partition("_")
-    if split not in COUNTS or not index.isdigit():
-        raise ValueError(f"subject: expected a name like 'train_00017', got {subject!r}.")
-    return split
-
-
-def subjects(
-    dataset_dir: str | Path = PHANTOM_NAME, split: str = "all", count: int | Mapping[str, int] | None = None
-) -> list[str]:
-    """Names (``train_00017``) of the pairs of a split, sorted.
-
-    Args:
-        dataset_dir: "phantom".
-        split: 'train', 'validation' or 'test', or 'all'.
-        count: see ``datalist``.
-
-    Returns:
-        The names.
-
-    Raises:
-        DatasetLayoutError: for another ``dataset_dir``.
-        ValueError: for an unknown split, with the nearest known one, or counts that are not whole numbers from 1.
-    """
-    root(dataset_dir)
-    known_name("split", split, SPLITS)
-    return sorted(
-        f"{name}_{index:05d}" for name, number in _counts(count).items() if split in (name, "all")
-        for index in range(number)
-    )  # fmt: skip
 
 
 def datalist(
@@ -144,7 +81,7 @@ def datalist(
         DatasetLayoutError: for another ``dataset_dir``.
         ValueError: for an unknown split, style or shape, with the nearest known one, and numbers out of range.
     """
-    names = sorted(subjects(dataset_dir, split, count), key=lambda name: (list(COUNTS).index(split_of(name)), name))
+    names = ordered(dataset_dir, split, count)
     known_name("style", style, STYLES)
     wanted = set(shapes)
     for name in sorted(wanted):
@@ -204,13 +141,7 @@ def example_pair(
     Returns:
         Files of moving and fixed.
     """
-    pair = load_pairs(dataset_dir, "test", 1, spatial_size, style)[0]
-    folder = Path(tempfile.mkdtemp(prefix="registration-example-"))
-    moving, fixed = (folder / f"{role}.nii.gz" for role in ("moving", "fixed"))
-    for file, key in ((moving, "moving_image"), (fixed, "fixed_image")):
-        image = Image(pair[key][0], np.eye(4), (1.0,) * len(spatial_size))
-        save_image(file, image.array, image)
-    return moving, fixed
+    return write_example(load_pairs(dataset_dir, "test", 1, spatial_size, style)[0])
 
 
 def generate(subject: str, spatial_size: Sequence[int], style: str, seed: int, shapes: Sequence[str]) -> dict[str, Any]:
@@ -228,7 +159,7 @@ def generate(subject: str, spatial_size: Sequence[int], style: str, seed: int, s
         ``(1, *S)``, 1 inside the shape in both styles; ``centre``: float32 ``(d,)``, the image's, voxels; ``subject``;
         ``spacing``: float32 ``(d,)``, NaN, as there is no physical unit.
     """
-    rng = np.random.default_rng((seed, list(COUNTS).index(split_of(subject)), int(subject.partition("_")[2])))
+    rng = generator_of(subject, seed)
     last = torch.tensor([n - 1.0 for n in spatial_size])
     edge = max(EDGE * float(last.min()), MIN_EDGE)
     pair: dict[str, Any] = {}
@@ -239,14 +170,3 @@ def generate(subject: str, spatial_size: Sequence[int], style: str, seed: int, s
         pair[f"{role}_image"] = filled if style == "filled" else 4 * filled * (1 - filled)
         pair[f"{role}_label"] = (distance <= 0).byte()
     return pair | {"centre": last / 2, "subject": subject, "spacing": torch.full((len(last),), torch.nan)}
-
-
-def _counts(count: int | Mapping[str, int] | None) -> dict[str, int]:
-    if count is None:
-        return COUNTS
-    given = dict(count) if isinstance(count, Mapping) else dict.fromkeys(COUNTS, count)
-    for name, number in given.items():
-        known_name("count", name, tuple(COUNTS))
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"count: expected whole numbers of at least 1, got {number!r} for {name!r}.")
-    return COUNTS | given

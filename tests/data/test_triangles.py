@@ -11,10 +11,10 @@ import torch
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
 from scipy.spatial import Delaunay
 
+from common.data.generated import COUNTS
 from common.data.pairs import PairDataset
 from common.data.shapes import Shape, draw_shape, signed_distance
 from common.data.triangles import (
-    COUNTS,
     SHAPES,
     SPLITS,
     STYLES,
