@@ -16,7 +16,7 @@ from ..checks import known_name
 from ..data.pairs import evaluation_loader
 from ..engines.evaluator import RegistrationEvaluator
 from ..io.affine import file_affine
-from ..io.learn2reg import FORMS, matching_axes, reoriented_field, write_disp
+from ..io.learn2reg import FORMS, matching_axes, reoriented_field, suffix, write_disp
 from ..io.nifti import open_nifti
 from ..runs import arguments
 from ..runs.command_line import Words
@@ -31,14 +31,14 @@ def learn2reg(bundle: str, output_dir: str, split: str = "validation", form: str
     """Register the pairs of a split and write ``disp_FIXED_MOVING`` of each, (X, Y, Z, 3) float32 in voxels.
 
     The arrays lie along the axes of the images' files (OASIS: right, front, up; 160 x 224 x 192), and displace the
-    fixed image's voxels into the moving image, as the challenge's evaluation takes them. Half-resolution float16 files,
-    the form of 2021, are not written.
+    fixed image's voxels into the moving image, as the challenge's evaluation takes them. ``--form half`` writes what it
+    took in 2021: (3, X/2, Y/2, Z/2) float16.
 
     Args:
         bundle: name or path; its data must be in Learn2Reg's layout.
         output_dir: folder for the files, created; files of the same names are replaced.
         split: "validation" (19 pairs of OASIS) or "test" (38 pairs).
-        form: "nii.gz" or "npz".
+        form: "nii.gz", "npz", or "half", the .npz of 2021.
         overrides: options of an evaluation of the bundle, such as ``--dataset_dir``, ``--spatial_size``,
             ``--ckpt_path``, ``--architecture pairwise``.
 
@@ -68,7 +68,7 @@ def learn2reg(bundle: str, output_dir: str, split: str = "validation", form: str
     write = partial(_write, entries=entries, folder=Path(output_dir), form=form, orientation=data.ORIENTATION)
     engine.add_event_handler(Events.ITERATION_COMPLETED, write)
     engine.run()
-    return f"Wrote {len(cases)} displacements into {output_dir}: disp_{'_'.join(cases[0])}.{form} …"
+    return f"Wrote {len(cases)} displacements into {output_dir}: disp_{'_'.join(cases[0])}.{suffix(form)} …"
 
 
 def _case(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 """Displacements as the Learn2Reg challenge takes them: ``disp_FIXED_MOVING``, (X, Y, Z, 3) in voxels.
 
 The array lies along the axes of the images' own files, component i along array axis i, and warped(x) =
-moving(x + disp(x)): as the ddf here, but for axes that a data set's reader has brought to another orientation.
+moving(x + disp(x)): as the ddf here, but for axes that a data set's reader has brought to another orientation. The form
+"half" is that of 2021: (3, X/2, Y/2, Z/2) float16, in voxels of the whole grid all the same.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from ..atomic import atomic_path
 from ..checks import known_name
+from ..spatial.half_resolution import halved, restored
 from .nifti import open_nifti, read_values
 
-FORMS = ("nii.gz", "npz")
+FORMS = ("nii.gz", "npz", "half")
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
@@ -66,7 +68,7 @@ def reoriented_field(ddf: Tensor, orientation: str, target: str) -> Tensor:
 
 
 def write_disp(folder: str | Path, fixed: str, moving: str, ddf: Tensor, form: str = "nii.gz") -> Path:
-    """Write ``disp_FIXED_MOVING.nii.gz`` or ``.npz``, float32.
+    """Write ``disp_FIXED_MOVING.nii.gz`` or ``.npz``: float32, and of the form "half" float16 at half resolution.
 
     Args:
         folder: to write in.
@@ -85,19 +87,32 @@ def write_disp(folder: str | Path, fixed: str, moving: str, ddf: Tensor, form: s
         Hering et al., Learn2Reg, IEEE TMI 42, 2023, and its submission instructions.
     """
     known_name("form", form, FORMS)
-    disp = np.ascontiguousarray(ddf.detach().cpu().float().movedim(0, -1).numpy())
-    path = Path(folder) / f"disp_{fixed}_{moving}.{form}"
+    field = ddf.detach().cpu().float().numpy()
+    disp = halved(field) if form == "half" else np.ascontiguousarray(np.moveaxis(field, 0, -1))
+    path = Path(folder) / f"disp_{fixed}_{moving}.{suffix(form)}"
     with atomic_path(path) as temporary:
-        if form == "npz":
+        if form == "nii.gz":
+            nib.save(nib.Nifti1Image(disp, np.eye(4)), temporary)
+        else:
             with temporary.open("wb") as stream:
                 np.savez_compressed(stream, disp)
-        else:
-            nib.save(nib.Nifti1Image(disp, np.eye(4)), temporary)
     return path
 
 
+def suffix(form: str) -> str:
+    """What the names of a form's files end in.
+
+    Args:
+        form: one of ``FORMS``.
+
+    Returns:
+        "nii.gz" or "npz".
+    """
+    return "npz" if form == "half" else form
+
+
 def read_disp(path: str | Path) -> NDArray:
-    """Read such a file.
+    """Read such a file; one of half resolution on twice its grid, as the challenge does.
 
     Args:
         path: of the file.
@@ -111,6 +126,8 @@ def read_disp(path: str | Path) -> NDArray:
     if str(path).endswith(".npz"):
         with np.load(path, allow_pickle=False) as arrays:
             disp = arrays["arr_0"]
+        if disp.ndim == 4 and len(disp) == 3 and disp.dtype == np.float16:
+            disp = np.moveaxis(restored(disp, [2 * size for size in disp.shape[1:]]), 0, -1)
     else:
         disp = read_values(open_nifti(path, "displacement"), path, "displacement")
     if disp.ndim != 4 or disp.shape[-1] != 3:

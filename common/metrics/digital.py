@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.ndimage import zoom
 from torch import Tensor
 
+from ..spatial.half_resolution import halved, restored
 from ..spatial.jacobian import jacobian_determinant
 from .cases import Cases
 from .folding import LEARN2REG_OFFSET, check_mask, foldings_percent, masked_mean, sd_log_jacobian
@@ -205,12 +205,8 @@ def half_resolution_float16(ddf: Tensor) -> Tensor:
         Chen et al., TransMorph, 2022 (code of the submission to Learn2Reg 2021).
     """
     _check_field(ddf, 4)
-    components = ddf.detach().float().cpu().flatten(0, 1).numpy()
-    result = np.empty_like(components)
-    for component, restored in zip(components, result, strict=True):
-        half = zoom(component, 0.5, order=2).astype(np.float16).astype(np.float32)
-        zoom(half, [n / m for n, m in zip(component.shape, half.shape, strict=True)], restored, order=2)
-    return torch.from_numpy(result).reshape(ddf.shape).to(ddf)
+    fields = [restored(halved(field), field.shape[1:]) for field in ddf.detach().float().cpu().numpy()]
+    return torch.from_numpy(np.stack(fields)).to(ddf)
 
 
 def _one_sided(ddf: Tensor) -> Iterator[Tensor]:

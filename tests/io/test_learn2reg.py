@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import zoom
 
 from common.io.learn2reg import matching_axes, read_disp, reoriented_field, write_disp
 
@@ -47,9 +48,24 @@ def test_files_have_the_challenges_names_shapes_and_values(tmp_path: Path, form:
     assert np.array_equal(raw, disp)
 
 
+def test_the_form_of_2021_is_float16_at_half_resolution_in_voxels_of_the_whole_grid(tmp_path: Path) -> None:
+    x, y, z = np.indices((16, 12, 20)) / 10
+    ddf = torch.from_numpy(np.stack([2 + x, y * z - 1, 0.5 * x**2])).float()
+    path = write_disp(tmp_path, "0395", "0396", ddf, "half")
+    assert path.name == "disp_0395_0396.npz"
+    raw = np.load(path)["arr_0"]
+    assert raw.dtype == np.float16 and raw.shape == (3, 8, 6, 10)
+    assert raw[0, 0, 0, 0] == 2 and raw[0, -1, 0, 0] == pytest.approx(3.5, abs=2e-3)
+    as_evaluated = np.stack([zoom(part.astype(np.float32), 2, order=2) for part in raw])
+    disp = read_disp(path)
+    assert disp.shape == (16, 12, 20, 3) and np.array_equal(np.moveaxis(disp, -1, 0), as_evaluated)
+    error = np.abs(as_evaluated - ddf.numpy())
+    assert error[:, 4:-4, 4:-4, 4:-4].max() < 0.005 and error.max() < 0.1  # the splines are mirrored at the border
+
+
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     ddf = torch.zeros(3, *SHAPE)
-    with pytest.raises(ValueError, match="form: expected one of nii.gz, npz, got 'nii'"):
+    with pytest.raises(ValueError, match="form: expected one of nii.gz, npz, half, got 'nii'"):
         write_disp(tmp_path, "0395", "0396", ddf, "nii")
     for wrong in ("RAP", "RA", "RAX", "RRS"):
         with pytest.raises(ValueError, match=f"target: expected three axes as in 'RAS', got '{wrong}'"):
