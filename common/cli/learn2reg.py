@@ -57,7 +57,9 @@ def learn2reg(bundle: str, output_dir: str, split: str = "validation", form: str
     parser.update({"validate#dataset#with_labels": False})  # those of the test subjects are not public
     method, options, dataset = (parser.get_parsed_content(key) for key in ("method", "options", "validate#dataset"))
     data = dataset_module(folder)
-    entries = {entry["case"]: entry for entry in data.datalist(parser.get_parsed_content("data_root"), split)}
+    own = {"pairs": parser.get_parsed_content("pairs")} if "pairs" in parser else {}
+    listed = data.datalist(parser.get_parsed_content("data_root"), split, **own)
+    entries = {entry["case"]: entry for entry in listed}
     cases = [_case(entry) for entry in entries.values()]  # before anything is registered
     load(method, parser.get_parsed_content("ckpt_path"), all_modules=bool(options.instance_iterations))
     engine = RegistrationEvaluator(

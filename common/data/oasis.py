@@ -42,7 +42,7 @@ import torch
 from ..checks import known_name
 from .decoded import MEMORY, DecodedPairs
 from .layout import DatasetLayoutError, dataset_root
-from .oasis_folder import LAYOUT, Subject, find_pairs, find_subjects, number_and_split, pair_pickles
+from .oasis_folder import LAYOUT, Subject, find_pairs, find_subjects, listed_pairs, number_and_split, pair_pickles
 from .oasis_labels import LABEL_SETS, LABELS, label_set_name, tissues
 from .oasis_phantom import PHANTOM
 from .reading import read_case, read_displacement, read_image
@@ -133,7 +133,11 @@ def example_pair(dataset_dir: str | Path) -> tuple[Path, Path]:
 
 
 def datalist(
-    dataset_dir: str | Path, split: str = "train", partners: int = 1, label_set: str | int | None = "35"
+    dataset_dir: str | Path,
+    split: str = "train",
+    partners: int = 1,
+    label_set: str | int | None = "35",
+    pairs: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """The files of a split, a dictionary a pair, in the order of ``load_pairs``; none is read.
 
@@ -143,6 +147,7 @@ def datalist(
         partners: of each training subject; see ``data.pairing.pair_names``. TransMorph's published training draws the
             fixed subject of each anew in each epoch: ``random_target`` of ``data.pairs.PairDataset``.
         label_set: "35" structures, "4" tissues, or None for no labels.
+        pairs: file with a list of pairs to take instead (``oasis_folder.listed_pairs``), of any subjects of the set.
 
     Returns:
         Paths under ``moving_image``, ``fixed_image``; ``moving_label``, ``fixed_label`` where every subject of the
@@ -154,10 +159,11 @@ def datalist(
         ValueError: for an unknown split or set of labels, or no partners.
     """
     labels = label_set_name(label_set)
-    pairs = find_pairs(_folder(dataset_dir, split), subjects(dataset_dir, split), partners)
+    folder, names = _folder(dataset_dir, split), subjects(dataset_dir, split)
+    listed = find_pairs(folder, names, partners) if pairs is None else listed_pairs(folder, pairs)
     kinds = {"4": ("tissues", "label"), "35": ("label",)}[labels] if labels else ()
     entries = []
-    for moving, fixed in pairs:
+    for moving, fixed in listed:
         entry = _files("moving", moving, kinds) | _files("fixed", fixed, kinds)
         entry |= {"subject": fixed.name, "case": f"{moving.name}_to_{fixed.name}"}
         truth = Path(fixed.files["image"]).with_name(f"{entry['case']}_ddf.nii.gz")
@@ -174,6 +180,7 @@ def load_pairs(
     partners: int = 1,
     label_set: str | int | None = "35",
     cache: str | Path = MEMORY,
+    pairs: str | Path | None = None,
 ) -> Sequence[dict[str, Any]]:
     """Read a split, each volume once, and pair its subjects.
 
@@ -186,6 +193,7 @@ def load_pairs(
         partners: see ``datalist``.
         label_set: see ``datalist``; labels are read where they are asked for.
         cache: "memory", or a folder for decoded volumes, see ``data.decoded``.
+        pairs: see ``datalist``.
 
     Returns:
         A dict a pair, in memory a list of them, volumes shared between them. ``moving_image``, ``fixed_image``: float32
@@ -197,7 +205,7 @@ def load_pairs(
         DatasetLayoutError: as ``datalist``, and for volumes of other values, or of another shape than the first.
         ValueError: as ``datalist``, and for a size that is smaller than the volumes.
     """
-    entries = datalist(dataset_dir, split, partners, label_set)
+    entries = datalist(dataset_dir, split, partners, label_set, pairs)
     first = {"image": entries[0]["fixed_image"], "part": entries[0].get("fixed_part")}
     shape = list(read_volume(first)["image"].shape)
     check_window(shape[1:], spatial_size, dataset_dir)

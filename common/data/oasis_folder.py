@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .layout import DatasetLayoutError
-from .pairing import pair_names
+from .pairing import pair_names, read_pairs
 
 LAYOUT = (
     "expected one of: DIR/imagesTr/OASIS_0001_0000.nii.gz … with labelsTr (Learn2Reg 2021 task 3), "
@@ -124,6 +124,30 @@ def find_pairs(folder: Path, names: Collection[str], partners: int) -> list[tupl
             listed.append((moving, fixed))
     pickled = [pair for pair in pair_pickles(folder) if pair[1].name in names]
     return [(by_name[moving], by_name[fixed]) for moving, fixed in listed] + pickled
+
+
+def listed_pairs(folder: Path, path: str | Path) -> list[tuple[Subject, Subject]]:
+    """The pairs of a list, as the challenge's ``pairs_val.csv`` is one.
+
+    Args:
+        folder: of the data set.
+        path: CSV with the columns moving and fixed, see ``data.pairing.read_pairs``; a subject is named by its number
+            ("395", "0395"), its name or its image's file, with any folder before.
+
+    Returns:
+        Moving and fixed.
+
+    Raises:
+        DatasetLayoutError: as ``read_pairs`` and ``find_subjects``.
+    """
+    by_name = {subject.name: subject for subject in find_subjects(folder)}
+    by_number = {number_and_split(name)[0]: name for name in by_name}
+
+    def name_of(text: str) -> str:
+        stem = Path(text.strip()).name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
+        return by_number.get(int(stem), stem) if stem.isdecimal() else stem
+
+    return [(by_name[moving], by_name[fixed]) for moving, fixed in read_pairs(path, sorted(by_name), name_of)]
 
 
 def _learn2reg(folder: Path) -> Iterator[Subject]:

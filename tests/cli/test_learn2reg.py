@@ -78,6 +78,16 @@ def test_test_subjects_need_no_labels(folder: Path, tmp_path: Path) -> None:
     assert not read_disp(tmp_path / "disp_0415_0416.nii.gz").any()
 
 
+def test_a_list_of_pairs_is_what_is_written(folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("fixed,moving\n396,395\n")
+    learn2reg(
+        "baseline_oasis", str(tmp_path / "out"), dataset_dir=str(folder), architecture="identity", device="cpu",
+        spatial_size=[36, 40, 48], pairs=str(pairs),
+    )  # fmt: skip
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["disp_0396_0395.nii.gz"]
+
+
 def test_other_layouts_and_options_are_refused(folder: Path, tmp_path: Path) -> None:
     arguments = {"device": "cpu", "architecture": "identity"}
     with pytest.raises(ValueError, match="form: expected one of nii.gz, npz, half, got 'nii'"):

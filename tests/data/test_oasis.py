@@ -239,6 +239,21 @@ def test_code_in_a_pickle_is_refused(folders: dict[str, Path]) -> None:
         load_pairs(folders["pickle"], "train")
 
 
+@pytest.mark.parametrize("layout", ["learn2reg", "neurite"])
+def test_a_list_of_pairs_names_subjects_by_number_name_or_file(folders: dict[str, Path], layout: str) -> None:
+    """The columns and numbers are those of the challenge's ``pairs_val.csv``."""
+    first, second = subjects(folders[layout], "validation")
+    training = subjects(folders[layout], "train")[0]
+    number = int(second.removesuffix("_MR1")[-4:])
+    path = folders[layout] / "pairs_val.csv"
+    path.write_text(f"fixed,moving\n{number},{training}\n./imagesTr/{first}_0000.nii.gz, {number:04d}\n")
+    pairs = load_pairs(folders[layout], "validation", pairs=path)
+    assert [pair["case"] for pair in pairs] == [f"{training}_to_{second}", f"{second}_to_{first}"]
+    path.write_text("fixed,moving\n999,1\n")
+    with pytest.raises(DatasetLayoutError, match="pairs: .* names .*'999'"):
+        datalist(folders[layout], "validation", pairs=path)
+
+
 def test_volumes_are_shared_between_pairs(made: dict[str, Path]) -> None:
     pairs = load_pairs(made["learn2reg"], "train")
     assert pairs[0]["moving_image"] is pairs[1]["fixed_image"] and pairs[0]["fixed_label"] is pairs[1]["moving_label"]
