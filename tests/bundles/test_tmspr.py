@@ -22,7 +22,7 @@ from common.handlers.log import read_history
 from common.io.results import read_metrics
 from common.networks.registry import ARCHITECTURES
 from common.runs.options import OPTIONS, is_part
-from tests.bundles.suite import causes, run, workflow_of
+from tests.bundles.suite import BUNDLES_DIR, causes, run, workflow_of
 from tests.engines.weighing import DEFAULT, Weighing
 
 NAME = "tmspr_hippocampus"
@@ -246,3 +246,24 @@ def test_search_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         eta(**(searched[0] | {"etas": ETAS} | change))
+
+
+SOFT = "$stiff_soft.load_pairs(@data_root, {split}, {{'train': 4, 'validation': 3, 'test': 1}}, @spatial_size)"
+
+
+@pytest.mark.parametrize("name", [NAME, "baseline_hippocampus"])
+def test_the_phantom_of_a_stiff_ball_trains_this_network_and_its_baseline(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "device": "cpu", "output_dir": str(tmp_path / "out"), "epochs": 1, "val_interval": 2, "batch_size": 4,
+        "architectures": {"voxelmorph": {"weight_volume": True, "conditional": True} if name == NAME else {}},
+    }  # fmt: skip
+    for part, split in (("train", "'train'"), ("validate", "@split")):
+        options[f"{part}#dataset#data"] = SOFT.format(split=split)
+    files = ("train.json", f"../../{NAME}/configs/stiff_soft.json")
+    run(BUNDLES_DIR / name, "training", *files, **options)
+    rows = read_metrics(tmp_path / "out" / "metrics.csv")
+    columns = {"dice_stiff", "dice_soft", "epe", "epe_before", "ndv_percent"}
+    weights = {"weight", "weight_stiff", "weight_soft"}
+    assert len(rows) == 3 and columns <= set(rows[0])
+    assert weights.intersection(rows[0]) == (weights if name == NAME else set())
+    assert all(row["epe"] > 0 for row in rows)
