@@ -14,11 +14,13 @@ from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
 from torch import Tensor
 
+from ..figures.bland_altman import bland_altman
 from ..figures.panels import registration_panel, score_panel
 from ..figures.uncertainty import reliability_plot, sparsification_plot, weight_panel
 from ..figures.weight_volumes import weight_volume_panel
 from ..io.results import spread
 from ..metrics.cases import Measure
+from ..metrics.ejection_fraction import COLUMNS as EJECTION_FRACTIONS
 from ..metrics.labels import LabelMeasures, label_masks
 from ..metrics.uncertainty import CURVES, RELIABILITY
 from ..spatial.jacobian import jacobian_determinant
@@ -58,7 +60,8 @@ class FigurePanels:
     A score's maps go to ``scores.png``; of a log variance σ is shown, in ``deviations.png``, and where the evaluator
     gives a map ``weight`` of what the data term makes of it, ``weights.png``. Where the uncertainty is measured its
     curves are drawn as well: ``sparsification.png``, ``reliability.png``. Of a network that predicts the weight volume
-    of its smoothness, ``weight_volumes.png`` shows the median case over the weight of the log loss.
+    of its smoothness, ``weight_volumes.png`` shows the median case over the weight of the log loss. Where ejection
+    fractions are measured, ``ejection_fraction.png`` compares them with those of the labels.
 
     The quality is the Dice where there is one, else the difference of the images. Runs after ``CaseMeasures``; the
     cases shown are registered once more, so that nothing is kept in memory meanwhile.
@@ -119,6 +122,20 @@ class FigurePanels:
             error = spread([row["ence"] for row in rows])["mean"]
             path = self.output_dir / f"{RELIABILITY}.png"
             reliability_plot(path, {"σ": tables[RELIABILITY]}, {"σ": error})
+        self._draw_ejection_fractions()
+
+    def _draw_ejection_fractions(self) -> None:
+        labelled, registered = (
+            [row.get(column, math.nan) for row in self.measures.subjects] for column in EJECTION_FRACTIONS
+        )
+        if not any(math.isfinite(a) and math.isfinite(b) for a, b in zip(labelled, registered, strict=True)):
+            return
+        path = self.output_dir / "ejection_fraction.png"
+        found = bland_altman(path, registered, labelled, "ejection fraction", "%")
+        logger.info(
+            "Ejection fraction of %d subjects, registered less labelled: bias %+.2f, limits of agreement %+.2f and "
+            "%+.2f %%: %s", found.n, found.bias, found.lower, found.upper, path,
+        )  # fmt: skip
 
     def _draw_registration(self, case: Mapping[str, Any]) -> None:
         path = self.output_dir / "registration.png"

@@ -54,6 +54,7 @@ class CaseMeasures:
         self.settings = settings
         self.rows: list[dict[str, Any]] = []
         self.sums: dict[str, dict[str, Tensor]] = {}
+        self.subjects: list[dict[str, Any]] = []
         self.tables: dict[str, list[dict[str, float]]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -67,7 +68,7 @@ class CaseMeasures:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _reset(self, engine: Engine) -> None:
-        self.rows, self.sums, self.tables = [], {}, {}
+        self.rows, self.sums, self.subjects, self.tables = [], {}, [], {}
 
     @torch.no_grad()
     def _measure(self, engine: Engine) -> None:
@@ -120,7 +121,8 @@ class CaseMeasures:
         network: Any = getattr(engine, "network", None)
         found = {} if network is None else {"cost": cost(network, engine.state.device)}
         summary = write_results(self.rows, self.output_dir, dict(settings), found)
-        write_rows(self._subject_rows(), self.output_dir / "subjects.csv")
+        self.subjects = self._subject_rows()
+        write_rows(self.subjects, self.output_dir / "subjects.csv")
         self.tables = self._tables()
         for name, rows in self.tables.items():
             write_rows(rows, self.output_dir / f"{name}.csv")
