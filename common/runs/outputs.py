@@ -45,6 +45,7 @@ SETS: dict[str, tuple[str, ...]] = {
         "deviations.png",
         "weights.png",
         "weight_volumes.png",
+        "ejection_fraction.png",
         "sparsification.csv",
         "sparsification.png",
         "sparsification_displacement.csv",
