@@ -8,6 +8,7 @@ from fire.decorators import SetParseFn, SetParseFns
 from fire.parser import DefaultParseValue
 
 from .cli.benchmark import benchmark
+from .cli.cine import cine
 from .cli.compare import compare
 from .cli.eta import eta
 from .cli.learn2reg import learn2reg
@@ -19,8 +20,8 @@ from .cli.verify import verify
 from .console import forgive_signs
 
 COMMANDS = {
-    "benchmark": benchmark, "compare": compare, "eta": eta, "learn2reg": learn2reg, "options": options, "pack": pack,
-    "render": render, "scaffold": scaffold, "study": study, "verify": verify,
+    "benchmark": benchmark, "cine": cine, "compare": compare, "eta": eta, "learn2reg": learn2reg, "options": options,
+    "pack": pack, "render": render, "scaffold": scaffold, "study": study, "verify": verify,
 }  # fmt: skip
 
 # Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
@@ -29,6 +30,7 @@ for command in (compare, options, pack, render, scaffold, verify):
 SetParseFns(failures=DefaultParseValue)(compare)
 SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str, ckpt_path=str)(learn2reg)
 SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
+SetParseFns(image=str, output_dir=str, label=str, es_label=str, bundle=str, ckpt_path=str, device=str)(cine)
 SetParseFns(bundle=str, ckpt_path=str, output_dir=str, device=str, dataset_dir=str)(eta)
 
 if __name__ == "__main__":

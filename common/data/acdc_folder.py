@@ -46,7 +46,7 @@ def patient_files(folder: Path) -> dict[str, str]:
     Raises:
         DatasetLayoutError: for a file that is missing, or an Info.cfg without the frames' numbers.
     """
-    info = _info(folder)
+    info = read_info(folder)
     frames = _frames(folder, info)
     files = {}
     for role, frame in zip(("moving", "fixed"), frames, strict=True):
@@ -80,7 +80,18 @@ def slice_count(files: Mapping[str, str]) -> int:
         raise DatasetLayoutError(f"{files['subject']}: {error}") from error
 
 
-def _info(folder: Path) -> dict[str, str]:
+def read_info(folder: Path) -> dict[str, str]:
+    """What Info.cfg says of a patient.
+
+    Args:
+        folder: of the patient.
+
+    Returns:
+        Text by key.
+
+    Raises:
+        DatasetLayoutError: where there is none.
+    """
     path = folder / "Info.cfg"
     if not path.is_file():
         raise DatasetLayoutError(f"{folder.name}: no file {path}; {LAYOUT}.")
