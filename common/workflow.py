@@ -25,7 +25,7 @@ from .engines.method import MODEL, Method
 from .engines.solvers import is_solver, refuse_solver
 from .engines.trainer import RegistrationTrainer
 from .handlers.decay import PolynomialDecay
-from .handlers.figures import evaluation_handlers, validation_handlers
+from .handlers.evaluation import evaluation_handlers, validation_handlers
 from .handlers.log import TrainingLog
 from .handlers.stages import Stages
 from .handlers.state import TrainingState, load_modules

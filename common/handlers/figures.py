@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The handlers of validation and evaluation, and pictures of an evaluation: the median case, and the score maps."""
+"""Pictures of an evaluation: the median case, and the score maps."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers.tqdm_logger import ProgressBar
 from torch import Tensor
 
 from ..figures.bland_altman import bland_altman
@@ -19,7 +18,6 @@ from ..figures.panels import registration_panel, score_panel
 from ..figures.uncertainty import reliability_plot, sparsification_plot, weight_panel
 from ..figures.weight_volumes import weight_volume_panel
 from ..io.results import spread
-from ..metrics.cases import Measure
 from ..metrics.ejection_fraction import COLUMNS as EJECTION_FRACTIONS
 from ..metrics.labels import LabelMeasures, label_masks
 from ..metrics.uncertainty import CURVES, RELIABILITY
@@ -92,7 +90,7 @@ class FigurePanels:
         engine.add_event_handler(Events.COMPLETED, self._draw_curves)
 
     def _draw(self, engine: Any) -> None:
-        rank, ranked = _ranked(self.measures.rows)
+        rank, ranked = ranked_rows(self.measures.rows)
         if rank is None:
             logger.warning(
                 "No figure is drawn: no case has one of %s, by which the median is chosen. Add "
@@ -102,13 +100,15 @@ class FigurePanels:
         estimates = engine.maps is not None and engine.maps.estimator is not None
         quantiles = (0.5, *self.quantiles) if estimates else (0.5,)
         shown = [ranked[min(int(q * len(ranked)), len(ranked) - 1)] for q in quantiles]
-        cases = {index: self._case(engine, index, rank) for index in dict.fromkeys(shown)}
-        self._draw_registration(cases[shown[0]])
+        cases = {index: self.case(engine, index, rank) for index in dict.fromkeys(shown)}
+        path = self.output_dir / "registration.png"
+        draw_case(path, cases[shown[0]], self.label_names())
+        logger.info("Figure of the median case: %s", path)
         self._draw_weight_volumes(engine, shown[0])
         if estimates:
             rows = [cases[index] | {"title": cases[index]["title"].replace("  ", "\n")} for index in shown[1:]]
             path = self.output_dir / ("scores.png" if "score" in rows[0] else "deviations.png")
-            score_panel(path, rows, self._label_names())
+            score_panel(path, rows, self.label_names())
             logger.info("Maps of the estimator: %s", path)
             if "weight" in rows[0]:
                 weight_panel(self.output_dir / "weights.png", rows)
@@ -137,22 +137,6 @@ class FigurePanels:
             "%+.2f %%: %s", found.n, found.bias, found.lower, found.upper, path,
         )  # fmt: skip
 
-    def _draw_registration(self, case: Mapping[str, Any]) -> None:
-        path = self.output_dir / "registration.png"
-        optional = ("moving_label", "fixed_label", "warped_label", "score", "noise_deviation")
-        registration_panel(
-            path,
-            moving=case["moving_image"],
-            fixed=case["fixed_image"],
-            warped=case["warped_image"],
-            ddf=case["ddf"],
-            **{name: case.get(name) for name in optional},
-            jacobian_determinant=case["determinant"],
-            title=case["title"],
-            label_names=self._label_names(),
-        )
-        logger.info("Figure of the median case: %s", path)
-
     def _draw_weight_volumes(self, engine: Any, index: int) -> None:
         """As the trained network gives them: after a fit to the pair nothing is conditioned any more."""
         maps = engine.maps
@@ -171,15 +155,29 @@ class FigurePanels:
             weight_volume_panel(path, cases)
             logger.info("Weights of the smoothness: %s", path)
 
-    def _case(self, engine: Any, index: int, rank: Rank) -> dict[str, Any]:
-        """Register one case and return arrays of the plane to show."""
+    def case(self, engine: Any, index: int, rank: Rank) -> dict[str, Any]:
+        """Register one case.
+
+        Args:
+            engine: the evaluator.
+            index: of the case in its data set.
+            rank: whose values the title has.
+
+        Returns:
+            As ``registered_case``, with ``title``.
+        """
         item, row = engine.data_loader.dataset[index], self.measures.rows[index]
         shown = registered_case(engine, item, self.labels)
         digits = ".3f" if rank.sign > 0 else ".3g"
         before, after = (format(row[name], digits) for name in (f"{rank.column}_before", rank.column))
         return shown | {"title": f"{row['case']}  {rank.title} {before} → {after}"}
 
-    def _label_names(self) -> dict[int, str]:
+    def label_names(self) -> dict[int, str]:
+        """Names of the labels.
+
+        Returns:
+            Name by value.
+        """
         return {value: name for name, value in self.labels.items()}
 
 
@@ -221,46 +219,40 @@ def _warped_label(moving: Tensor, fixed: Tensor, ddf: Tensor, labels: Mapping[st
     return label
 
 
-def _ranked(rows: Sequence[Mapping[str, Any]]) -> tuple[Rank | None, list[int]]:
-    """The first column that ranks any case, and the numbers of the cases that it ranks, the worst first."""
+def draw_case(path: Path, case: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Draw a registered case.
+
+    Args:
+        path: image file to write.
+        case: as ``registered_case`` returns it, with ``title``.
+        names: of label values.
+    """
+    optional = ("moving_label", "fixed_label", "warped_label", "score", "noise_deviation")
+    registration_panel(
+        path,
+        moving=case["moving_image"],
+        fixed=case["fixed_image"],
+        warped=case["warped_image"],
+        ddf=case["ddf"],
+        **{name: case.get(name) for name in optional},
+        jacobian_determinant=case["determinant"],
+        title=case["title"],
+        label_names=names,
+    )
+
+
+def ranked_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[Rank | None, list[int]]:
+    """The order of cases by their quality.
+
+    Args:
+        rows: of ``metrics.csv``.
+
+    Returns:
+        The first column that ranks any case, and the numbers of the cases that it ranks, the worst first.
+    """
     for rank in RANKS:
         values = [(rank.sign * row.get(rank.column, math.nan), index) for index, row in enumerate(rows)]
         ranked = [index for value, index in sorted(pair for pair in values if not math.isnan(pair[0]))]
         if ranked:
             return rank, ranked
     return None, []
-
-
-def validation_handlers(measures: Sequence[Measure]) -> list[Any]:
-    """The handlers of a validation while training: the measures' quick variants, whose means the training logs.
-
-    Args:
-        measures: those of the evaluation.
-
-    Returns:
-        The handlers in order.
-    """
-    return [CaseMeasures(measures, thorough=False)]
-
-
-def evaluation_handlers(
-    measures: Sequence[Measure],
-    output_dir: str | Path,
-    settings: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
-) -> list[Any]:
-    """The handlers of a full evaluation: progress, measures with tables, figures.
-
-    Args:
-        measures: see ``handlers.measures``.
-        output_dir: where tables and figures go.
-        settings: what ``summary.json`` says of the run, or a function that returns it at the end.
-
-    Returns:
-        The handlers in order.
-    """
-    cases = CaseMeasures(measures, output_dir, settings)
-    return [
-        ProgressBar(desc="registering", mininterval=1.0),
-        cases,
-        FigurePanels(cases, output_dir),
-    ]

@@ -55,6 +55,7 @@ class CaseMeasures:
         self.rows: list[dict[str, Any]] = []
         self.sums: dict[str, dict[str, Tensor]] = {}
         self.subjects: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
         self.tables: dict[str, list[dict[str, float]]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -120,7 +121,7 @@ class CaseMeasures:
         settings = self.settings() if callable(self.settings) else self.settings or {}
         network: Any = getattr(engine, "network", None)
         found = {} if network is None else {"cost": cost(network, engine.state.device)}
-        summary = write_results(self.rows, self.output_dir, dict(settings), found)
+        self.summary = summary = write_results(self.rows, self.output_dir, dict(settings), found)
         self.subjects = self._subject_rows()
         write_rows(self.subjects, self.output_dir / "subjects.csv")
         self.tables = self._tables()

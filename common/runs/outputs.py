@@ -46,6 +46,7 @@ SETS: dict[str, tuple[str, ...]] = {
         "weights.png",
         "weight_volumes.png",
         "ejection_fraction.png",
+        "report.html",
         "sparsification.csv",
         "sparsification.png",
         "sparsification_displacement.csv",

@@ -17,7 +17,8 @@ from common.engines.maps import PixelMaps, evaluated_maps, pixel_maps
 from common.engines.solvers import Identity
 from common.engines.trainer import RegistrationTrainer
 from common.handlers import figures
-from common.handlers.figures import SHARES, evaluation_handlers
+from common.handlers.evaluation import evaluation_handlers
+from common.handlers.figures import SHARES
 from common.metrics.image import ImageMeasures
 from tests.engines.synthetic import SIZES, blob, estimating_method, loader_of
 from tests.engines.weighing import DEFAULT, Weighing, weighing_method

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from common.engines.evaluator import RegistrationEvaluator
 from common.engines.maps import PixelMaps
 from common.handlers import figures
-from common.handlers.figures import evaluation_handlers, validation_handlers
+from common.handlers.evaluation import evaluation_handlers, validation_handlers
 from common.io.results import read_metrics
 from common.metrics.folding import FieldMeasures
 from common.metrics.image import ImageMeasures
@@ -39,7 +39,7 @@ def evaluated(dims, tmp_path, measures, keys=None, estimator=None, handlers=None
     batch, output = registered_pairs(dims)
     pairs = [{key: batch[key][n] for key in keys or batch} for n in range(3)]
     network = Known(batch, output["ddf"])
-    handlers = handlers or evaluation_handlers(measures, tmp_path, {})
+    handlers = handlers or evaluation_handlers(measures, tmp_path, {})[:-1]  # without the report, which draws more
     maps = None if estimator is None else PixelMaps(estimating_method(network, estimator, estimator_input, weight))
     loader = DataLoader(pairs, batch_size=2)
     engine = RegistrationEvaluator("cpu", loader, network, maps=maps, val_handlers=handlers)
