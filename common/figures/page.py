@@ -19,9 +19,10 @@ STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:1rem}
 h1{font-size:1.5rem;line-height:1.25;overflow-wrap:anywhere}h2{font-size:1.15rem;margin-top:2rem}
 img{max-width:100%;height:auto}figure{margin:0 0 1rem}figcaption{font-size:.9rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+.scroll{overflow:auto;max-height:28rem}table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}thead th{position:sticky;top:0;background:Canvas}
+th:first-child,td:first-child,td.text{text-align:left}
+td.text{white-space:normal;min-width:16rem}thead th{position:sticky;top:0;background:Canvas}
 .grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
 .verdict{border-left:.4rem solid var(--good);padding:.4rem 1rem;font-size:1.1rem}
 .verdict.look{border-color:var(--look)}.verdict ul{margin:.3rem 0;padding-left:1.2rem;font-size:1rem}
@@ -116,7 +117,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         HTML.
     """
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    lines = ["<tr>" + "".join(f"<td{_kind(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     body = "\n".join(lines)
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
@@ -210,6 +211,11 @@ def figure_png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, facecolor="white")
     return stream.getvalue()
+
+
+def _kind(cell: str) -> str:
+    """Sentences are left-aligned and may wrap."""
+    return ' class="text"' if cell.endswith(".") else ""
 
 
 def _encoded(source: Path | bytes | np.ndarray) -> str:

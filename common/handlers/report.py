@@ -20,6 +20,7 @@ from .measures import CaseMeasures
 
 logger = logging.getLogger(__name__)
 FILE = "report.html"
+NAMED = 8  # doubtful cases that the verdict names; the table has all
 PICTURES = {
     "registration.png": "The case of median quality",
     "scores.png": "Maps of the score",
@@ -75,8 +76,8 @@ class EvaluationReport:
         parts = [
             verdict_box(_verdict(measures, found)),
             section("Summary", _summary_table(summary)),
-            section("Cases, the worst first", paragraph(_legend(rank)), _case_table(measures.rows, order, found)),
             *self._worst(engine, rank, order, found),
+            section("Cases, the worst first", paragraph(_legend(rank)), _case_table(measures.rows, order, found)),
             section("Pictures", grid(
                 picture(folder / name, text) for name, text in PICTURES.items() if (folder / name).is_file()
             )),
@@ -104,7 +105,8 @@ class EvaluationReport:
 def _verdict(measures: CaseMeasures, found: Mapping[str, Sequence[str]]) -> Verdict:
     rows = measures.rows
     lost = sum(not row.get("scorable", 1) for row in rows)
-    reasons = [f"{len(found)} of {len(rows)} cases should be looked at; the table says why."] if found else []
+    reasons = [f"{len(found)} of {len(rows)} cases should be looked at, first those named here."] if found else []
+    reasons += [f"{case}: {' '.join(sentences)}" for case, sentences in list(found.items())[:NAMED]]
     reasons += [f"{lost} of {len(rows)} cases could not be scored."] if lost else []
     return Verdict(not found, reasons or [f"All {len(rows)} cases fit better than before, and none folds much."])
 

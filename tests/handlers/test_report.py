@@ -30,11 +30,11 @@ def report(dims, folder, measures, change=lambda ddf: ddf):
 def test_cases_come_with_the_worst_first_and_their_pictures(dims, tmp_path):
     text = report(dims, tmp_path, [LabelMeasures(LABELS), ImageMeasures(), FieldMeasures()])
     rows = sorted(read_metrics(tmp_path / "metrics.csv"), key=lambda row: row["dice"])
-    table = text[text.index("Cases, the worst first") : text.index("The worst cases")]
+    table = text[text.index("Cases, the worst first") : text.index(">Pictures<")]
     places = [table.index(f"<td>{row['case']}</td>") for row in rows]
     assert places == sorted(places)
     assert f"{rows[0]['dice_before']:.3g} → {rows[0]['dice']:.3g}" in table
-    worst = text[text.index("The worst cases") : text.index(">Pictures<")]
+    worst = text[text.index("The worst cases") : text.index("Cases, the worst first")]
     ranked = sum(row["dice"] == row["dice"] for row in rows)
     assert len(re.findall("<img", worst)) == ranked >= 2 and str(rows[0]["case"]) in worst
     assert "&lt;b&gt;" in text and "versions" in text and "The case of median quality" in text
