@@ -139,18 +139,22 @@ def picture(source: Path | bytes | np.ndarray, text: str) -> str:
     )
 
 
-def checkerboard(first: np.ndarray, second: np.ndarray, text: str) -> str:
+def checkerboard(first: np.ndarray, second: np.ndarray, text: str, shape: tuple[float, float] | None = None) -> str:
     """Two grey images in alternating squares, as many as a slider says: edges go on across them where both fit.
 
     Args:
         first: (H, W), see ``grey_png``.
         second: (H, W).
         text: caption.
+        shape: width and height in one unit, where voxels are not square.
 
     Returns:
         HTML.
     """
-    images = "".join(f'<img src="{_encoded(image)}" alt="">' for image in (first, second))
+    width, height = shape or first.shape
+    images = "".join(
+        f'<img src="{_encoded(image)}" alt="" style="aspect-ratio:{width:g}/{height:g}">' for image in (first, second)
+    )
     slider = '<input type="range" min="2" max="24" step="2" value="6">'
     return (
         f'<figure><div class="board" role="img" aria-label="{escape(text)}">{images}</div>'
