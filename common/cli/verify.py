@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from . import lone, platforms, zoo
+from .archive import verify_archive
 from .bundles import PACKAGE, REPOSITORY, configurations, find_bundles, read_json, rename_package
 from .metadata_schema import SCHEMA
 from .render import rendered
@@ -280,10 +281,18 @@ def verify(*bundles: str) -> None:
     """Check bundles, offline: one line a check; the exit status is 1 where any fails.
 
     Args:
-        bundles: paths or names; none: all under bundles/.
+        bundles: paths or names; none: all under bundles/. Of a packed bundle, ``FILE.zip``, its files are compared with
+            their SHA-256 sums, and nothing else.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``archive.verify_archive`` and ``bundles.find_bundles``.
     """
+    archives = [str(name) for name in bundles if str(name).endswith(".zip")]
+    for archive in archives:
+        print(verify_archive(archive))
+    others = tuple(str(name) for name in bundles if str(name) not in archives)
     failed = 0
-    for bundle in find_bundles(tuple(str(name) for name in bundles)):
+    for bundle in find_bundles(others) if others or not archives else []:
         print(bundle.name)
         for name, failure in verify_bundle(bundle).items():
             print(f"  {'ok' if not failure else 'FAILED'}: {name}{' - ' + failure if failure else ''}")
