@@ -113,7 +113,7 @@ def test_inference_registers_two_files(
     run(
         bundle, "inferring", "inference.json", moving=str(moving), fixed=str(fixed), device="cpu",
         output_dir=str(tmp_path), ckpt_path=str(trained[bundle.name] / "model.pt"),
-        spatial_size=small(bundle).get("spatial_size", config(bundle)["spatial_size"]),
+        **{key: value for key, value in small(bundle).items() if key in ("spatial_size", "architectures")},
     )  # fmt: skip
     warped, reference = nibabel.load(tmp_path / "warped.nii.gz"), nibabel.load(fixed)
     assert warped.shape == reference.shape
