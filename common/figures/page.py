@@ -23,7 +23,7 @@ img{max-width:100%;height:auto}figure{margin:0 0 1rem}figcaption{font-size:.9rem
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,td.text{text-align:left}
 td.text{white-space:normal;min-width:16rem}thead th{position:sticky;top:0;background:Canvas}
-.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
+.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}
 .verdict{border-left:.4rem solid var(--good);padding:.4rem 1rem;font-size:1.1rem}
 .verdict.look{border-color:var(--look)}.verdict ul{margin:.3rem 0;padding-left:1.2rem;font-size:1rem}
 .board{position:relative;--squares:6}.board img{display:block;width:100%;image-rendering:pixelated}
