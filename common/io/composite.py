@@ -14,12 +14,12 @@ from ..atomic import atomic_path
 from ..spatial.units import plane_affine
 from .fields import ONE_SLICE, field_mm, field_voxels, load_ddf, save_ddf
 from .images import NIFTI_SUFFIXES, Image
+from .itk_geometry import LPS, image_affine, set_geometry
 from .nifti import open_nifti
 from .transforms import Transform
 
 ITK_SUFFIXES = (".h5", ".tfm")
 EXPECTED = "expected a name that ends in .nii, .nii.gz (one field), .h5 or .tfm (ITK: affine and field)"
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and back
 
 
 def save_transform(path: str | Path, transform: Transform) -> None:
@@ -108,12 +108,7 @@ def _with_field(placement: np.ndarray, image: Any, one_slice: bool) -> Transform
     values = np.ascontiguousarray(itk.array_from_image(image))  # (Z, Y, X, components)
     vectors = torch.from_numpy(values).movedim(-1, 0)
     vectors = vectors.permute(0, *range(vectors.dim() - 1, 0, -1)).float()
-    dims, affine = len(vectors), np.eye(4)
-    affine[:dims, :dims] = itk.array_from_matrix(image.GetDirection()) * np.array(list(image.GetSpacing()))
-    affine[:dims, 3] = list(image.GetOrigin())
-    affine = LPS @ affine
-    if dims == 2:
-        affine[:, 2] = [0, 0, 1, 0]
+    affine = image_affine(image)
     ddf = field_voxels(vectors, affine)
     if one_slice:  # which is written twice, see io.fields
         ddf = ddf[:2, :, :, 0].contiguous()
@@ -166,11 +161,7 @@ def _field(ddf: Tensor, grid: Image) -> Any:
     image.SetRegions(list(values.shape[-2::-1]))
     image.Allocate()
     itk.array_view_from_image(image)[:] = values
-    affine = (LPS @ grid.affine)[[*range(dims), 3]][:, [*range(dims), 3]]
-    spacing = np.linalg.norm(affine[:dims, :dims], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:dims, dims].tolist())
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(affine[:dims, :dims] / spacing)))
+    set_geometry(image, grid.affine)
     transform = itk.DisplacementFieldTransform[itk.D, dims].New()
     transform.SetDisplacementField(image)
     return transform
