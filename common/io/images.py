@@ -64,12 +64,26 @@ def load_image(path: str | Path, argument: str = "path") -> Image:
     """
     file, image, shape = _opened(path, argument)
     values = file.values().reshape(shape)
+    check_contrast(values, path, argument)
+    return image._replace(array=torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def check_contrast(values: np.ndarray, path: str | Path, argument: str = "path") -> None:
+    """Refuse an image that is the same everywhere.
+
+    Args:
+        values: of the image.
+        path: what the error calls it.
+        argument: the option that gave it.
+
+    Raises:
+        ValueError: for such an image.
+    """
     if values.min() == values.max():
         raise ValueError(
             f"{argument}: expected an image with contrast; {path} is constant ({values.flat[0]:g} everywhere)."
             " Check that the export or crop did not lose its content; load label maps with load_label."
         )
-    return image._replace(array=torch.from_numpy(np.ascontiguousarray(values)))
 
 
 def load_label(path: str | Path, argument: str = "path") -> Image:
