@@ -214,7 +214,7 @@ def _solved(item: dict[Any, Any], mask: Image | None, device: torch.device, **gi
     finest = [max(chosen.levels_mm[-1], mm) for mm in turned.spacing]
     loaded = LoadPaird(dims, orientation="RAS", spacing=finest, spacing_range=None)(item)
     working = loaded["pair"].working
-    cropped = CropPaird(list(working.array.shape), "middle", PERCENTILES)(loaded)
+    cropped = CropPaird(None, "middle", PERCENTILES)(loaded)
     solver = build_pairwise(chosen, working.spacing, **given)
     image = cropped["image"].as_subclass(torch.Tensor)[None].to(device)
     inside = None

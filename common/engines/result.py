@@ -21,7 +21,7 @@ from ..io.transforms import Transform
 from ..runs.outputs import REGISTRATION, replaced_set
 from ..transforms.paste import determinant_of
 from .pair_metrics import pair_metrics
-from .saving import compact, warped_label, write_result
+from .saving import inverse_on_moving, warped_label, write_result
 
 logger = logging.getLogger(__name__)
 SPACES = ("fixed", "moving")
@@ -54,7 +54,7 @@ class Result:
     fixed_points: Landmarks | None = None
     maps: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    item: Mapping[str, Any] | None = None
+    item: Mapping[Any, Any] | None = None
     stack: bool = False
 
     def warp(self, image: Any) -> Any:
@@ -110,7 +110,7 @@ class Result:
             Result whose fixed image is the moving one, on its grid; maps are left out.
         """
         return Result(
-            self._inverse.on(self.moving), self.fixed, self.moving, self.fixed_label, self.moving_label,
+            self._inverse, self.fixed, self.moving, self.fixed_label, self.moving_label,
             self.fixed_points, self.moving_points, provenance={**self.provenance, "inverse": True}, stack=self.stack,
         )  # fmt: skip
 
@@ -148,7 +148,7 @@ class Result:
         folder = Path(folder).expanduser()
         logger.info("Writing the results to %s.", folder)
         with replaced_set(folder, REGISTRATION) as place:
-            write_result(place, self, self._inverse.on(self.moving), interpolation)
+            write_result(place, self, self._inverse, interpolation)
         logger.info("Wrote %s.", folder)
         return folder
 
@@ -157,6 +157,6 @@ class Result:
         kept = self.__dict__.get("_inverse_kept")
         if kept is None:
             logger.info("Inverting the transform.")
-            kept = compact(self.transform).inverse()
+            kept = inverse_on_moving(self.transform, self.moving)
             self.__dict__["_inverse_kept"] = kept
         return kept

@@ -106,6 +106,20 @@ def compact(transform: Transform) -> Transform:
     return transform.on(grid)
 
 
+def inverse_on_moving(transform: Transform, moving: Image) -> Transform:
+    """The inverse of a transform, its field at the voxels of moving.
+
+    Args:
+        transform: from points of fixed to points of moving.
+        moving: whose grid the inverse lies on; grids of more than ``MOST_VOXELS`` receive it by interpolation.
+
+    Returns:
+        The inverse.
+    """
+    small = compact(transform)
+    return small.inverse_on(moving) if moving.array.numel() <= MOST_VOXELS else small.inverse().on(moving)
+
+
 def _write_points(folder: Path, name: str, landmarks: Landmarks | None, transform: Transform) -> None:
     if landmarks is None:
         return

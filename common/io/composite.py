@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..atomic import atomic_path
 from ..spatial.units import plane_affine
 from .fields import ONE_SLICE, field_mm, field_voxels, load_ddf, save_ddf
 from .images import NIFTI_SUFFIXES, Image
-from .itk_geometry import LPS, image_affine, set_geometry
+from .itk_geometry import LPS, geometry, image_affine, set_geometry
 from .nifti import open_nifti
 from .transforms import Transform
 
@@ -54,10 +55,11 @@ def load_transform(path: str | Path, grid: Image | None = None, argument: str = 
     """Read a transform that ``save_transform``, ITK or ANTs wrote.
 
     Args:
-        path: .nii, .nii.gz: a displacement field. .h5, .tfm, ANTs' .mat: a linear transform, a displacement field, or
-            a composite of a linear one and a field that acts first.
-        grid: the fixed image: the grid of the result where it is given. Needed where the file holds no field, and for
-            ITK's files of images of the form (X, Y, 1).
+        path: .nii, .nii.gz: a displacement field. .h5, .tfm, ANTs' .mat: whatever ITK reads, linear transforms,
+            displacement fields, B-splines, composites. Linear ones and a field that acts before them are taken as they
+            are; all else is sampled at the voxels of ``grid``.
+        grid: the fixed image: the grid of the result where it is given. Needed where the file holds no field, or what
+            has to be sampled, and for ITK's files of images of the form (X, Y, 1).
         argument: what errors call the path.
 
     Returns:
@@ -65,7 +67,7 @@ def load_transform(path: str | Path, grid: Image | None = None, argument: str = 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for other kinds or another order of transforms, or where a grid is missing.
+        ValueError: for what ITK cannot read, another number of axes than that of ``grid``, or where a grid is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,22 +86,50 @@ def _read_itk(path: Path, grid: Image | None, argument: str) -> Transform:
     import itk
 
     try:
-        parts = [part for top in itk.transformread(str(path)) for part in _parts(itk.down_cast(top))]
-    except RuntimeError as error:
+        whole = [itk.down_cast(top) for top in itk.transformread(str(path))]
+    except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{argument}: {EXPECTED}; ITK cannot read {path}: {str(error)[-200:]}") from error
-    kinds = [_kind(part) for part in parts]
-    if kinds not in (["affine"], ["field"], ["affine", "field"]):
-        raise ValueError(
-            f"{argument}: expected a linear transform, a displacement field, or a composite of both in which the field "
-            f"acts first; {path} holds {[type(part).__name__ for part in parts]}. Convert B-splines and others to a "
-            "displacement field first."
-        )
-    placement = LPS @ _matrix(parts[0]) @ LPS if kinds[0] == "affine" else np.eye(4)
-    if kinds[-1] == "affine":
+    parts = [part for top in whole for part in _parts(top)]
+    kinds = "".join("A" if kind == "affine" else kind[0] for kind in map(_kind, parts))
+    if re.fullmatch("A*f?", kinds) is None or not kinds:
+        if grid is None:
+            raise ValueError(f"grid: {path} is to be sampled on a grid: expected the fixed image, got None.")
+        return _sampled(whole, grid, path, argument)
+    placement = np.eye(4)
+    for part in parts:
+        if _kind(part) == "affine":
+            placement = placement @ LPS @ _matrix(part) @ LPS
+    if kinds[-1] == "A":
         if grid is None:
             raise ValueError(f"grid: {path} holds no displacement field: expected the fixed image, got None.")
         return Transform(placement, None, grid)
     return _with_field(placement, parts[-1].GetDisplacementField(), grid is not None and grid.slice_axis)
+
+
+def _sampled(whole: list[Any], grid: Image, path: Path, argument: str) -> Transform:
+    """Any transforms of ITK, what acts last first, as a field on a grid; exact at its voxels."""
+    import itk
+
+    dims = whole[0].GetInputSpaceDimension()
+    if dims != grid.array.dim() + int(grid.slice_axis):
+        raise ValueError(
+            f"{argument}: expected a transform of {grid.array.dim()}D images, as the fixed image is; {path} holds one "
+            f"of {dims}D."
+        )
+    composite = itk.CompositeTransform[itk.D, dims].New()
+    for part in whole:
+        composite.AddTransform(part)
+    direction, spacing, origin = geometry(grid.affine, dims)
+    field = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, dims], dims], itk.D].New()
+    field.SetTransform(composite)
+    field.SetSize([*grid.array.shape, 1][:dims])
+    field.SetOutputSpacing(spacing.tolist())
+    field.SetOutputOrigin(origin.tolist())
+    field.SetOutputDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
+    field.Update()
+    values = torch.from_numpy(np.ascontiguousarray(itk.array_from_image(field.GetOutput()))).movedim(-1, 0)
+    ddf = field_voxels(values.permute(0, *range(dims, 0, -1)).float(), grid.affine)
+    return Transform(np.eye(4), ddf[:2, :, :, 0].contiguous() if grid.slice_axis else ddf, grid)
 
 
 def _with_field(placement: np.ndarray, image: Any, one_slice: bool) -> Transform:

@@ -34,16 +34,17 @@ class Landmarks(NamedTuple):
     names: tuple[str, ...]
 
 
-def load_landmarks(path: str | Path, image: Image, argument: str = "path") -> Landmarks:
+def load_landmarks(path: str | Path, image: Image | None, argument: str = "path") -> Landmarks:
     """Read the landmarks of an image.
 
     Args:
         path: .csv, .fcsv or .mrk.json, see ``EXPECTED``. 2D images need no third column.
-        image: whose points they are: columns i,j,k count in its voxels.
+        image: whose points they are: columns i,j,k count in its voxels, and points outside of it are refused. None:
+            not known.
         argument: what errors call it.
 
     Returns:
-        At least one point, all inside the image's field of view.
+        At least one point.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -56,12 +57,13 @@ def load_landmarks(path: str | Path, image: Image, argument: str = "path") -> La
         if path.name.endswith(".json"):
             found = _of_markups(path)
         else:
-            found = (_of_fcsv if path.suffix == ".fcsv" else _of_csv)(path, image)
+            found = _of_fcsv(path) if path.suffix == ".fcsv" else _of_csv(path, image)
     except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{argument}: expected {EXPECTED}; {path} is not one: {error}") from error
     if not len(found.points_mm) or not np.isfinite(found.points_mm).all():
         raise ValueError(f"{argument}: expected at least one point, finite numbers; {path} has none or others.")
-    check_inside(found.points_mm, image, argument)
+    if image is not None:
+        check_inside(found.points_mm, image, argument)
     return found
 
 
@@ -121,34 +123,35 @@ def _inside(points_mm: np.ndarray, image: Image) -> np.ndarray:
     voxels = points_mm @ inverse[:3, :3].T + inverse[:3, 3]
     dims = image.array.dim()
     limit = np.array(image.array.shape)
-    return ((voxels[:, :dims] >= -1) & (voxels[:, :dims] <= limit)).all(1)
+    return np.all((voxels[:, :dims] >= -1) & (voxels[:, :dims] <= limit), axis=1)
 
 
-def _of_csv(path: Path, image: Image) -> Landmarks:
+def _of_csv(path: Path, image: Image | None) -> Landmarks:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream, skipinitialspace=True))
     columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
+    least = 3 if image is None else image.array.dim()
     for axes, space in SPACES.items():
         known = [columns[axis] for axis in axes if axis in columns]
-        if len(known) >= image.array.dim() and known == [
-            columns[axis] for axis in axes[: len(known)] if axis in columns
-        ]:
+        if len(known) >= least:
             values = np.array([[float(row[name]) for name in known] for row in rows])
             return Landmarks(_in_ras(values, space, image), _names([row.get(columns.get("name", "")) for row in rows]))
     raise ValueError(f"its columns are {list(columns)}.")
 
 
-def _in_ras(values: np.ndarray, space: str, image: Image) -> np.ndarray:
+def _in_ras(values: np.ndarray, space: str, image: Image | None) -> np.ndarray:
     points = np.pad(values, ((0, 0), (0, 3 - values.shape[1])))
     if space == "voxels":
+        if image is None:
+            raise ValueError("columns i,j,k need the image that they count in")
         return points @ image.affine[:3, :3].T + image.affine[:3, 3]
     points = points * TO_RAS if space == "lps" else points
-    if values.shape[1] == 2:  # in the plane of the image
+    if image is not None and values.shape[1] == 2:  # in the plane of the image
         points[:, 2] = image.affine[2, 3]
     return points
 
 
-def _of_fcsv(path: Path, image: Image) -> Landmarks:
+def _of_fcsv(path: Path) -> Landmarks:
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     header = {key.strip("# ").lower(): value.strip() for key, sign, value in
               (line.partition("=") for line in lines if line.startswith("#")) if sign}  # fmt: skip

@@ -126,7 +126,8 @@ def read_pair(item: Mapping[str, Any]) -> Source:
     moving = given["image"] if "moving" not in given else given["moving"]
     fixed = given["image"] if "fixed" not in given else given["fixed"]
     names = [IN_MEMORY if isinstance(image, Image) else str(image) for image in (moving, fixed)]
-    logger.info("Reading moving %s and fixed %s.", *names)
+    if names != [IN_MEMORY, IN_MEMORY]:
+        logger.info("Reading moving %s and fixed %s.", *names)
     images = [image if isinstance(image, Image) else load_image(image, name)
               for image, name in ((moving, "moving"), (fixed, "fixed"))]  # fmt: skip
     return Source(images[0], images[1], names[0], names[1])
