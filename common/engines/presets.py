@@ -78,7 +78,7 @@ def plan(
         spacing: mm an axis.
         preset: "fast" leaves out the finest level of "accurate".
         levels_mm: voxel sizes in mm, coarse to fine, in place of the preset's; voxels larger than a level stay.
-        steps: of each level, or one number for all, in place of the preset's.
+        steps: of each level, or one number for all, in place of the preset's; 0 for none.
 
     Returns:
         The plan.
@@ -101,9 +101,9 @@ def plan(
         counts = [*[chosen.steps[0]] * (len(levels) - len(last)), *last]
     else:
         counts = [int(steps)] * len(levels) if isinstance(steps, (int, float)) else [int(count) for count in steps]
-    if len(counts) != len(levels) or min(counts) < 1:
+    if len(counts) != len(levels) or min(counts) < 0:
         raise ValueError(
-            f"steps: expected a number from 1 for each of the {len(levels)} levels {levels} mm, got {steps!r}; or give "
+            f"steps: expected a number from 0 for each of the {len(levels)} levels {levels} mm, got {steps!r}; or give "
             "one number for all."
         )
     return Plan(tuple(levels), tuple(counts))
