@@ -104,13 +104,17 @@ def transform(
     files, grid = paths(transforms, "transforms"), load_grid(reference, "reference")
     backwards = switch(invert, "invert")
     inner = load_grid(fixed, "fixed") if backwards and fixed is not None else grid
-    whole = composed(files, inner)
+    forward = whole = composed(files, inner)
     if backwards:
-        whole = inverse_on_moving(whole if fixed is not None else _widest(files, whole), grid)
+        forward = forward if fixed is not None else _widest(files, forward)
+        whole = inverse_on_moving(forward, grid)
     written = []
     for name, path in given.items():
         assert output is not None
-        _apply(name, path, whole, output, interpolation)
+        if name == "points":  # which go where the image goes, against the map that pulls it
+            _carry(path, forward if backwards else whole.inverse(), output)
+        else:
+            _apply(name, path, whole, output, interpolation)
         written.append(output)
     if output_transform is not None:
         save_transform(output_transform, whole)
@@ -125,12 +129,12 @@ def _widest(files: list[str], whole: Transform) -> Transform:
     return whole
 
 
+def _carry(path: str, whole: Transform, output: str) -> None:
+    landmarks = load_landmarks(path, None, "points")
+    save_landmarks(output, Landmarks(whole.points(landmarks.points_mm), landmarks.names))
+
+
 def _apply(name: str, path: str, whole: Transform, output: str, interpolation: str) -> None:
-    if name == "points":
-        landmarks = load_landmarks(path, None, "points")
-        inverse = whole.inverse()
-        save_landmarks(output, Landmarks(inverse.points(landmarks.points_mm), landmarks.names))
-        return
     if name == "image":
         save_image(output, whole.apply(as_image(path, "image"), "bilinear").array, whole.grid)
         return
