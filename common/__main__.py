@@ -19,6 +19,7 @@ from .cli.study import study
 from .cli.transform import score, transform
 from .cli.verify import verify
 from .console import forgive_signs
+from .runs import messages
 
 COMMANDS = {
     "benchmark": benchmark, "compare": compare, "eta": eta, "learn2reg": learn2reg, "options": options, "pack": pack,
@@ -36,4 +37,5 @@ SetParseFns(bundle=str, ckpt_path=str, output_dir=str, device=str, dataset_dir=s
 
 if __name__ == "__main__":
     forgive_signs()
+    messages.install(debug=False)
     fire.Fire(COMMANDS, name="common")

@@ -87,30 +87,38 @@ def register(
         FileNotFoundError: for a file or bundle that does not exist.
         ValueError: for images, options or transforms that are refused; each message says what to do.
     """
-    images = [as_image(given, name) for given, name in ((moving, "moving"), (fixed, "fixed"))]
-    label = None if moving_label is None else as_image(moving_label, "moving_label", label=True)
-    mask = None if fixed_mask is None else _on_grid(as_image(fixed_mask, "fixed_mask", label=True), images[1])
-    _check_pair(*images)
+    sources = {"moving": moving, "fixed": fixed, "moving_label": moving_label, "fixed_mask": fixed_mask,
+               "affine": affine, "initial_transform": initial_transform}  # fmt: skip
     solver = {"preset": preset, "similarity": similarity, "smoothness_weight": smoothness_weight,
               "levels_mm": levels_mm, "steps": steps}  # fmt: skip
     given = {key: value for key, value in solver.items() if value is not None}
-    start = None if bundle is None else _Bundle(bundle, {**given, **options, "device": str(device)})
     if bundle is None and options:
         known_name("option", next(iter(options)), solver)
-    if mask is not None and bundle is not None:
-        raise ValueError("fixed_mask: a bundle's network takes none; leave it out, or register without --bundle.")
-    first = _first(images, affine, initial_transform, mask, bundle is not None)
-    item = _item(images, label, first)
-    if start is None:
-        done = _solved(item, mask, torch.device(device), **given)
-        settings: dict[str, Any] = {"architecture": "pairwise", **given, **done.pop("settings")}
-        weights: list[str] = []
+    if fixed_mask is not None and bundle is not None:
+        raise ValueError("fixed_mask: a bundle's network takes none; leave it out, or register without a bundle.")
+    return _registered(sources, bundle, {**given, **options}, device)
+
+
+def _registered(
+    sources: dict[str, Any], bundle: str | Path | None, options: dict[str, Any], device: str | torch.device
+) -> Result:
+    moving, fixed = (as_image(sources[name], name) for name in ("moving", "fixed"))
+    label, mask = (None if sources[name] is None else as_image(sources[name], name, label=True)
+                   for name in ("moving_label", "fixed_mask"))  # fmt: skip
+    mask = None if mask is None else _on_grid(mask, fixed)
+    _check_pair(moving, fixed)
+    trained = None if bundle is None else _Bundle(bundle, {**options, "device": str(device)})
+    first = _given(sources["affine"], sources["initial_transform"], fixed)
+    if first is None:
+        first = _aligned(moving, fixed, str(sources["affine"]), mask, trained is not None)
+    item = _item((moving, fixed), label, first)
+    if trained is None:
+        done = _solved(item, mask, torch.device(device), **options)
+        settings, weights = {"architecture": "pairwise", **options, **done.pop("settings")}, []
     else:
-        done = start.register(item)
-        settings, weights = start.settings, start.weights
-    sources = {"moving": moving, "fixed": fixed, "moving_label": moving_label, "fixed_mask": fixed_mask,
-               "affine": affine, "initial_transform": initial_transform}  # fmt: skip
-    return _result(done, images, label, first, provenance(sources, settings, weights))
+        done = trained.register(item)
+        settings, weights = trained.settings, trained.weights
+    return _result(done, (moving, fixed), label, first, provenance(sources, settings, weights))
 
 
 def _result(done: dict[Any, Any], images: Sequence[Image], label: Image | None, first: Transform | None,
@@ -147,41 +155,39 @@ def _on_grid(mask: Image, fixed: Image) -> Image:
     return values
 
 
-def _first(
-    images: Sequence[Image],
-    affine: str | Path,
-    initial: str | Path | Transform | None,
-    mask: Image | None,
-    trained: bool,
-) -> Transform | None:
-    """What acts before the registration, on the grid of fixed; None where a bundle is to place moving itself."""
-    moving, fixed = images
+def _given(affine: str | Path, initial: str | Path | Transform | None, fixed: Image) -> Transform | None:
+    """The transform that was given to start from, on the grid of fixed; None where there is none."""
     kind = str(affine)
-    if initial is not None and kind not in ("auto", "none"):
-        raise ValueError(f"affine: expected 'none' or 'auto' beside an initial_transform, got {kind!r}; choose one.")
     if initial is not None:
+        if kind not in ("auto", "none"):
+            raise ValueError(
+                f"affine: expected 'none' or 'auto' beside an initial_transform, got {kind!r}; choose one."
+            )
         found = initial if isinstance(initial, Transform) else load_transform(initial, fixed, "initial_transform")
         return found.on(fixed) if found.ddf is not None else Transform(found.placement, None, fixed)
-    if kind not in ("auto", "none", *KINDS):
-        if not Path(affine).is_file():
-            known_name("affine", kind, ("auto", "none", *KINDS, "or a file"))
-        linear = load_transform(affine, fixed, "affine")
-        if linear.ddf is not None:
-            raise ValueError(
-                f"affine: expected a linear transform, {affine} holds a field; pass it as initial_transform."
-            )
-        return linear
-    start, apart = np.eye(4), max(share_within(moving, fixed), share_within(fixed, moving)) == 0
-    if apart:
+    if kind in ("auto", "none", *KINDS):
+        return None
+    if not Path(affine).is_file():
+        known_name("affine", kind, ("auto", "none", *KINDS, "or a file"))
+    linear = load_transform(affine, fixed, "affine")
+    if linear.ddf is not None:
+        raise ValueError(f"affine: expected a linear transform, {affine} holds a field; pass it as initial_transform.")
+    return linear
+
+
+def _aligned(moving: Image, fixed: Image, kind: str, mask: Image | None, trained: bool) -> Transform | None:
+    """Placement of moving as ``affine`` says; None where a bundle is to place moving itself."""
+    start = np.eye(4)
+    if max(share_within(moving, fixed), share_within(fixed, moving)) == 0:
         start = between_centres(moving, fixed)
         logger.warning(
             "moving and fixed: their fields of view do not overlap in space. Moving is translated by %s mm (RAS), so "
             "that the centres coincide; the transform will be for the file where it lies.",
             np.round(-start[:3, 3], 2).tolist(),
         )  # fmt: skip
-    elif kind == "auto" and trained:
-        return None
     elif kind == "auto":
+        if trained:
+            return None
         start = better_start(moving, fixed)
     placed = Transform(start, None, fixed).placed(moving)
     if kind in KINDS:
@@ -254,7 +260,14 @@ class _Bundle:
         self.method, self.run = method, run
 
     def register(self, item: dict[Any, Any]) -> dict[Any, Any]:
-        """What ``RegistrationResultd`` makes of the pair."""
+        """Register a pair.
+
+        Args:
+            item: of ``LoadPaird``.
+
+        Returns:
+            What ``RegistrationResultd`` makes of it.
+        """
         after = self.parser.get_parsed_content("postprocessing")
         engine = InferenceEvaluator(
             self.run.device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,32 +86,35 @@ def register(
     _log()
     known_name("interpolation", interpolation, INTERPOLATIONS)
     select_device(device)
-    own = {
-        "bundle": bundle, "affine": affine, "preset": preset, "similarity": similarity, "device": device,
-        "smoothness_weight": None if smoothness_weight is None else float(smoothness_weight),
-        "levels_mm": None if levels_mm is None else numbers(levels_mm, "levels_mm"),
-        "steps": None if steps is None else [int(step) for step in numbers(steps, "steps")],
-    }  # fmt: skip
-    if own["steps"] is not None and len(own["steps"]) == 1:  # type: ignore[arg-type]
-        own["steps"] = own["steps"][0]  # type: ignore[index]
-    files = dict(zip(FILES, (moving, fixed, moving_label, fixed_label, moving_points, fixed_points, fixed_mask,
-                             initial_transform), strict=True))  # fmt: skip
+    names = (moving, fixed, moving_label, fixed_label, moving_points, fixed_points, fixed_mask, initial_transform)
+    files = {name: path for name, path in zip(FILES, names, strict=True) if path is not None}
+    own = {"bundle": bundle, "affine": affine, "preset": preset, "similarity": similarity, "device": device,
+           **_numbers(smoothness_weight, levels_mm, steps)}  # fmt: skip
     settings = {**{key: value for key, value in own.items() if value is not None}, **options}
-    if pairs is not None:
-        given = [name for name, path in files.items() if path is not None]
-        if given:
-            raise ValueError(f"{given[0]}: expected no file beside pairs, whose columns name them; leave it out.")
-        return register_pairs(pairs, output_dir, settings, interpolation, register_files)
-    return register_files(files, output_dir, settings, interpolation)
+    if pairs is None:
+        return register_files(files, output_dir, settings, interpolation)
+    if files:
+        raise ValueError(f"{next(iter(files))}: expected no file beside pairs, whose columns name them; leave it out.")
+    return register_pairs(pairs, output_dir, settings, interpolation, register_files)
+
+
+def _numbers(weight: float | None, levels_mm: str | None, steps: str | None) -> dict[str, Any]:
+    """The solver's numbers, of the command line's text."""
+    counts = None if steps is None else [int(step) for step in numbers(steps, "steps")]
+    return {
+        "smoothness_weight": None if weight is None else numbers(weight, "smoothness_weight")[0],
+        "levels_mm": None if levels_mm is None else numbers(levels_mm, "levels_mm"),
+        "steps": counts[0] if counts is not None and len(counts) == 1 else counts,
+    }
 
 
 def register_files(
-    files: dict[str, str | None], output_dir: str | Path, settings: dict[str, Any], interpolation: str
+    files: Mapping[str, str], output_dir: str | Path, settings: dict[str, Any], interpolation: str
 ) -> str:
     """Register one pair of files and write the results.
 
     Args:
-        files: path by name of ``FILES``; absent ones are None.
+        files: path by name of ``FILES``.
         output_dir: folder for the results.
         settings: further arguments of ``common.registration.register``.
         interpolation: of the warped label.

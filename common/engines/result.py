@@ -130,7 +130,10 @@ class Result:
         Returns:
             See ``engines.pair_metrics.pair_metrics``.
         """
-        return pair_metrics(self, self._inverse)
+        kept = self.__dict__.get("_metrics_kept")
+        if kept is None:
+            kept = self.__dict__["_metrics_kept"] = pair_metrics(self, self._inverse)
+        return kept
 
     def save(self, folder: str | Path, interpolation: str = "nearest") -> Path:
         """Write the files that docs/conventions.md lists, all of them or none.
