@@ -14,18 +14,22 @@ from .cli.eta import eta
 from .cli.learn2reg import learn2reg
 from .cli.options import options
 from .cli.pack import pack
+from .cli.register import register
 from .cli.scaffold import render, scaffold
 from .cli.study import study
+from .cli.transform import score, transform
 from .cli.verify import verify
 from .console import forgive_signs
+from .runs import messages
 
 COMMANDS = {
     "benchmark": benchmark, "cine": cine, "compare": compare, "eta": eta, "learn2reg": learn2reg, "options": options,
-    "pack": pack, "render": render, "scaffold": scaffold, "study": study, "verify": verify,
+    "pack": pack, "register": register, "render": render, "scaffold": scaffold, "score": score, "study": study,
+    "transform": transform, "verify": verify,
 }  # fmt: skip
 
 # Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
-for command in (compare, options, pack, render, scaffold, verify):
+for command in (compare, options, pack, register, render, scaffold, score, transform, verify):
     SetParseFn(str)(command)
 SetParseFns(failures=DefaultParseValue)(compare)
 SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str, ckpt_path=str)(learn2reg)
@@ -35,4 +39,5 @@ SetParseFns(bundle=str, ckpt_path=str, output_dir=str, device=str, dataset_dir=s
 
 if __name__ == "__main__":
     forgive_signs()
+    messages.install(debug=False)
     fire.Fire(COMMANDS, name="common")

@@ -22,7 +22,8 @@ MAY_IMPORT = (
     | dict.fromkeys(RUNNING, FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING)
     | {"methods": FOUNDATION | TOOLS | {"engines"}}
     | {"bundle.py": FOUNDATION | RUNS, "workflow.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle"}}
-    | {"cli": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "methods", "workflow"}}
+    | {"registration.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "workflow"}}
+    | {"cli": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "methods", "registration", "workflow"}}
 )
 LAZY = {"itk", "matplotlib"}
 LICENSE_LINE = "# SPDX-License-Identifier: Apache-2.0"

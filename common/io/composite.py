@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,12 +16,12 @@ from ..atomic import atomic_path
 from ..spatial.units import plane_affine
 from .fields import ONE_SLICE, field_mm, field_voxels, load_ddf, save_ddf
 from .images import NIFTI_SUFFIXES, Image
+from .itk_geometry import LPS, geometry, image_affine, set_geometry
 from .nifti import open_nifti
 from .transforms import Transform
 
 ITK_SUFFIXES = (".h5", ".tfm")
 EXPECTED = "expected a name that ends in .nii, .nii.gz (one field), .h5 or .tfm (ITK: affine and field)"
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and back
 
 
 def save_transform(path: str | Path, transform: Transform) -> None:
@@ -39,9 +41,13 @@ def save_transform(path: str | Path, transform: Transform) -> None:
         return
     if not str(path).endswith(ITK_SUFFIXES):
         raise ValueError(f"path: {EXPECTED}; got {path}. Rename the output.")
+    dims = transform.grid.array.dim() + int(transform.grid.slice_axis)
+    if str(path).endswith(".h5"):
+        with atomic_path(path) as temporary:
+            _write_h5(temporary, transform, dims)
+        return
     import itk
 
-    dims = transform.grid.array.dim() + int(transform.grid.slice_axis)
     composite = itk.CompositeTransform[itk.D, dims].New()
     composite.AddTransform(_affine(LPS @ transform.placement @ LPS, dims))
     if transform.ddf is not None:
@@ -50,14 +56,44 @@ def save_transform(path: str | Path, transform: Transform) -> None:
         itk.transformwrite([composite], str(temporary))
 
 
+def _write_h5(path: Path, transform: Transform, dims: int) -> None:
+    """As ``itk.transformwrite`` does; to load that takes ten times as long as to register a small pair."""
+    matrix = LPS @ transform.placement @ LPS
+    matrix = plane_affine(matrix) if dims == 2 else matrix
+    affine = [*matrix[:dims, :dims].ravel(), *matrix[:dims, dims]]
+    parts: list[tuple[str, Any, Any]] = [("Affine", [0.0] * dims, affine)]
+    if transform.ddf is not None:  # what is last acts first
+        vectors = field_mm(transform.ddf, transform.grid)
+        direction, spacing, origin = geometry(transform.grid.affine, dims)
+        grid = [*map(float, vectors.shape[1:]), *origin, *spacing, *direction.ravel()]
+        parts.append(("DisplacementField", grid, vectors.permute(*range(dims, 0, -1), 0).reshape(-1).numpy()))
+    with h5py.File(path, "w") as file:
+        for name, text in (
+            ("ITKVersion", "5.4"),
+            ("HDFVersion", h5py.version.hdf5_version),
+            ("OSName", ""),
+            ("OSVersion", ""),
+        ):
+            file.create_dataset(name, data=[text], dtype=h5py.string_dtype())
+        kinds = [("Composite", None, None), *parts]
+        for number, (kind, fixed, parameters) in enumerate(kinds):
+            group = file.create_group(f"TransformGroup/{number}")
+            name = f"{kind}Transform_double_{dims}_{dims}"
+            group.create_dataset("TransformType", data=[name], dtype=h5py.string_dtype("ascii"))
+            if fixed is not None:
+                group.create_dataset("TransformFixedParameters", data=np.asarray(fixed, dtype=np.float64))
+                group.create_dataset("TransformParameters", data=np.asarray(parameters), dtype=np.float64)
+
+
 def load_transform(path: str | Path, grid: Image | None = None, argument: str = "path") -> Transform:
     """Read a transform that ``save_transform``, ITK or ANTs wrote.
 
     Args:
-        path: .nii, .nii.gz: a displacement field. .h5, .tfm, ANTs' .mat: a linear transform, a displacement field, or
-            a composite of a linear one and a field that acts first.
-        grid: the fixed image: the grid of the result where it is given. Needed where the file holds no field, and for
-            ITK's files of images of the form (X, Y, 1).
+        path: .nii, .nii.gz: a displacement field. .h5, .tfm, ANTs' .mat: whatever ITK reads, linear transforms,
+            displacement fields, B-splines, composites. Linear ones and a field that acts before them are taken as they
+            are; all else is sampled at the voxels of ``grid``.
+        grid: the fixed image: the grid of the result where it is given. Needed where the file holds no field, or what
+            has to be sampled, and for ITK's files of images of the form (X, Y, 1).
         argument: what errors call the path.
 
     Returns:
@@ -65,7 +101,7 @@ def load_transform(path: str | Path, grid: Image | None = None, argument: str = 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for other kinds or another order of transforms, or where a grid is missing.
+        ValueError: for what ITK cannot read, another number of axes than that of ``grid``, or where a grid is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,22 +120,50 @@ def _read_itk(path: Path, grid: Image | None, argument: str) -> Transform:
     import itk
 
     try:
-        parts = [part for top in itk.transformread(str(path)) for part in _parts(itk.down_cast(top))]
-    except RuntimeError as error:
+        whole = [itk.down_cast(top) for top in itk.transformread(str(path))]
+    except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{argument}: {EXPECTED}; ITK cannot read {path}: {str(error)[-200:]}") from error
-    kinds = [_kind(part) for part in parts]
-    if kinds not in (["affine"], ["field"], ["affine", "field"]):
-        raise ValueError(
-            f"{argument}: expected a linear transform, a displacement field, or a composite of both in which the field "
-            f"acts first; {path} holds {[type(part).__name__ for part in parts]}. Convert B-splines and others to a "
-            "displacement field first."
-        )
-    placement = LPS @ _matrix(parts[0]) @ LPS if kinds[0] == "affine" else np.eye(4)
-    if kinds[-1] == "affine":
+    parts = [part for top in whole for part in _parts(top)]
+    kinds = "".join("A" if kind == "affine" else kind[0] for kind in map(_kind, parts))
+    if re.fullmatch("A*f?", kinds) is None or not kinds:
+        if grid is None:
+            raise ValueError(f"grid: {path} is to be sampled on a grid: expected the fixed image, got None.")
+        return _sampled(whole, grid, path, argument)
+    placement = np.eye(4)
+    for part in parts:
+        if _kind(part) == "affine":
+            placement = placement @ LPS @ _matrix(part) @ LPS
+    if kinds[-1] == "A":
         if grid is None:
             raise ValueError(f"grid: {path} holds no displacement field: expected the fixed image, got None.")
         return Transform(placement, None, grid)
     return _with_field(placement, parts[-1].GetDisplacementField(), grid is not None and grid.slice_axis)
+
+
+def _sampled(whole: list[Any], grid: Image, path: Path, argument: str) -> Transform:
+    """Any transforms of ITK, what acts last first, as a field on a grid; exact at its voxels."""
+    import itk
+
+    dims = whole[0].GetInputSpaceDimension()
+    if dims != grid.array.dim() + int(grid.slice_axis):
+        raise ValueError(
+            f"{argument}: expected a transform of {grid.array.dim()}D images, as the fixed image is; {path} holds one "
+            f"of {dims}D."
+        )
+    composite = itk.CompositeTransform[itk.D, dims].New()
+    for part in whole:
+        composite.AddTransform(part)
+    direction, spacing, origin = geometry(grid.affine, dims)
+    field = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, dims], dims], itk.D].New()
+    field.SetTransform(composite)
+    field.SetSize([*grid.array.shape, 1][:dims])
+    field.SetOutputSpacing(spacing.tolist())
+    field.SetOutputOrigin(origin.tolist())
+    field.SetOutputDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
+    field.Update()
+    values = torch.from_numpy(np.ascontiguousarray(itk.array_from_image(field.GetOutput()))).movedim(-1, 0)
+    ddf = field_voxels(values.permute(0, *range(dims, 0, -1)).float(), grid.affine)
+    return Transform(np.eye(4), ddf[:2, :, :, 0].contiguous() if grid.slice_axis else ddf, grid)
 
 
 def _with_field(placement: np.ndarray, image: Any, one_slice: bool) -> Transform:
@@ -108,12 +172,7 @@ def _with_field(placement: np.ndarray, image: Any, one_slice: bool) -> Transform
     values = np.ascontiguousarray(itk.array_from_image(image))  # (Z, Y, X, components)
     vectors = torch.from_numpy(values).movedim(-1, 0)
     vectors = vectors.permute(0, *range(vectors.dim() - 1, 0, -1)).float()
-    dims, affine = len(vectors), np.eye(4)
-    affine[:dims, :dims] = itk.array_from_matrix(image.GetDirection()) * np.array(list(image.GetSpacing()))
-    affine[:dims, 3] = list(image.GetOrigin())
-    affine = LPS @ affine
-    if dims == 2:
-        affine[:, 2] = [0, 0, 1, 0]
+    affine = image_affine(image)
     ddf = field_voxels(vectors, affine)
     if one_slice:  # which is written twice, see io.fields
         ddf = ddf[:2, :, :, 0].contiguous()
@@ -166,11 +225,7 @@ def _field(ddf: Tensor, grid: Image) -> Any:
     image.SetRegions(list(values.shape[-2::-1]))
     image.Allocate()
     itk.array_view_from_image(image)[:] = values
-    affine = (LPS @ grid.affine)[[*range(dims), 3]][:, [*range(dims), 3]]
-    spacing = np.linalg.norm(affine[:dims, :dims], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:dims, dims].tolist())
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(affine[:dims, :dims] / spacing)))
+    set_geometry(image, grid.affine)
     transform = itk.DisplacementFieldTransform[itk.D, dims].New()
     transform.SetDisplacementField(image)
     return transform

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and labels in physical space, as NIfTI files."""
+"""Images and labels in physical space: read from the formats of ``io.formats``, written as NIfTI files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..atomic import atomic_path
-from .affine import file_affine, largest_distance
-from .nifti import open_nifti, read_values, read_whole_numbers
+from .affine import largest_distance
+from .formats import OpenedFile, open_file
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def load_image(path: str | Path, argument: str = "path") -> Image:
     become mm. (X, Y, 1) is a 2D image. What is accepted, ITK opens, and so it does a field written on its grid.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: a .nii, .nii.gz, .nrrd, .mha or .mhd file, or a folder that holds one DICOM series.
         argument: what errors call it: the option that gave the path, as "moving".
 
     Returns:
@@ -59,24 +59,38 @@ def load_image(path: str | Path, argument: str = "path") -> Image:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a folder or not readable as NIfTI, has several frames or colours, complex values, values
+        ValueError: if it is not readable in one of these formats, has several frames or colours, complex values, values
             that are not finite or all equal, or axes that are not orthogonal to ITK's tolerance.
     """
-    nifti, image, shape = _opened(Path(path), argument)
-    values = read_values(nifti, path, argument).reshape(shape)
+    file, image, shape = _opened(path, argument)
+    values = file.values().reshape(shape)
+    check_contrast(values, path, argument)
+    return image._replace(array=torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def check_contrast(values: np.ndarray, path: str | Path, argument: str = "path") -> None:
+    """Refuse an image that is the same everywhere.
+
+    Args:
+        values: of the image.
+        path: what the error calls it.
+        argument: the option that gave it.
+
+    Raises:
+        ValueError: for such an image.
+    """
     if values.min() == values.max():
         raise ValueError(
             f"{argument}: expected an image with contrast; {path} is constant ({values.flat[0]:g} everywhere)."
             " Check that the export or crop did not lose its content; load label maps with load_label."
         )
-    return image._replace(array=torch.from_numpy(np.ascontiguousarray(values)))
 
 
 def load_label(path: str | Path, argument: str = "path") -> Image:
     """Load a 2D or 3D label map; as ``load_image``, but values must be whole numbers and may all be equal.
 
     Args:
-        path: a .nii or .nii.gz file, of any type; integers are never read as floating-point numbers.
+        path: as of ``load_image``, of any type; integers are never read as floating-point numbers.
         argument: what errors call it.
 
     Returns:
@@ -86,17 +100,16 @@ def load_label(path: str | Path, argument: str = "path") -> Image:
         FileNotFoundError: if there is no such file.
         ValueError: as ``load_image``, and if a value is not a whole number or does not fit in 64 bits.
     """
-    nifti, image, shape = _opened(Path(path), argument)
-    values, unscaled = read_whole_numbers(nifti, path, argument)
-    array = torch.from_numpy(np.ascontiguousarray(values.reshape(shape)))
-    return image._replace(array=array, stored=nifti.get_data_dtype().newbyteorder("=") if unscaled else None)
+    file, image, shape = _opened(path, argument)
+    values, stored = file.whole_numbers()
+    return image._replace(array=torch.from_numpy(np.ascontiguousarray(values.reshape(shape))), stored=stored)
 
 
 def load_grid(path: str | Path, argument: str = "path") -> Image:
     """The grid of an image or label file, of which the header alone is read: ``array`` is on the meta device.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: as of ``load_image``.
         argument: what errors call it.
 
     Returns:
@@ -106,7 +119,7 @@ def load_grid(path: str | Path, argument: str = "path") -> Image:
         FileNotFoundError: if there is no such file.
         ValueError: as ``load_image``, but for what only the values say.
     """
-    _, image, shape = _opened(Path(path), argument)
+    _, image, shape = _opened(path, argument)
     return image._replace(array=torch.empty(shape, device="meta"))
 
 
@@ -203,24 +216,23 @@ def check_plane(moving: Image, fixed: Image, argument: str, moving_name: object,
         )
 
 
-def _opened(path: Path, argument: str) -> tuple[nib.Nifti1Pair, Image, tuple[int, ...]]:
+def _opened(path: str | Path, argument: str) -> tuple[OpenedFile, Image, tuple[int, ...]]:
     """The file, its image without values, and their shape."""
-    nifti = open_nifti(path, argument)
+    file = open_file(path, argument)
     # Trailing axes of one frame or channel say nothing; a third axis of one slice makes a 2D image.
-    shape = list(nifti.shape)
+    shape = list(file.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(
-            f"{argument}: expected an image of shape (X, Y) or (X, Y, Z); {path} has shape {nifti.shape}. Extract one"
+            f"{argument}: expected an image of shape (X, Y) or (X, Y, Z); {path} has shape {file.shape}. Extract one"
             " frame of a sequence; read displacement fields with load_ddf."
         )
     slice_axis = len(shape) == 3 and shape[2] == 1
     shape = shape[:2] if slice_axis else shape
-    affine = file_affine(nifti, path, argument)
-    codes = (int(nifti.header["qform_code"]), int(nifti.header["sform_code"]))
+    affine = file.affine()
     spacing = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)[: len(shape)])
-    return nifti, Image(torch.empty(0), affine, spacing, codes, slice_axis), tuple(shape)
+    return file, Image(torch.empty(0), affine, spacing, file.form_codes, slice_axis), tuple(shape)
 
 
 def _save_gzip(nifti: nib.Nifti1Image, path: Path) -> None:

@@ -125,7 +125,7 @@ def read_values(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path")
         values = np.empty(raw.shape, np.float32, order="F")
         for last in range(raw.shape[-1]):  # float64 for a part of the values at a time
             values[..., last] = raw[..., last] * slope + inter
-    _check_finite(values, Path(path), argument)
+    check_finite(values, Path(path), argument)
     return values
 
 
@@ -145,11 +145,32 @@ def read_whole_numbers(nifti: nib.Nifti1Pair, path: str | Path, argument: str = 
             rounding of the header's float32 slope) or do not fit in 64 bits.
     """
     raw, slope, inter = _stored(nifti, Path(path), argument)
+    return whole_numbers(raw, slope, inter, Path(path), argument)
+
+
+def whole_numbers(
+    raw: np.ndarray, slope: float, inter: float, path: Path, argument: str = "path"
+) -> tuple[np.ndarray, bool]:
+    """Values of a label map as integers; see ``read_whole_numbers``.
+
+    Args:
+        raw: as they lie in the file.
+        slope: by which they are multiplied.
+        inter: what is then added.
+        path: what errors call it.
+        argument: the option that gave the path.
+
+    Returns:
+        As there.
+
+    Raises:
+        ValueError: as there.
+    """
     unscaled = (slope, inter) == (1, 0)
     values, limit = raw, 2**63 - 1
     if raw.dtype.kind == "f" or not unscaled:
         scaled = raw.astype(np.float64) * slope + inter
-        _check_finite(scaled, Path(path), argument)
+        check_finite(scaled, path, argument)
         values, limit = np.rint(scaled), 2**53
         slack = 0 if unscaled else np.minimum(np.abs(values) * 2.0**-23, 0.01)
         off = np.abs(scaled - values) > slack
@@ -187,7 +208,17 @@ def _stored(nifti: nib.Nifti1Pair, path: Path, argument: str) -> tuple[np.ndarra
     return raw, float(proxy.slope), float(proxy.inter)
 
 
-def _check_finite(values: np.ndarray, path: Path, argument: str) -> None:
+def check_finite(values: np.ndarray, path: Path, argument: str) -> None:
+    """Refuse values that are NaN or infinite.
+
+    Args:
+        values: of an image.
+        path: what errors call it.
+        argument: the option that gave the path.
+
+    Raises:
+        ValueError: with their number.
+    """
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise ValueError(
             f"{argument}: expected finite values; {path} holds {int(np.isnan(values).sum())} NaN and"
@@ -197,13 +228,21 @@ def _check_finite(values: np.ndarray, path: Path, argument: str) -> None:
 
 def _of_folder(folder: Path) -> str:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    if any(_is_dicom(file) for file in files[:20]):
+    if any(is_dicom(file) for file in files[:20]):
         return f"It holds DICOM files: {DCM2NIIX.replace('FOLDER', str(folder))}, and give the .nii.gz that it writes."
     inside = [file.name for file in files if file.name.endswith((".nii", ".nii.gz"))]
     return f"Give a file in it: {', '.join(inside[:5])}." if inside else "It holds no NIfTI file."
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Whether a file is in the DICOM format, by its suffix or its first bytes.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        True or False.
+    """
     with path.open("rb") as stream:
         return path.suffix.lower() in (".dcm", ".ima") or stream.read(132)[128:] == b"DICM"
 

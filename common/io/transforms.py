@@ -160,6 +160,37 @@ class Transform:
         ddf = None if self.ddf is None else invert(self.ddf[None], iterations, tolerance)[0]
         return Transform(np.linalg.inv(self.placement), ddf, _carried(self.grid, self.placement))
 
+    def inverse_on(self, grid: Image, iterations: int = 10, tolerance: float = 1e-3) -> Transform:
+        """φ⁻¹ with its field at the voxels of a grid of moving's space, solved for there.
+
+        ``inverse().on(grid)`` interpolates φ⁻¹ once more than is needed: what φ makes of it is subtracted until less
+        than the tolerance is left, at every voxel where that helps.
+
+        Args:
+            grid: of moving's space.
+            iterations: most steps.
+            tolerance: in voxels of ``grid``.
+
+        Returns:
+            The inverse.
+
+        Raises:
+            ValueError: as ``inverse``.
+        """
+        found = self.inverse().on(grid)
+        if found.ddf is None:
+            return found
+        field, left = found.ddf, self.after(found).displacement()
+        for _ in range(iterations):
+            if float(left.norm(dim=0).max()) <= tolerance:
+                break
+            trial = field - left
+            after = self.after(Transform(found.placement, trial, found.grid)).displacement()
+            better = after.norm(dim=0) < left.norm(dim=0)
+            field = torch.where(better, trial, field)
+            left = torch.where(better, after, 0.5 * left)
+        return Transform(found.placement, field, found.grid)
+
     def displacement(self) -> Tensor:
         """Placement and displacement in one field, G⁻¹ P G (x + u(x)) − x.
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,13 +33,15 @@ class Diffusion(nn.Module):
         super().__init__()
         self.first = WEIGHT_PLACES.index(known_name("weight_at", weight_at, WEIGHT_PLACES))
 
-    def forward(self, field: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, field: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None) -> Tensor:
         """Return the energy, a scalar.
 
         Args:
             field: (B, C, *S), displacement or velocity in voxels, or a score map.
             weight: (B, 1, *S) factor on the squared difference that starts, or ends, at its voxel; None is 1
                 everywhere.
+            spacing: of voxels along each axis, of a displacement or velocity: differences are then of lengths over
+                lengths, (s_c / s_i)² times those of voxels. None counts in voxels.
 
         Returns:
             A scalar.
@@ -46,12 +50,15 @@ class Diffusion(nn.Module):
             ValueError: an axis shorter than 2, or a weight of another grid or batch.
         """
         field = _checked(field, weight, least=2)
+        if spacing is not None:
+            sizes = torch.tensor(spacing, dtype=field.dtype, device=field.device)
+            field = field * sizes.reshape(-1, *[1] * (field.ndim - 2))
         terms = []
         for axis in range(2, field.ndim):
             squared = field.diff(dim=axis).square()
             if weight is not None:
                 squared = squared * weight.narrow(axis, self.first, weight.shape[axis] - 1)
-            terms.append(squared.mean())
+            terms.append(squared.mean() if spacing is None else squared.mean() / spacing[axis - 2] ** 2)
         return torch.stack(terms).mean()
 
 

@@ -23,7 +23,7 @@ from ..atomic import atomic_path, named_if_full, remove_stale, temporary_folder
 from .configuration import read_json
 
 logger = logging.getLogger(__name__)
-TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
+TRAINING, EVALUATION, INFERENCE, REGISTRATION = "training", "evaluation", "inference", "registration"
 # NAME.nii.gz, where an inference is asked for maps
 MAPS = ("score", "noise_deviation", "weight", "weight_volume", "displacement_deviation")
 SETS: dict[str, tuple[str, ...]] = {
@@ -53,6 +53,23 @@ SETS: dict[str, tuple[str, ...]] = {
         "sparsification_displacement.png",
         "reliability.csv",
         "reliability.png",
+    ),
+    REGISTRATION: (
+        "warped.nii.gz",
+        "forward.nii.gz",
+        "inverse.nii.gz",
+        "forward.h5",
+        "inverse.h5",
+        "jacobian.nii.gz",
+        "warped_label.nii.gz",
+        "moving_points_in_fixed.csv",
+        "moving_points_in_fixed.fcsv",
+        "fixed_points_in_moving.csv",
+        "fixed_points_in_moving.fcsv",
+        "registration.png",
+        "metrics.json",
+        "provenance.json",
+        *(f"{name}.nii.gz" for name in MAPS),
     ),
     INFERENCE: (
         "ddf.nii.gz",
@@ -122,9 +139,16 @@ def check(output_dir: str | Path, name: str, reads: Mapping[str, str | Path] | N
         reads: files that the run reads, by option.
 
     Raises:
-        ValueError: as ``replaced_set``, and where the run would replace a file that it reads.
+        ValueError: as ``replaced_set``, where the folder cannot be made or written to, and where the run would replace
+            a file that it reads.
     """
     folder = Path(output_dir)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"output_dir: expected a folder that can be written to, {above} is "
+            f"{'one that cannot' if above.is_dir() else 'a file'}. Choose another place."
+        )
     if folder.exists():
         _make(folder)
         owned = _owned(folder)

@@ -70,7 +70,7 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
     parser = parser or current_parser()
     found = settings(parser)
     read = {str(path): sha256(path) for path in weights_read(found).values() if Path(path).is_file()}
-    commit = _commit(Path(__file__).resolve().parents[2])
+    revision = commit(Path(__file__).resolve().parents[2])
     labels = None if parser is None else labels_in_training(parser)
     training = parser is not None and stage_of(parser.config) == TRAIN
 
@@ -78,7 +78,7 @@ def complete(output_dir: str | Path, parser: ConfigParser | None = None) -> Call
         names = [name for name in SETS[TRAINING] if name.endswith(".pt") and name != "last.pt"] if training else []
         written = [Path(output_dir) / name for name in names]
         return found | {
-            "commit": commit,
+            "commit": revision,
             "labels_in_training": labels,
             "weights": read | {str(path): sha256(path) for path in written if path.is_file()},
         }
@@ -155,8 +155,15 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _commit(repository: Path) -> str | None:
-    """Of a clone; "…-dirty" where a tracked file differs from it."""
+def commit(repository: Path) -> str | None:
+    """The commit of a clone; "…-dirty" where a tracked file differs from it.
+
+    Args:
+        repository: its folder.
+
+    Returns:
+        Forty digits; None outside of a clone, or without git.
+    """
     if not (repository / ".git").exists():
         return None
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

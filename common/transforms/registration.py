@@ -56,7 +56,7 @@ class CropPaird(MapTransform):
     only tensor, since MONAI Deploy gives every tensor to the network. Sets ``start`` of ``pair``.
 
     Args:
-        spatial_size: window in voxels of the working grid, d numbers.
+        spatial_size: window in voxels of the working grid, d numbers; None: the whole of it, all axes.
         crop_center: d voxel coordinates in the fixed image as it is stored (of a stack, in its plane); "auto": where
             moving and fixed differ most, over the whole stack (``common.transforms.crop.auto_centre``); "middle": the
             geometric centre of fixed. Of larger images the network sees the window alone, and the log says which part
@@ -70,15 +70,15 @@ class CropPaird(MapTransform):
 
     def __init__(
         self,
-        spatial_size: Sequence[int],
+        spatial_size: Sequence[int] | None,
         crop_center: str | Sequence[float] = "auto",
         percentiles: Sequence[float] | None = None,
     ) -> None:
         super().__init__("image", allow_missing_keys=True)
-        if not spatial_size or any(int(n) != n or n < 1 for n in spatial_size):
+        if spatial_size is not None and (not spatial_size or any(int(n) != n or n < 1 for n in spatial_size)):
             raise ValueError(f"spatial_size: expected positive whole numbers, one an axis, got {spatial_size!r}.")
         clipped(torch.zeros(1), percentiles)  # before anything is read
-        self.size = [int(n) for n in spatial_size]
+        self.size = None if spatial_size is None else [int(n) for n in spatial_size]
         self.crop_center = crop_center
         self.percentiles = percentiles
 
@@ -90,10 +90,12 @@ class CropPaird(MapTransform):
                 inside the image.
         """
         pair: Pair = data["pair"]
-        dims, working, fixed = len(self.size), pair.working, pair.fixed
+        working, fixed = pair.working, pair.fixed
+        size = list(working.array.shape) if self.size is None else self.size
+        dims = len(size)
         if fixed.array.dim() not in (dims, dims + 1):
             raise ValueError(
-                f"moving and fixed: this configuration is for {dims}D volumes (spatial_size {self.size}), got "
+                f"moving and fixed: this configuration is for {dims}D volumes (spatial_size {size}), got "
                 f"{fixed.array.dim()}D images, {pair.name} of shape {tuple(pair.moving.array.shape)}; pass whole "
                 f"volumes, or run a bundle for {fixed.array.dim()}D."
             )
@@ -101,10 +103,12 @@ class CropPaird(MapTransform):
             image._replace(array=clipped(image.array, self.percentiles))
             for image in (data["transform"].placed(pair.moving), fixed)
         )
-        start, _, _ = crop_window(working.array.shape[:dims], self._centre(moving, fixed, pair).tolist(), self.size)
-        self._log_cut(moving, working, start)
-        window = _window(working, start, self.size)
-        crops = torch.cat([self._seen(image, window) for image in (moving, fixed)], dim=1)
+        centre = self._centre(moving, fixed, pair, dims)
+        start, _, _ = crop_window(working.array.shape[:dims], centre.tolist(), size)
+        if self.size is not None:
+            self._log_cut(moving, working, start, self.size)
+        window = _window(working, start, size)
+        crops = torch.cat([_seen(image, window, dims) for image in (moving, fixed)], dim=1)
         flat = [number for number, crop in enumerate(crops) if any(channel.max() == 0 for channel in crop)]
         if flat:
             logger.warning("moving or fixed is constant in the crop of slice(s) %s: their fields mean nothing.", flat)
@@ -117,14 +121,9 @@ class CropPaird(MapTransform):
         image = MetaTensor(stacked, affine=torch.from_numpy(fixed.affine), meta=meta)
         return {**data, "image": image, "pair": pair._replace(start=tuple(start))}
 
-    def _seen(self, image: Image, window: Image) -> Tensor:
-        # (1, 1, *size), with slices (Z, 1, *size)
-        values, inside = (to_stack(array[None], len(self.size)) for array in sampled_onto(image, window))
-        return min_max(values, batched=True, inside=inside)
-
-    def _centre(self, moving: Image, fixed: Image, pair: Pair) -> Tensor:
+    def _centre(self, moving: Image, fixed: Image, pair: Pair, dims: int) -> Tensor:
         """On the working grid, (d,) in voxels."""
-        given, dims, working, axes = self.crop_center, len(self.size), pair.working, pair.axes
+        given, working, axes = self.crop_center, pair.working, pair.axes
         if isinstance(given, str) and given == "auto":
             (seen, inside), (other, there) = (sampled_onto(image, working) for image in (moving, fixed))
             both = inside & there
@@ -155,23 +154,29 @@ class CropPaird(MapTransform):
         relative = relative_affine(working, fixed)
         return torch.from_numpy(relative[:dims, :-1] @ stored + relative[:dims, -1]).float()
 
-    def _log_cut(self, moving: Image, working: Image, start: Sequence[int]) -> None:
-        dims = len(self.size)
+    def _log_cut(self, moving: Image, working: Image, start: Sequence[int], size: Sequence[int]) -> None:
+        dims = len(size)
         relative = np.abs(np.linalg.inv(working.affine) @ moving.affine)[:3, :3]
         extent = 1 + relative @ (np.array([*moving.array.shape, 1][:3]) - 1)  # of moving, in voxels of working
         extents = {"moving": extent[:dims], "fixed": np.array(working.array.shape[:dims])}
-        larger = [name for name, voxels in extents.items() if np.any(voxels > np.array(self.size) + 0.5)]
+        larger = [name for name, voxels in extents.items() if np.any(voxels > np.array(size) + 0.5)]
         if not larger:
             return
-        first, last = overlap(start, self.size, working.array.shape[:dims])
+        first, last = overlap(start, size, working.array.shape[:dims])
         # A window that was asked for or searched is meant to cut; one in the middle is meant to hold the volumes.
         logger.log(
             logging.WARNING if self.crop_center == "middle" else logging.INFO,
             "Larger than spatial_size %s: %s. The network sees what lies around the centre, voxels %s to %s of fixed "
             "as it sees it; outside, the displacement falls off to 0. Crop the files to what matters, or move the "
             "window with crop_center; weights are good at the spatial_size of their training only.",
-            self.size, " and ".join(larger), first, last,
+            size, " and ".join(larger), first, last,
         )  # fmt: skip
+
+
+def _seen(image: Image, window: Image, dims: int) -> Tensor:
+    # (1, 1, *size), with slices (Z, 1, *size)
+    values, inside = (to_stack(array[None], dims) for array in sampled_onto(image, window))
+    return min_max(values, batched=True, inside=inside)
 
 
 class RegistrationResultd(MapTransform):

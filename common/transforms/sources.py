@@ -79,16 +79,18 @@ def entry(item: Mapping[str, Any], key: str) -> Any:
         key: of the entry.
 
     Returns:
-        A path, a tensor or None.
+        A path, an image, a tensor or None.
 
     Raises:
-        ValueError: for anything but a path, or under ``image`` a tensor.
+        ValueError: for anything but a path or an ``io.images.Image``, or under ``image`` a tensor.
     """
     value = item.get(key)
+    if isinstance(value, Image):
+        return value
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, (str, Path, Tensor) if key == "image" else (str, Path)):
-        raise ValueError(f"{key}: expected the path of a NIfTI file, got {type(value).__name__}; pass its path.")
+        raise ValueError(f"{key}: expected the path of an image, got {type(value).__name__}; pass its path.")
     return value
 
 
@@ -96,8 +98,9 @@ def read_pair(item: Mapping[str, Any]) -> Source:
     """Read moving and fixed, whichever of the forms the item has.
 
     Args:
-        item: paths under two of ``image``, ``moving`` and ``fixed``; or under ``image`` alone a tensor (2, *S[, Z]) of
-            moving and fixed on one grid, the one of its affine (a MetaTensor; otherwise voxels of 1 mm).
+        item: paths or images under two of ``image``, ``moving`` and ``fixed``; or under ``image`` alone a tensor
+            (2, *S[, Z]) of moving and fixed on one grid, the one of its affine (a MetaTensor; otherwise voxels of 1
+            mm).
 
     Returns:
         Both images and their names.
@@ -122,15 +125,19 @@ def read_pair(item: Mapping[str, Any]) -> Source:
         )
     moving = given["image"] if "moving" not in given else given["moving"]
     fixed = given["image"] if "fixed" not in given else given["fixed"]
-    logger.info("Reading moving %s and fixed %s.", moving, fixed)
-    return Source(load_image(moving, "moving"), load_image(fixed, "fixed"), str(moving), str(fixed))
+    names = [IN_MEMORY if isinstance(image, Image) else str(image) for image in (moving, fixed)]
+    if names != [IN_MEMORY, IN_MEMORY]:
+        logger.info("Reading moving %s and fixed %s.", *names)
+    images = [image if isinstance(image, Image) else load_image(image, name)
+              for image, name in ((moving, "moving"), (fixed, "fixed"))]  # fmt: skip
+    return Source(images[0], images[1], names[0], names[1])
 
 
-def read_label(path: str | Path, source: Source) -> Image:
+def read_label(path: str | Path | Image, source: Source) -> Image:
     """Read the label map of moving.
 
     Args:
-        path: of the label map.
+        path: of the label map, or the map itself.
         source: what ``read_pair`` returned.
 
     Returns:
@@ -139,8 +146,9 @@ def read_label(path: str | Path, source: Source) -> Image:
     Raises:
         ValueError: for one that does not cover moving.
     """
-    label, moving = load_label(path, "moving_label"), source.moving
-    shapes = f"{path} of shape {tuple(label.array.shape)} and {source.moving_name} of shape {tuple(moving.array.shape)}"
+    label, moving = path if isinstance(path, Image) else load_label(path, "moving_label"), source.moving
+    name = IN_MEMORY if isinstance(path, Image) else path
+    shapes = f"{name} of shape {tuple(label.array.shape)} and {source.moving_name} of shape {tuple(moving.array.shape)}"
     if label.array.dim() != moving.array.dim():
         raise ValueError(f"moving_label: expected as many axes as moving, got {shapes}; pass moving's own label map.")
     if not same_grid(label, moving):

@@ -265,10 +265,7 @@ def test_other_formats_are_named_with_a_remedy(tmp_path):
     for name, start, message in (
         ("a.png", b"\x89PNG\r\n", "is a PNG picture: .*nibabel.Nifti1Image"),
         ("a.nii.gz", b"\x89PNG\r\n", "is a PNG picture"),
-        ("a.nrrd", b"NRRD0005\n", "is in the NRRD format: .*itk.imwrite"),
-        ("a.mha", b"ObjectType = Image\n", r"is in the MetaImage format .*3D Slicer"),
         ("a.mgz", gzip.compress(b"\x00\x00\x00\x01" * 200), "is in FreeSurfer's MGH format: .*mri_convert"),
-        ("IM0001", bytes(128) + b"DICM", "is a DICOM file: .*dcm2niix"),
         ("a.nii", gzip.compress(bytes(400)), "is gzipped: rename it"),
     ):
         (tmp_path / name).write_bytes(start + bytes(300))
@@ -277,10 +274,9 @@ def test_other_formats_are_named_with_a_remedy(tmp_path):
 
 
 def test_what_itk_writes_in_other_formats_is_named_too(tmp_path):
-    for name in ("a.nrrd", "a.mha", "a.png"):
-        itk.imwrite(itk.image_from_array(np.arange(20, dtype=np.uint8).reshape(4, 5)), str(tmp_path / name))
-        with pytest.raises(ValueError, match=f"fixed: expected a NIfTI file .*{name} is .*: "):
-            load_image(tmp_path / name, "fixed")
+    itk.imwrite(itk.image_from_array(np.arange(20, dtype=np.uint8).reshape(4, 5)), str(tmp_path / "a.png"))
+    with pytest.raises(ValueError, match="fixed: expected a NIfTI file .*a.png is .*: "):
+        load_image(tmp_path / "a.png", "fixed")
     nib.save(nib.MGHImage(ramp(SHAPE), np.eye(4)), tmp_path / "a.mgz")
     with pytest.raises(ValueError, match="a.mgz is in FreeSurfer's MGH format"):
         load_label(tmp_path / "a.mgz", "fixed")
@@ -295,9 +291,6 @@ def test_a_folder_is_said_to_be_one(tmp_path):
         load_image(tmp_path, "fixed")
     (tmp_path / "brain.nii.gz").touch()
     with pytest.raises(ValueError, match="is a folder. Give a file in it: brain.nii.gz"):
-        load_image(tmp_path, "fixed")
-    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
-    with pytest.raises(ValueError, match=f"is a folder. It holds DICOM files: .*dcm2niix -z y -o OUT {tmp_path}"):
         load_image(tmp_path, "fixed")
 
 

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m common transform`` and ``python -m common score``: saved transforms of any tool, applied and measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import atomic_path
+from ..checks import switch
+from ..engines.pair_metrics import pair_metrics
+from ..engines.result import Result
+from ..engines.saving import inverse_on_moving, warped_label
+from ..io.composite import load_transform, save_transform
+from ..io.images import Image, load_grid, save_image
+from ..io.landmarks import Landmarks, load_landmarks, save_landmarks
+from ..io.memory import as_image
+from ..io.transforms import Transform
+from .words import paths
+
+INVERSE = "inverse:"
+
+
+def composed(files: list[str], reference: Image) -> Transform:
+    """Several saved transforms as one.
+
+    Args:
+        files: in the order in which a point of the fixed image goes through them, as antsApplyTransforms has them;
+            "inverse:FILE" goes through the inverse of one.
+        reference: the fixed image.
+
+    Returns:
+        The transform, on the grid of ``reference``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``io.composite.load_transform``.
+    """
+    whole = Transform(np.eye(4), None, reference)
+    for file in files:
+        path = file.removeprefix(INVERSE)
+        # ITK's files of images (X, Y, 1) are three-dimensional, and those without a field have no grid of their own.
+        found = load_transform(path, reference, "transforms")
+        if found.ddf is not None and not reference.slice_axis and path.endswith((".nii", ".nii.gz", ".h5", ".tfm")):
+            found = _on_own_grid(path, found)
+        whole = (found.inverse() if file != path else found).after(whole)
+    return whole
+
+
+def _on_own_grid(path: str, found: Transform) -> Transform:
+    """A field where the file has it, beyond the reference too; one that had to be sampled stays there."""
+    try:
+        return load_transform(path, None, "transforms")
+    except ValueError:
+        return found
+
+
+def transform(
+    transforms: str,
+    reference: str,
+    image: str | None = None,
+    label: str | None = None,
+    points: str | None = None,
+    output: str | None = None,
+    invert: bool = False,
+    interpolation: str = "nearest",
+    output_transform: str | None = None,
+    fixed: str | None = None,
+) -> str:
+    """Apply saved transforms to a further image, label map or landmarks of the moving image; or compose them.
+
+    Everything goes from the space of the moving image to that of the reference. With ``--invert true`` it goes back:
+    the reference is the moving image then, and what is given is of the fixed one.
+
+    Args:
+        transforms: file, or several with commas between, in the order in which a point of the fixed image goes through
+            them (that of antsApplyTransforms); "inverse:FILE" is the inverse of one. Displacement fields .nii.gz in mm,
+            and .h5, .tfm, .mat of ITK, ANTs and elastix.
+        reference: image whose grid the result lies on.
+        image: warped linearly.
+        label: label map, warped by ``interpolation``.
+        points: landmarks (.csv, .fcsv, .mrk.json).
+        output: file for the image or label (.nii.gz) or the landmarks (.csv, .fcsv).
+        invert: use the inverse of all together.
+        interpolation: of labels: nearest, or one_hot.
+        output_transform: file for the composed transform (.nii.gz, .h5, .tfm).
+        fixed: with invert, the fixed image of the transforms; needed where they are linear and hold no grid of theirs.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ValueError: naming the option, what was expected and what came.
+    """
+    given = {name: path for name, path in (("image", image), ("label", label), ("points", points)) if path is not None}
+    if len(given) > 1 or bool(given) != bool(output) or not (given or output_transform):
+        raise ValueError(
+            "image, label, points: expected one of them with output, or output_transform, or both; got "
+            f"{', '.join(given) or 'none'}, output={output}, output_transform={output_transform}."
+        )
+    files, grid = paths(transforms, "transforms"), load_grid(reference, "reference")
+    backwards = switch(invert, "invert")
+    inner = load_grid(fixed, "fixed") if backwards and fixed is not None else grid
+    forward = whole = composed(files, inner)
+    if backwards:
+        forward = forward if fixed is not None else _widest(files, forward)
+        whole = inverse_on_moving(forward, grid)
+    written = []
+    for name, path in given.items():
+        assert output is not None
+        if name == "points":  # which go where the image goes, against the map that pulls it
+            _carry(path, forward if backwards else whole.inverse(), output)
+        else:
+            _apply(name, path, whole, output, interpolation)
+        written.append(output)
+    if output_transform is not None:
+        save_transform(output_transform, whole)
+        written.append(output_transform)
+    return f"Wrote {', '.join(written)}."
+
+
+def _widest(files: list[str], whole: Transform) -> Transform:
+    """To be inverted: on the grid of the first field, which is that of the fixed image."""
+    if len(files) == 1 and whole.ddf is not None:
+        return _on_own_grid(files[0].removeprefix(INVERSE), whole) if not files[0].startswith(INVERSE) else whole
+    return whole
+
+
+def _carry(path: str, whole: Transform, output: str) -> None:
+    landmarks = load_landmarks(path, None, "points")
+    save_landmarks(output, Landmarks(whole.points(landmarks.points_mm), landmarks.names))
+
+
+def _apply(name: str, path: str, whole: Transform, output: str, interpolation: str) -> None:
+    if name == "image":
+        save_image(output, whole.apply(as_image(path, "image"), "bilinear").array, whole.grid)
+        return
+    label = as_image(path, "label", label=True)
+    save_image(output, warped_label(whole, label, interpolation).array, whole.grid, dtype=label.stored)
+
+
+def score(
+    transforms: str,
+    moving: str,
+    fixed: str,
+    moving_label: str | None = None,
+    fixed_label: str | None = None,
+    moving_points: str | None = None,
+    fixed_points: str | None = None,
+    output: str | None = None,
+) -> str:
+    """Measure a transform of any tool on a pair: similarity, foldings, inverse, Dice of labels, errors at landmarks.
+
+    Args:
+        transforms: as of ``transform``.
+        moving: image.
+        fixed: image.
+        moving_label: label map of moving.
+        fixed_label: label map of fixed.
+        moving_points: landmarks of moving.
+        fixed_points: landmarks of fixed, in the same order.
+        output: file for the numbers, .json.
+
+    Returns:
+        The numbers as JSON.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ValueError: naming the option, what was expected and what came.
+    """
+    images = [as_image(path, name) for path, name in ((moving, "moving"), (fixed, "fixed"))]
+    extra: dict[str, Any] = {}
+    for name, path in (("moving_label", moving_label), ("fixed_label", fixed_label)):
+        extra[name] = None if path is None else as_image(path, name, label=True)
+    for name, path, image in (("moving_points", moving_points, images[0]), ("fixed_points", fixed_points, images[1])):
+        extra[name] = None if path is None else load_landmarks(path, image, name)
+    whole = composed(paths(transforms, "transforms"), images[1])
+    result = Result(whole, images[0], images[1], **extra)
+    text = json.dumps(pair_metrics(result, inverse_on_moving(whole, images[0])), indent=2)
+    if output is not None:
+        with atomic_path(Path(output)) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return text
