@@ -22,7 +22,8 @@ class FoldingSchedule:
 
     v is the number of voxels over that of 40 × 96 × 96: the published scripts for half resolution multiply both numbers
     by 8. They start at 70 for a quarter, 1,600 for a half and 3,600 for a fourth network; the paper speaks of 64 to
-    6,800. It is logged as ``<term>/weight``. Foldings are those of ``metrics.folding.fold_count`` in the first direction, as there.
+    6,800. It is logged as ``<term>/weight``. Foldings are those of ``metrics.folding.fold_count`` in the first
+    direction, as there.
 
     Args:
         increment: of the weight (published 0.1).
@@ -39,7 +40,9 @@ class FoldingSchedule:
     def __init__(self, increment: float = 0.1, threshold: float = 25.0, term: str = "inverse_consistency") -> None:
         for name, value in (("increment", increment), ("threshold", threshold)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"schedule: expected an {name} of at least 0, got {value!r}; 0.1 and 25 are published.")
+                raise ValueError(
+                    f"schedule: expected an {name} of at least 0, got {value!r}; 0.1 and 25 are published."
+                )
         self.increment, self.threshold, self.term = float(increment), float(threshold), term
         self.weight: BufferedWeight | None = None
         self._rise = 0.0

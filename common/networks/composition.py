@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Composition(nn.Module):
         levels: the steps, coarse to fine.
     """
 
-    __jit_unused_properties__ = ["levels"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["levels"]
 
     def __init__(self, step: nn.Module) -> None:
         super().__init__()
@@ -161,10 +161,10 @@ class Composition(nn.Module):
         return Estimate(ddf, ddf)
 
 
-# Factors of the published chains. "oai": two steps at a quarter, one at a half, one at full resolution (A.2.1); "oai_table"
-# and "oai_table_full": the caption of Table 1, two at a quarter and two at a half of 160 x 384 x 384, which is the grid
-# itself for images of 80 x 192 x 192, and one more at full resolution. "oai_code": a quarter, a half, and twice the whole
-# of 80 x 192 x 192, as the code's knee networks. "lung": P = 3 (A.3.1); "released": the networks published later.
+# Factors of the published chains. "oai": two steps at a quarter, one at a half, one at full resolution (A.2.1).
+# "oai_table" and "oai_table_full": the caption of Table 1, two at a quarter and two at a half of 160 x 384 x 384, which
+# is the grid itself for images of 80 x 192 x 192, and one more at full resolution. "oai_code": a quarter, a half, and
+# twice the whole of 80 x 192 x 192, as the code's knee networks. "lung": P = 3 (A.3.1). "released": published later.
 CHAINS: dict[str, tuple[int, ...]] = {
     "single": (1,), "triangles": (8, 4, 2, 1), "oai": (4, 4, 2, 1), "oai_table": (2, 2, 1, 1),
     "oai_table_full": (4, 4, 2, 2, 1), "oai_code": (4, 2, 1, 1), "lung": (4, 2, 1), "released": (4, 2, 1, 1),

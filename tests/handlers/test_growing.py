@@ -86,9 +86,7 @@ def test_training_killed_in_any_stage_ends_with_the_numbers_of_an_uninterrupted_
     assert all(torch.equal(found[key], value) for key, value in whole.method.network.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("epochs", "lengths"), [(4, [2, 1, None]), (100, [50, 25, None]), (3, [2, None]), (1, [None])]
-)
+@pytest.mark.parametrize(("epochs", "lengths"), [(4, [2, 1, None]), (100, [50, 25, None]), (3, [2, None]), (1, [None])])
 def test_shares_are_rounded_to_whole_epochs(epochs, lengths, caplog):
     with caplog.at_level(logging.WARNING):
         stages = growing_chain(build_icon(2, "oai", **FLAT), epochs, **OAI).stages
