@@ -9,6 +9,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from ..checks import known_name
 from ..engines.distributed import all_mean
 from ..engines.trainer import RegistrationEvents
 from ..losses.objective import BufferedWeight, Objective
@@ -79,16 +80,18 @@ class FoldingSchedule:
         engine.state.metrics[f"{self.term}/weight"] = float(self.weight.value)
 
 
-def schedule(chosen: Mapping[str, Any]) -> list[FoldingSchedule]:
-    """The handlers of a bundle's objective: one where it has an entry ``schedule``.
+def schedule(chosen: Mapping[str, Any]) -> FoldingSchedule:
+    """The handler of a bundle's objective that has an entry ``schedule``.
 
     Args:
         chosen: the objective's entry of train.json; ``schedule`` holds the arguments of ``FoldingSchedule``.
 
     Returns:
-        One handler, or none.
+        The handler.
 
     Raises:
-        ValueError: as ``FoldingSchedule``.
+        ValueError: as ``FoldingSchedule``, or for an unknown argument, with the nearest.
     """
-    return [FoldingSchedule(**chosen["schedule"])] if chosen.get("schedule") is not None else []
+    for key in chosen["schedule"]:
+        known_name("schedule", key, ["increment", "threshold", "term"])
+    return FoldingSchedule(**chosen["schedule"])

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..checks import known_name
 from ..engines.method import MODEL
 from ..networks.composition import Composition
 from .stages import Stages
@@ -82,21 +84,24 @@ def growing_chain(
     return Stages(stages)
 
 
-def course(stages: Mapping[str, Any] | None, network: Any, epochs: int) -> list[Stages]:
-    """The handlers of a bundle's key ``stages``.
+def course(stages: Mapping[str, Any], network: Any, epochs: int) -> Stages:
+    """The handler of a bundle's key ``stages``.
 
     Args:
-        stages: further arguments of ``growing_chain``; None trains everything from the start.
+        stages: further arguments of ``growing_chain``.
         network: of the bundle.
         epochs: of the training.
 
     Returns:
-        One handler, or none.
+        The stages.
 
     Raises:
-        ValueError: as ``growing_chain``.
+        ValueError: as ``growing_chain``, or for an unknown argument, with the nearest.
     """
-    return [] if stages is None else [growing_chain(network, epochs, **stages)]
+    known = [name for name in inspect.signature(growing_chain).parameters if name not in ("network", "epochs")]
+    for key in stages:
+        known_name("stages", key, known)
+    return growing_chain(network, epochs, **stages)
 
 
 def _path(network: Composition, number: int) -> str:

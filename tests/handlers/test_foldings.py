@@ -80,10 +80,11 @@ def test_the_weight_is_in_force_and_resumed(tmp_path):
     torch.testing.assert_close(totals["total"], expected, atol=1e-4, rtol=1e-5)
 
 
-def test_objectives_without_an_entry_have_a_constant_weight():
-    assert schedule({"kind": "icon", "weight": 1024.0}) == []
-    (handler,) = schedule({"schedule": {"increment": 0.5, "threshold": 3}})
+def test_an_objectives_entry_makes_the_handler():
+    handler = schedule({"kind": "icon", "schedule": {"increment": 0.5, "threshold": 3}})
     assert (handler.increment, handler.threshold) == (0.5, 3.0)
+    with pytest.raises(ValueError, match="schedule: expected one of .*got 'treshold'. Did you mean 'threshold'"):
+        schedule({"schedule": {"treshold": 3}})
 
 
 @pytest.mark.parametrize("name", ["increment", "threshold"])

@@ -25,7 +25,7 @@ def training(folder, size, frozen=False, epochs=4, resume=False):
     torch.manual_seed(0)
     network = build_icon(len(size), "oai", **FLAT)
     pairs = [pair | {"centre": torch.tensor([(n - 1) / 2 for n in size])} for pair in blob(size, 1.5, 4)]
-    handlers = course(OAI | {"frozen": frozen}, network, epochs)
+    handlers = [course(OAI | {"frozen": frozen}, network, epochs)]
     options = Options(folder, batch_size=2, resume=resume)
     method = method_of(network, gradicon_objective(), bidirectional=True, padding="border")
     return trainer(method, PairDataset(pairs, size), epochs, options, train_handlers=handlers)
@@ -94,8 +94,9 @@ def test_shares_are_rounded_to_whole_epochs(epochs, lengths, caplog):
     assert ("A STAGE IS LEFT OUT" in caplog.text) == (len(lengths) < 3)
 
 
-def test_no_stages_train_everything_from_the_start():
-    assert course(None, VoxelMorph(2, encoder=(4,), decoder=(4, 4)), 3) == []
+def test_unknown_arguments_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="stages: expected one of levels, .*got 'level'. Did you mean 'levels'"):
+        course({"level": [1]}, build_icon(2, "oai", **FLAT), 3)
 
 
 def test_other_networks_are_refused():
