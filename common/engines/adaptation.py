@@ -16,6 +16,7 @@ from ..losses.objective import Objective, Weight
 from ..losses.pyramid import CodeWeight, PyramidSimilarity, with_window
 from ..losses.similarity import SquaredError
 from ..losses.terms import NoiseError, ScoreWeight, Similarity, Smoothness
+from ..networks.affine import AffineVoxelMorph
 from ..networks.diffusemorph import DiffuseMorph
 from ..networks.lapirn import LEVELS, LapIRN
 from ..networks.transmorph import TransMorph
@@ -227,9 +228,25 @@ def _drawn_displacement(method: Method) -> Adaptation:
     return Adaptation(with_terms(method, {"deviation_prior": prior, "deviation": (0.0, MeanDeviation())}))
 
 
+def _affine_first(method: Method) -> Adaptation:
+    """The affine network for the first half of a training, VoxelMorph on what it leaves for the second.
+
+    The affine network stays as it is then. The share is this project's: how long the paper trained it is not said.
+    """
+    updates = sorted(method.update_names)
+    return Adaptation(
+        method,
+        (
+            {"updates": updates, "share": 0.5, "levels": 1},
+            {"updates": updates, "levels": 2, "freeze": [f"{MODEL}.affine"]},
+        ),
+    )
+
+
 # By the network's class, subclasses first: a method to what becomes of it. A function may refuse a method, with the
 # reason.
 ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {
+    AffineVoxelMorph: _affine_first,
     DiffuseMorph: _predicting_noise,
     LapIRN: lapirn,
     VoxelMorphDiff: _drawn_from_posterior,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..checks import known_name
+from .affine import AffineVoxelMorph
 from .composition import build_icon
 from .diffusemorph import DiffuseMorph
 from .lapirn import LapIRN
@@ -26,6 +27,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "voxelmorph": VoxelMorph,
     "voxelmorph_2": functools.partial(VoxelMorph, **COMPARED["voxelmorph_2"]),
     "voxelmorph_diff": VoxelMorphDiff,
+    "affine_voxelmorph": AffineVoxelMorph,
     "icon": build_icon,
     "lapirn": LapIRN,
     "clapirn": functools.partial(LapIRN, conditional=True),

@@ -37,6 +37,11 @@ def affine_ddf(matrix: Tensor, translation_unit: Tensor, size: list[int]) -> Ten
     middle = (torch.tensor(size, dtype=matrix.dtype, device=matrix.device) - 1.0).unsqueeze(1)
     offset = (grid - 0.5 * middle) / middle.clamp(min=1.0)
     change = matrix - torch.eye(dims, dtype=matrix.dtype, device=matrix.device)
-    moved = torch.matmul(change, offset) + translation_unit.unsqueeze(2)
+    moved = translation_unit.unsqueeze(2)
+    for axis in range(dims):  # not as a matrix product, which autocast would round
+        moved = moved + change[:, :, axis : axis + 1] * offset[axis]
     moved = moved * (middle > 0).to(matrix.dtype)
-    return unit_to_voxel(moved.reshape([matrix.shape[0], dims] + size))
+    shape = [matrix.shape[0], dims]
+    for n in size:
+        shape.append(n)
+    return unit_to_voxel(moved.reshape(shape))

@@ -20,6 +20,7 @@ TVF = {"channels": 8, "depths": (2, 2, 2), "heads": (2, 2, 4), "head_channels": 
 SMALL = {
     "transmorph_tvf": TVF,
     "tmspr": TVF,
+    "affine_voxelmorph": {"widths": (2, 4, 8), "hidden": 8},
     "icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)},
     "transmorph": {"size": "tiny", "channels": 8, "head_channels": 8},
     "lapirn": {"start_channels": 3, "blocks": 2},
