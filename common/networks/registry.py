@@ -17,7 +17,7 @@ from ..checks import known_name
 from .affine import AffineVoxelMorph
 from .composition import build_icon
 from .diffusemorph import DiffuseMorph
-from .lapirn import LapIRN
+from .lapirn import LUNG, LapIRN
 from .transmorph import TransMorph
 from .tvf import PRESETS, TransMorphTVF
 from .unet import PixelEstimator
@@ -30,6 +30,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "affine_voxelmorph": AffineVoxelMorph,
     "icon": build_icon,
     "lapirn": LapIRN,
+    **{name: functools.partial(LapIRN, **preset) for name, preset in LUNG.items()},
     "clapirn": functools.partial(LapIRN, conditional=True),
     "diffusemorph": DiffuseMorph,
     "transmorph": TransMorph,
