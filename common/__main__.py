@@ -14,13 +14,14 @@ from .cli.learn2reg import learn2reg
 from .cli.options import options
 from .cli.pack import pack
 from .cli.scaffold import render, scaffold
+from .cli.scales import scales
 from .cli.study import study
 from .cli.verify import verify
 from .console import forgive_signs
 
 COMMANDS = {
     "benchmark": benchmark, "compare": compare, "eta": eta, "learn2reg": learn2reg, "options": options, "pack": pack,
-    "render": render, "scaffold": scaffold, "study": study, "verify": verify,
+    "render": render, "scaffold": scaffold, "scales": scales, "study": study, "verify": verify,
 }  # fmt: skip
 
 # Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
@@ -28,7 +29,8 @@ for command in (compare, options, pack, render, scaffold, verify):
     SetParseFn(str)(command)
 SetParseFns(failures=DefaultParseValue)(compare)
 SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str, ckpt_path=str)(learn2reg)
-SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
+SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str, bundle=str)(study)
+SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str)(scales)
 SetParseFns(bundle=str, ckpt_path=str, output_dir=str, device=str, dataset_dir=str)(eta)
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ OPTIONS: dict[str, Option] = {
         optional=True,
     ),
     "augment": Option("random changes of pairs: affine, flips, swap, released", (TRAIN,), "switch or name", fixed=True),
+    "misalignment": Option("affine misalignment added to all pairs, 0 to 0.4", DATA, least=0, fixed=True),
     "flips": Option("mirror the training pairs at random along each axis", (TRAIN,), fixed=True),
     "align": Option("placement of moving: physical (by the headers), centres", (INFERENCE,)),
     "orientation": Option("of the images inside, as in training", (INFERENCE,)),
