@@ -176,6 +176,7 @@ def build_icon(
     factors: str | tuple[int, ...] = "released",
     down: tuple[int, ...] = DOWN,
     up: tuple[int, ...] = UP,
+    checkpointing: bool = False,
 ) -> Composition:
     """Compose one ``TallUNet2`` a factor, coarse to fine.
 
@@ -185,6 +186,7 @@ def build_icon(
             ``CHAINS``.
         down: widths of every step, see ``TallUNet2``.
         up: widths of every step, see ``TallUNet2``.
+        checkpointing: of every step, see ``TallUNet2``: less memory in training for a second forward.
 
     Returns:
         The network.
@@ -201,9 +203,10 @@ def build_icon(
         raise ValueError(
             f"factors: expected powers of two from coarse to fine such as [4, 2, 1, 1], got {list(factors)}."
         )
-    network: nn.Module = TallUNet2(spatial_dims, tuple(down), tuple(up))
+    network: nn.Module = TallUNet2(spatial_dims, tuple(down), tuple(up), checkpointing)
     for coarser, factor in zip(factors[:-1], factors[1:]):
-        network = TwoStep(_downsampled(network, coarser // factor), TallUNet2(spatial_dims, tuple(down), tuple(up)))
+        step = TallUNet2(spatial_dims, tuple(down), tuple(up), checkpointing)
+        network = TwoStep(_downsampled(network, coarser // factor), step)
     return Composition(_downsampled(network, factors[-1]))
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.cli.benchmark import kept_for_backward
 from common.networks.composition import CHAINS, build_icon
 from common.networks.icon import TallUNet2, halve
 from common.spatial.fields import compose
@@ -100,6 +101,33 @@ def test_the_two_chains_for_knees_see_what_is_published():
             step.register_forward_hook(lambda m, inputs, out, seen=seen: seen.append(32 // inputs[0].shape[-1]))
         network(pair((32, 32)))
         assert seen == factors
+
+
+@each_size
+def test_checkpointing_changes_neither_values_nor_gradients_nor_batch_statistics(size):
+    plain, saving = chain(size, "lung").train(), chain(size, "lung").train()
+    for step in saving.levels:
+        step.checkpointing = True
+    found = []
+    for network in (plain, saving):
+        loss = network(pair(size)).square().mean()
+        loss.backward()
+        found.append(
+            {"loss": loss} | {key: p.grad for key, p in network.named_parameters()} | dict(network.named_buffers())
+        )
+    assert found[0].keys() == found[1].keys() and len([key for key in found[0] if "running" in key]) == 12
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_checkpointing_keeps_less_and_reaches_every_step():
+    kept = []
+    for checkpointing in (False, True):
+        network = build_icon(2, "lung", **FLAT, checkpointing=checkpointing).train()
+        assert all(step.checkpointing == checkpointing for step in network.levels)
+        kept.append(kept_for_backward(lambda network=network: network(pair((64, 64))).square().mean())[1])
+    assert kept[1] < 0.4 * kept[0]
+    torch.jit.script(network.eval())
 
 
 @pytest.mark.parametrize("number", [0, 5, 1.5])
