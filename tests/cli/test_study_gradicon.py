@@ -37,6 +37,7 @@ def test_figure_4_is_three_chains_with_three_similarities() -> None:
     for label, settings in found.items():
         chain, scales = label.split(", ")
         assert settings["architectures"]["icon"]["factors"] == chains[chain] and settings["epochs"] == 1000
+        assert settings["split"] == "train"  # the paper: whether such maps can be learned, not how they generalise
         assert settings["objectives"][settings["objective"]]["similarity"] == similarities[scales]
     assert {run.bundle for run in STUDIES["gradicon_vessels"].runs} == {"gradicon_drive"}
 
