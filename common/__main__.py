@@ -16,6 +16,7 @@ from .cli.options import options
 from .cli.pack import pack
 from .cli.register import register
 from .cli.scaffold import render, scaffold
+from .cli.scales import scales
 from .cli.study import study
 from .cli.transform import score, transform
 from .cli.verify import verify
@@ -24,8 +25,8 @@ from .runs import messages
 
 COMMANDS = {
     "benchmark": benchmark, "cine": cine, "compare": compare, "eta": eta, "learn2reg": learn2reg, "options": options,
-    "pack": pack, "register": register, "render": render, "scaffold": scaffold, "score": score, "study": study,
-    "transform": transform, "verify": verify,
+    "pack": pack, "register": register, "render": render, "scaffold": scaffold, "scales": scales, "score": score,
+    "study": study, "transform": transform, "verify": verify,
 }  # fmt: skip
 
 # Paths as they are typed: fire by itself reads "run#1" as "run" and "2024" as a number.
@@ -33,7 +34,8 @@ for command in (compare, options, pack, register, render, scaffold, score, trans
     SetParseFn(str)(command)
 SetParseFns(failures=DefaultParseValue)(compare)
 SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str, ckpt_path=str)(learn2reg)
-SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str)(study)
+SetParseFns(name=str, output_dir=str, device=str, dataset_dir=str, bundle=str)(study)
+SetParseFns(bundle=str, output_dir=str, device=str, dataset_dir=str)(scales)
 SetParseFns(image=str, output_dir=str, label=str, es_label=str, bundle=str, ckpt_path=str, device=str)(cine)
 SetParseFns(bundle=str, ckpt_path=str, output_dir=str, device=str, dataset_dir=str)(eta)
 

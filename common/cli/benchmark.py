@@ -36,6 +36,7 @@ def benchmark(
     cube: int = 64,
     steps_3d: int = 1,
     registered: Sequence[int] = (160, 192, 224),
+    peaks: bool = False,
 ) -> str:
     """Print Markdown tables of times, memory and ratios; run as ``python -m common benchmark``.
 
@@ -57,6 +58,8 @@ def benchmark(
         cube: side of the volumes of the 3D VoxelMorph step, a multiple of 16.
         steps_3d: steps a round in 3D.
         registered: grid of the volume of suite "inference", multiples of 16; "attention" has half of it.
+        peaks: suite "gradicon" also measures the peak of a 3D step, each variant in a process of its own: what "kept
+            for backward" does not count of checkpointing, whose backward pass holds a step besides.
 
     Returns:
         The tables.
@@ -74,6 +77,9 @@ def benchmark(
     if suite in ("gradicon", "all"):
         for shape, count, taken in (([size, size], batch_size, steps), (volume, 1, steps_3d)):
             sections.append(_gradicon(where, shape, count, repeats, taken))
+        if peaks:
+            title = _title(f"GradICON, peak of a training step, {'×'.join(map(str, volume))}, batch 1", where)
+            sections.append([title, "", *gradicon.peak_table(volume, where)])
         sections.append(_voxelmorph(where, cube, repeats, steps_3d))
     if suite in ("inference", "all"):
         title = _title(f"VoxelMorph 3D, {'×'.join(map(str, registered))}, inference and warp", where)

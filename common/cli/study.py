@@ -24,6 +24,7 @@ class Study(NamedTuple):
     axes: Mapping[str, Sequence[Any]] | None = None
 
 
+SHAPES, VESSELS = "gradicon_triangles", "gradicon_drive"
 STEPS = "architectures#icon#factors"  # one step at each of these fractions of the resolution
 ALPHA_BETA = {"score_alpha": [0.005, 0.02, 0.08], "score_beta": [0.5, 1.5, 4.5]}
 SIGMA_Z = "architectures#voxelmorph#displacement_uncertainty"
@@ -36,6 +37,25 @@ STUDIES: dict[str, Study] = {
         Run("GradICON, one step", "gradicon_triangles", {"objective": "gradicon", STEPS: [1], "epochs": 64}),
         Run("GradICON, multi-step", "gradicon_triangles", {"objective": "gradicon", STEPS: [8, 4, 2, 1], "epochs": 64}),
     ), convergence_report, CONVERGENCE_FILES),
+    # there, Fig. 4, measured on the training pairs; --bundle gradicon_triangles has shapes, without true displacement
+    "gradicon_vessels": Study(tuple(
+        Run(f"net-{len(steps)}, {scales}", VESSELS, {
+            "objective": f"ncc_{scales}", STEPS: steps, "epochs": 1000, "split": "train"})
+        for steps in ([1], [2, 1], [8, 4, 2, 1]) for scales in ("single", "averaged", "adaptive"))),
+    # there, Sec. 7: one weight at every resolution; ICON's with its published one and with its schedule
+    "gradicon_resolution": Study(tuple(
+        Run(f"{label} at {size}", SHAPES, own | {"spatial_size": [size, size]})
+        for size in (32, 64, 128) for label, own in (
+            ("GradICON", {"objective": "gradicon", "epochs": 64}), ("ICON", {"objective": "icon", "epochs": 128}),
+            ("ICON, schedule", {"objective": "icon", "epochs": 128, "objectives#icon#weight": 64.0,
+                                "objectives#icon#schedule": {"increment": 10.0, "threshold": 0.0}})))),
+    # there, Sec. 7: no affine registration first
+    "gradicon_affine": Study(tuple(
+        Run(f"{label}, {'misaligned' if moved else 'as drawn'}", SHAPES, own | {"misalignment": moved, "epochs": 64})
+        for moved in (0.0, 0.2) for label, own in (
+            ("VoxelMorph", {"architecture": "voxelmorph", "objective": "diffusion"}),
+            ("affine, VoxelMorph", {"architecture": "affine_voxelmorph", "objective": "diffusion"}),
+            ("GradICON", {"objective": "gradicon"})))),
     # Zhang et al., AdaCS, ECCV 2024, Fig. 6 (right)
     "adacs_sensitivity": Study(grid_runs("adacs_acdc", ALPHA_BETA), axes=ALPHA_BETA),
     # there, Tables 2, 4 and 10. Without L_reg the score falls to 0: α must be above 0, and is tiny.
@@ -82,6 +102,7 @@ def study(
     samples: int | None = None,
     backend: str = "processes",
     icon_epochs: int | None = None,
+    bundle: str | None = None,
     **overrides: Any,
 ) -> str:
     """Run the trainings of a study, or of a grid over a bundle's options; ``python -m common study NAME …``.
@@ -100,7 +121,8 @@ def study(
 
     Args:
         name: of the study: gradicon_convergence, adacs_sensitivity, adacs_ablation, adacs_losses, hetero_gamma,
-            hetero_controls, hetero_displacement; or of a bundle.
+            hetero_controls, hetero_displacement, gradicon_vessels, gradicon_resolution, gradicon_affine; or of a
+            bundle.
         output_dir: receives a folder a run, the table and the figure.
         grid: of a bundle, the values of each option that is varied; all combinations are run.
         seeds: every run is trained once with each.
@@ -110,6 +132,7 @@ def study(
             ``{'uniform': [0, 1]}`` then stand for values between two ends.
         backend: "processes", or "ray" for Ray Tune on one machine or many (pip install 'registration-bundles[sweep]').
         icon_epochs: of those runs of gradicon_convergence that minimise ICON's penalty; by default the published ones.
+        bundle: to train in the place of the study's one: gradicon_vessels on gradicon_triangles, say.
         overrides: further options of all trainings: epochs, device, dataset_dir, ….
 
     Returns:
@@ -121,6 +144,8 @@ def study(
     """
     known_name("backend", backend, BACKENDS)
     chosen, output = _chosen(name, grid, samples), Path(output_dir)
+    if bundle is not None:
+        chosen = _moved(chosen, bundle)
     runs = _checked(chosen.runs, overrides, icon_epochs, SHARED if grid is None else ())
     trainings = [
         Training(run, seed, output / f"{run.folder}_seed{seed}", _overrides(run, overrides, icon_epochs, seed))
@@ -147,6 +172,15 @@ def _chosen(name: str, grid: Mapping[str, Any] | None, samples: int | None) -> S
         raise ValueError(f"grid: {name} has its own; give a bundle's name with --grid, or leave --grid out.")
     (bundle,) = find_bundles((str(name),))
     return Study(grid_runs(str(bundle), grid, samples), axes=grid if samples is None else None)
+
+
+def _moved(chosen: Study, bundle: str) -> Study:
+    """A study on another bundle."""
+    own = {run.bundle for run in chosen.runs}
+    if len(own) > 1:
+        raise ValueError(f"bundle: this study trains several, {', '.join(sorted(own))}; leave --bundle out.")
+    (found,) = find_bundles((str(bundle),))
+    return chosen._replace(runs=tuple(run._replace(bundle=str(found)) for run in chosen.runs))
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:

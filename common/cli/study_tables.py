@@ -28,7 +28,11 @@ MEASURES = {
     "hd": "HD, voxels",
     "asd": "ASD, voxels",
     "tre_mm": "TRE, mm",
+    "epe": "displacement error, voxels",
+    "epe_before": "before",
+    "magnitude_unit": "mean length, extents",
     "foldings_percent": "foldings, %",
+    "fold_count": "folds",
 }
 # Of the last epoch, where they were logged; of a score that has collapsed to 0 the second is 1.
 LOGGED = {"score/mean": "mean S", "score/reg": "mean (1 − S)²"}

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..losses.displacement_uncertainty import DeviationPrior, MeanDeviation, PosteriorDivergence
 from ..losses.objective import Objective, Weight
-from ..losses.pyramid import CodeWeight, PyramidSimilarity, with_window
+from ..losses.pyramid import CodeWeight, LevelWeight, PyramidSimilarity, with_window
 from ..losses.similarity import SquaredError
 from ..losses.terms import NoiseError, ScoreWeight, Similarity, Smoothness
+from ..networks.affine import AffineVoxelMorph
 from ..networks.diffusemorph import DiffuseMorph
 from ..networks.lapirn import LEVELS, LapIRN
 from ..networks.transmorph import TransMorph
@@ -100,7 +101,8 @@ def lapirn(method: Method) -> Adaptation:
     The smoothness weight is the method's times 20 · code for the conditional form, 2 for the displacement, 7 for the
     diffeomorphic form. With the method's weight of local NCC in ``methods.baselines``, 2 · 1.0, these are the published
     10 · code, 1 and 3.5: published energies are of twice the displacement in voxels, which is four times ours. The
-    antifold term has weight 0 in all published scripts, and is left out.
+    antifold term has weight 0 in all published scripts, and is left out. A network with ``level_smoothness`` has its
+    own weights, four times as large in our units for that reason, and with ``level_learning_rates`` its own rates.
 
     The levels take their published shares of the training: a quarter, a quarter and a half of its iterations, whatever
     its length; the coarser levels are frozen for the first 3,000 of 80,003 (2D) or 120,003 (3D) iterations, 2,000 in
@@ -130,13 +132,11 @@ def lapirn(method: Method) -> Adaptation:
     )
     similarities = [with_window(method.similarity, 2 * level + 3) for level in range(LEVELS)]
     largest = weights["smoothness"] * (20.0 if network.conditional else 7.0 if network.diffeomorphic else 2.0)
-    adapted = with_terms(
-        method,
-        {
-            "similarity": (weights["similarity"], PyramidSimilarity(similarities, similarity.weight)),
-            "smoothness": (CodeWeight(network, largest) if network.conditional else largest, smoothness),
-        },
-    )
+    weight: Weight = CodeWeight(network, largest) if network.conditional else largest
+    if network.level_smoothness:
+        weight = LevelWeight(network, [4.0 * value for value in network.level_smoothness])
+    pyramid = PyramidSimilarity(similarities, similarity.weight)
+    adapted = with_terms(method, {"similarity": (weights["similarity"], pyramid), "smoothness": (weight, smoothness)})
     condition = uniform_code if network.conditional else None
     adapted = dataclasses.replace(adapted, similarity=similarities[-1], condition=condition, padding="border")
     return Adaptation(adapted, _level_stages(method, network))
@@ -176,6 +176,7 @@ def _level_stages(method: Method, network: LapIRN) -> tuple[Mapping[str, Any], .
         stages.append({"share": length / sum(iterations)})
         for stage in stages[-2 if level else -1 :]:
             stage |= {"updates": updates, "levels": level + 1}
+            stage |= {"learning_rate": network.level_learning_rates[level]} if network.level_learning_rates else {}
     del stages[-1]["share"]
     return tuple(stages)
 
@@ -227,9 +228,25 @@ def _drawn_displacement(method: Method) -> Adaptation:
     return Adaptation(with_terms(method, {"deviation_prior": prior, "deviation": (0.0, MeanDeviation())}))
 
 
+def _affine_first(method: Method) -> Adaptation:
+    """The affine network for the first half of a training, VoxelMorph on what it leaves for the second.
+
+    The affine network stays as it is then. The share is this project's: how long the paper trained it is not said.
+    """
+    updates = sorted(method.update_names)
+    return Adaptation(
+        method,
+        (
+            {"updates": updates, "share": 0.5, "levels": 1},
+            {"updates": updates, "levels": 2, "freeze": [f"{MODEL}.affine"]},
+        ),
+    )
+
+
 # By the network's class, subclasses first: a method to what becomes of it. A function may refuse a method, with the
 # reason.
 ADAPTATIONS: dict[type[nn.Module], Callable[[Method], Adaptation]] = {
+    AffineVoxelMorph: _affine_first,
     DiffuseMorph: _predicting_noise,
     LapIRN: lapirn,
     VoxelMorphDiff: _drawn_from_posterior,

@@ -117,6 +117,7 @@ class RegistrationTrainer(Trainer):
         self.method, self.loaders, self.seed = method, loaders, int(seed)
         self.finite_check_interval = 1 if device.type == "cpu" else finite_check_interval
         self.active, self.image_scale = method.update_names, 1.0
+        self.learning_rate: float | None = None
         self.stages: Any = None
         self.optimizers: dict[str, Optimizer] = {}
         self._views = self._built_views(device, amp, compile)
@@ -165,6 +166,8 @@ class RegistrationTrainer(Trainer):
             modules = [self.method.modules[name] for name in update.trains]
             parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
             self.optimizers[update.name] = update.optimizer(parameters)
+            for group in self.optimizers[update.name].param_groups if self.learning_rate is not None else ():
+                group["lr"] = self.learning_rate
         return self.optimizers[update.name]
 
     def freeze(self, names: Sequence[str]) -> None:

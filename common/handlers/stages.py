@@ -32,11 +32,12 @@ class Stage:
         freeze: names of modules or of their parts ("model.step.first") whose parameters stay as they are.
         initial_from: part by part, {"model.step.second": "model.step.first"}: the first receives the weights of the
             second when the stage begins.
-        levels: how many levels of the displacement network run, of one that has levels (``LapIRN``), the coarsest
-            first; None leaves that as it is.
+        levels: how many levels of the displacement network run, of one that has levels (``LapIRN``, chains of steps,
+            ``affine_voxelmorph``), the coarsest first; None leaves that as it is.
+        learning_rate: of all optimisers, which are built anew where it changes; None is their own.
 
     Raises:
-        ValueError: for a length that is given twice or not above 0, a batch size or scale not above 0.
+        ValueError: for a length that is given twice or not above 0, a batch size, scale or rate not above 0.
     """
 
     updates: Sequence[str]
@@ -48,6 +49,7 @@ class Stage:
     freeze: Sequence[str] = ()
     initial_from: Mapping[str, str] = field(default_factory=dict)
     levels: int | None = None
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         if sum(length is not None for length in (self.epochs, self.iterations, self.share)) > 1:
@@ -62,6 +64,8 @@ class Stage:
             raise ValueError(f"stages: expected a batch_size from 1, got {self.batch_size!r}.")
         if not 0 < self.image_scale <= 1:
             raise ValueError(f"stages: expected an image_scale above 0, at most 1, got {self.image_scale!r}.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"stages: expected a learning_rate above 0, got {self.learning_rate!r}.")
 
     @property
     def is_rest(self) -> bool:
@@ -127,7 +131,7 @@ class Stages:
             levels = len(getattr(engine.method.network, "levels", ())) if stage.levels is not None else 0
             if stage.levels is not None and not 1 <= stage.levels <= levels:
                 raise ValueError(
-                    f"stages: expected no levels, or for a network that has some (lapirn, clapirn) from 1 to their "
+                    f"stages: expected no levels, or for a network that has some (lapirn, icon, …) from 1 to their "
                     f"number, got {stage.levels} for {type(engine.method.network).__name__} with {levels}."
                 )
         engine.stages = self
@@ -222,6 +226,8 @@ class Stages:
                 copy_weights(engine.method.modules, source, target)
         if stage.freeze or stage.initial_from or (before is not None and before.freeze):
             engine.freeze(stage.freeze)
+        if stage.learning_rate != engine.learning_rate:
+            engine.learning_rate, engine.optimizers = stage.learning_rate, {}
         changed = [f"images at {stage.image_scale:g}" if stage.image_scale != 1 else "", _length(stage)]
         logger.info(
             "Epoch %d: training %s%s.", max(engine.state.epoch, 1), _name(stage),

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..checks import known_name
+
 Weight = float | Callable[[Any], Tensor]
 
 
@@ -55,6 +57,23 @@ class Step(Protocol):
         """Output of the pixel-wise estimator (score or log variance), (B, 1, *S)."""
 
 
+class BufferedWeight(nn.Module):
+    """A weight that a handler changes in the course of a training, and that is saved with it.
+
+    Args:
+        value: at the start.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(float(value)))
+
+    def forward(self, step: Step) -> Tensor:
+        return self.value.to(step.fixed.device, copy=True)  # a copy: the handler changes the buffer in place
+
+
 class Objective(nn.Module):
     """Σ weight · term.
 
@@ -83,6 +102,27 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({name: term for name, (_, term) in present.items()})
         # Buffers of weights are saved and moved with the objective.
         self.weight_modules = nn.ModuleDict({n: w for n, w in self.weights.items() if isinstance(w, nn.Module)})
+
+    def buffered(self, name: str) -> BufferedWeight:
+        """Have the weight of a term be one that a handler can change.
+
+        Args:
+            name: of a term whose weight is a number.
+
+        Returns:
+            The weight.
+
+        Raises:
+            ValueError: for an unknown term, or a weight that is none.
+        """
+        weight = self.weights[known_name("term", name, self.weights)]
+        if callable(weight):
+            raise ValueError(
+                f"term: expected a number as weight of '{name}', got {type(weight).__name__}, which says by itself "
+                "what it is in each step; leave the schedule out."
+            )
+        self.weights[name] = self.weight_modules[name] = held = BufferedWeight(weight)
+        return held
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute all terms of a step.

@@ -85,6 +85,32 @@ def _masked(warped: Tensor, fixed: Tensor, mask: Tensor | None) -> tuple[Tensor,
     return (warped, fixed) if mask is None else (warped * mask, fixed * mask)
 
 
+class LevelWeight:
+    """The weight of a term for each number of levels that a network runs.
+
+    Args:
+        network: has ``running``, that number.
+        weights: of one level, of two, …
+
+    Reference:
+        Tian et al., GradICON, CVPR 2023, Table 4.
+    """
+
+    def __init__(self, network: Any, weights: Sequence[float]) -> None:
+        self.network, self.weights = network, [float(weight) for weight in weights]
+
+    def __call__(self, step: Step) -> Tensor:
+        """The weight of a step.
+
+        Args:
+            step: of the iteration.
+
+        Returns:
+            A scalar.
+        """
+        return step.fixed.new_tensor(self.weights[self.network.running - 1])
+
+
 class CodeWeight:
     """largest · code: the weight of a term that the network's condition, a share in [0, 1], sets.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..spatial.units import voxel_to_unit
 from .cases import Cases
 from .folding import check_mask, masked_mean
 
@@ -35,6 +36,20 @@ class DisplacementMeasures:
         mask = None if self.mask is None else cases.of("displacement", self.mask)[0][:, 0] > 0
         fields = {"epe": cases.ddf, "epe_before": torch.zeros_like(cases.ddf)}
         return {name: end_point_error(field, truth, mask) for name, field in fields.items()}
+
+
+class MagnitudeMeasures:
+    """``magnitude_unit``: mean length of the displacement, in shares of the image's extent along each axis.
+
+    Reference:
+        Tian et al., GradICON, CVPR 2023, Fig. 4c.
+    """
+
+    headlines = ("magnitude_unit",)
+
+    def __call__(self, cases: Cases) -> dict[str, Tensor]:
+        """Return the column, (B,)."""
+        return {"magnitude_unit": voxel_to_unit(cases.ddf).norm(dim=1).flatten(1).mean(dim=1)}
 
 
 def end_point_error(ddf: Tensor, true_ddf: Tensor, mask: Tensor | None = None) -> Tensor:

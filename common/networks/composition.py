@@ -3,11 +3,12 @@
 
 import re
 from collections.abc import Mapping
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import known_name
 from ..spatial.fields import compose
 from ..spatial.integrate import resize_field
 from ..spatial.warp import warp
@@ -69,11 +70,58 @@ class Composition(nn.Module):
 
     Args:
         step: of one or more steps, cat(moving, fixed) -> ddf.
+
+    Attributes:
+        levels: the steps, coarse to fine.
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["levels"]
 
     def __init__(self, step: nn.Module) -> None:
         super().__init__()
         self.step = step
+        self.running = len(self.levels)
+
+    @property
+    def levels(self) -> list[nn.Module]:
+        """The steps, coarse to fine."""
+        return _listed(self.step)
+
+    @torch.jit.unused
+    def run_levels(self, number: int) -> None:
+        """Have the first steps alone run in training mode, on images of the size that the last of these sees.
+
+        For training in stages, whose images are as small (``image_scale``, 1/4 for steps of factor 4). In eval mode all
+        steps run on images of full size: steps that no stage has trained yet are the identity.
+
+        Args:
+            number: of steps, from 1.
+
+        Raises:
+            ValueError: for another number than the chain has.
+        """
+        if number not in range(1, len(self.levels) + 1):
+            raise ValueError(f"levels: expected 1 to {len(self.levels)}, the steps of this chain, got {number!r}.")
+        self.running = int(number)
+
+    @torch.jit.unused
+    def first_steps(self, number: int) -> nn.Module:
+        """The chain of the first steps, which sees images of the size that the last of these sees.
+
+        Args:
+            number: of steps; all are the whole chain, which sees images of full size.
+
+        Returns:
+            A part of this module.
+        """
+        chain, longer = self.step, len(self.levels) - number
+        for _ in range(longer):
+            while isinstance(chain, Downsample):
+                chain = chain.step
+            chain = chain.first  # type: ignore[assignment]
+        while longer and isinstance(chain, Downsample):
+            chain = chain.step
+        return chain
 
     def forward(self, image: Tensor, fixed: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
         """Displacement that pulls moving onto fixed.
@@ -106,42 +154,59 @@ class Composition(nn.Module):
             raise ValueError(
                 f"image: expected moving and fixed on the channel axis, (B, 2, *S), got {list(image.shape)}."
             )
-        ddf = self.step(image)
+        if torch.jit.is_scripting() or not self.training:
+            ddf = self.step(image)
+        else:
+            ddf = self.first_steps(self.running)(image)
         return Estimate(ddf, ddf)
+
+
+# Factors of the published chains. "oai": two steps at a quarter, one at a half, one at full resolution (A.2.1).
+# "oai_table" and "oai_table_full": the caption of Table 1, two at a quarter and two at a half of 160 x 384 x 384, which
+# is the grid itself for images of 80 x 192 x 192, and one more at full resolution. "oai_code": a quarter, a half, and
+# twice the whole of 80 x 192 x 192, as the code's knee networks. "lung": P = 3 (A.3.1). "released": published later.
+CHAINS: dict[str, tuple[int, ...]] = {
+    "single": (1,), "triangles": (8, 4, 2, 1), "oai": (4, 4, 2, 1), "oai_table": (2, 2, 1, 1),
+    "oai_table_full": (4, 4, 2, 2, 1), "oai_code": (4, 2, 1, 1), "lung": (4, 2, 1), "released": (4, 2, 1, 1),
+}  # fmt: skip
 
 
 def build_icon(
     spatial_dims: int,
-    factors: tuple[int, ...] = (4, 2, 1, 1),
+    factors: str | tuple[int, ...] = "released",
     down: tuple[int, ...] = DOWN,
     up: tuple[int, ...] = UP,
+    checkpointing: bool = False,
 ) -> Composition:
     """Compose one ``TallUNet2`` a factor, coarse to fine.
 
     Args:
         spatial_dims: 2 or 3.
-        factors: by which each step's images are down-sampled, in order: powers of two that never grow. (4, 2, 1, 1) is
-            GradICON's published lung and knee network, (8, 4, 2, 1) doubles the resolution at each of four steps
-            (triangles), (1,) is a single step.
+        factors: by which each step's images are down-sampled, in order: powers of two that never grow; or a name of
+            ``CHAINS``.
         down: widths of every step, see ``TallUNet2``.
         up: widths of every step, see ``TallUNet2``.
+        checkpointing: of every step, see ``TallUNet2``: less memory in training for a second forward.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: for factors that are not as described.
+        ValueError: for factors that are not as described, or an unknown name.
 
     Reference:
         Tian et al., GradICON, CVPR 2023, Sec. 5.1, A.1.1, A.2.1.
     """
+    if isinstance(factors, str):
+        factors = CHAINS[known_name("factors", factors, CHAINS)]
     if not factors or any(f < 1 or f & (f - 1) for f in factors) or list(factors) != sorted(factors, reverse=True):
         raise ValueError(
             f"factors: expected powers of two from coarse to fine such as [4, 2, 1, 1], got {list(factors)}."
         )
-    network: nn.Module = TallUNet2(spatial_dims, tuple(down), tuple(up))
+    network: nn.Module = TallUNet2(spatial_dims, tuple(down), tuple(up), checkpointing)
     for coarser, factor in zip(factors[:-1], factors[1:]):
-        network = TwoStep(_downsampled(network, coarser // factor), TallUNet2(spatial_dims, tuple(down), tuple(up)))
+        step = TallUNet2(spatial_dims, tuple(down), tuple(up), checkpointing)
+        network = TwoStep(_downsampled(network, coarser // factor), step)
     return Composition(_downsampled(network, factors[-1]))
 
 
@@ -149,6 +214,13 @@ def _downsampled(network: nn.Module, factor: int) -> nn.Module:
     while factor > 1:
         network, factor = Downsample(network), factor // 2
     return network
+
+
+def _listed(chain: nn.Module) -> list[nn.Module]:
+    """The steps of a chain, coarse to fine."""
+    while isinstance(chain, Downsample):
+        chain = chain.step
+    return [*_listed(chain.first), chain.second] if isinstance(chain, TwoStep) else [chain]
 
 
 def lengthened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

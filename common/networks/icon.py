@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import switch
 from ..spatial.units import unit_to_voxel
+from .checkpointing import checkpointed_steps
 from .convolution import channels_last, convolution, convolve, convolve_up, may_overwrite, weights_channels_last
 
 DOWN = (2, 16, 32, 64, 256, 512)
@@ -102,6 +104,7 @@ class TallUNet2(nn.Module):
         spatial_dims: 2 or 3.
         down: channels from the input (2 images) to the bottom.
         up: channels that each level adds on the way up, full resolution first; one fewer than ``down``.
+        checkpointing: in training, compute the step anew for the backward pass, instead of keeping what lies within.
 
     Raises:
         ValueError: for widths that do not fit together, another number of channels or axes.
@@ -110,7 +113,13 @@ class TallUNet2(nn.Module):
         Greer et al., ICON, ICCV 2021; Tian et al., GradICON, CVPR 2023, A.2.1 (tallUNet2 of the ICON code).
     """
 
-    def __init__(self, spatial_dims: int, down: tuple[int, ...] = DOWN, up: tuple[int, ...] = UP) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        down: tuple[int, ...] = DOWN,
+        up: tuple[int, ...] = UP,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -119,7 +128,7 @@ class TallUNet2(nn.Module):
                 f"down, up: expected 2 input channels and one more width down than up, got {tuple(down)} and"
                 f" {tuple(up)}; the published ones are {DOWN} and {UP}."
             )
-        self.spatial_dims = spatial_dims
+        self.spatial_dims, self.checkpointing = spatial_dims, switch(checkpointing, "checkpointing")
         self.down = nn.ModuleList([DownBlock(spatial_dims, i, o) for i, o in zip(down[:-1], down[1:])])
         inputs = [skip + below for skip, below in zip(down[1:], [*up[1:], 0])]
         # Listed from the bottom up, as they run.
@@ -136,6 +145,11 @@ class TallUNet2(nn.Module):
                 f"image: expected cat(moving, fixed), (B, 2, *S) with {self.spatial_dims} spatial axes, got"
                 f" {list(image.shape)}."
             )
+        if torch.jit.is_scripting() or not self.checkpointing:
+            return self._displacement(image)
+        return checkpointed_steps(self, self._displacement, image)
+
+    def _displacement(self, image: Tensor) -> Tensor:
         x = channels_last(image)
         skips: list[Tensor] = []
         for block in self.down:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LapIRN and its conditional form: a pyramid of three networks, whose fields add up from coarse to fine."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
@@ -18,6 +20,13 @@ from .lapirn_level import Level
 LEVELS = 3
 START_CHANNELS = {2: 64, 3: 7}
 CODES = {2: 0.1, 3: 0.4}  # what the published test scripts take
+# Learning rates and regularisers of the levels, the coarsest first: Tian et al., GradICON, CVPR 2023, Table 4 (lungs).
+LUNG: dict[str, dict[str, Any]] = {
+    "lapirn_lung": {"level_learning_rates": (1e-5, 5e-5, 1e-4), "level_smoothness": (1.0, 0.1, 0.1)},
+    "lapirn_lung_svf": {
+        "diffeomorphic": True, "level_learning_rates": (5e-5, 1e-4, 1e-4), "level_smoothness": (1.0, 0.1, 0.1),
+    },
+}  # fmt: skip
 
 
 class LapIRN(nn.Module):
@@ -43,6 +52,10 @@ class LapIRN(nn.Module):
         flow_range: of a level's flow.
         diffeomorphic: the levels' flows add up to a velocity, integrated on the level's grid by 7 squarings.
         conditional: the blocks take a code in [0, 1], the share of the smoothness weight's range.
+        level_learning_rates: of the stages in which a level is the finest that runs, the coarsest first; None is the
+            training's own throughout.
+        level_smoothness: weights of the smoothness in these stages, in the units of the released code; they take the
+            place of the method's. None is the method's, see ``engines.adaptation.lapirn``.
 
     Attributes:
         running: how many levels run, see ``run_levels``; stored with the weights.
@@ -66,6 +79,8 @@ class LapIRN(nn.Module):
         flow_range: float = 0.4,
         diffeomorphic: bool = False,
         conditional: bool = False,
+        level_learning_rates: Sequence[float] | None = None,
+        level_smoothness: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in START_CHANNELS:
@@ -76,6 +91,10 @@ class LapIRN(nn.Module):
                 f"start_channels, blocks, flow_range: expected numbers above 0, got {channels // 4}, {blocks} and "
                 f"{flow_range!r}; 7, 5 and 0.4 are published."
             )
+        self.level_learning_rates = _of_levels("level_learning_rates", level_learning_rates)
+        self.level_smoothness = _of_levels("level_smoothness", level_smoothness)
+        if level_smoothness is not None and conditional:
+            raise ValueError("level_smoothness: expected None with conditional, whose code sets the weight.")
         self.spatial_dims, self.conditional, self.diffeomorphic = spatial_dims, bool(conditional), bool(diffeomorphic)
         self.flow_range, self.squarings = float(flow_range), 7
         self.levels = nn.ModuleList(
@@ -167,6 +186,16 @@ class LapIRN(nn.Module):
             displacement_unit = _resized(voxel_to_unit(coarser), image.shape[2:])
         warped = warp(image[:, :1], unit_to_voxel(displacement_unit), padding="border")
         return torch.cat([warped, image[:, 1:], 2.0 * flow_unit], dim=1)  # in [-1, 1]^d, as published
+
+
+def _of_levels(name: str, values: Sequence[float] | None) -> list[float]:
+    """One number a level, or none."""
+    listed = [] if values is None else [float(value) for value in values]
+    if values is not None and (len(listed) != LEVELS or not all(0 <= value < math.inf for value in listed)):
+        raise ValueError(
+            f"{name}: expected {LEVELS} numbers of at least 0, the coarsest level's first, got {values!r}."
+        )
+    return listed
 
 
 def _resized(field_unit: Tensor, size: list[int]) -> Tensor:

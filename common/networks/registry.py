@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from ..checks import known_name
+from .affine import AffineVoxelMorph
 from .composition import build_icon
 from .diffusemorph import DiffuseMorph
-from .lapirn import LapIRN
+from .lapirn import LUNG, LapIRN
 from .transmorph import TransMorph
 from .tvf import PRESETS, TransMorphTVF
 from .unet import PixelEstimator
@@ -26,8 +27,10 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "voxelmorph": VoxelMorph,
     "voxelmorph_2": functools.partial(VoxelMorph, **COMPARED["voxelmorph_2"]),
     "voxelmorph_diff": VoxelMorphDiff,
+    "affine_voxelmorph": AffineVoxelMorph,
     "icon": build_icon,
     "lapirn": LapIRN,
+    **{name: functools.partial(LapIRN, **preset) for name, preset in LUNG.items()},
     "clapirn": functools.partial(LapIRN, conditional=True),
     "diffusemorph": DiffuseMorph,
     "transmorph": TransMorph,

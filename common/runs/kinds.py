@@ -16,6 +16,13 @@ def _switch(value: Any) -> bool:
     return switch(value, "value")
 
 
+def _switch_or_name(value: Any) -> bool | str:
+    try:
+        return switch(value, "value")
+    except ValueError:
+        return _name(value)
+
+
 def _whole(value: Any) -> int:
     number = _number(value)
     if number != int(number):
@@ -96,6 +103,7 @@ def _device(value: Any) -> Any:
 
 KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "switch": ("true or false", _switch),
+    "switch or name": ("true, false or a name", _switch_or_name),
     "whole": ("a whole number", _whole),
     "number": ("a number", _number),
     "number or auto": ("a number, or auto", _number_or_auto),

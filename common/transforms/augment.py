@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from monai.transforms import Compose, RandAffined, RandFlipd
 
-ROLES, KINDS = ("moving", "fixed"), ("image", "label", "mask")
+from ..checks import known_name
+from .released import KINDS, ROLES, RandomSwap, ReleasedAugmentation
 
 
 def random_flips(spatial_dims: int, probability: float = 0.5) -> Compose:
@@ -67,3 +71,30 @@ def random_affine(
         for role in ROLES
     ]
     return Compose(affines)
+
+
+AUGMENTATIONS: dict[str, Callable[[int], Any]] = {
+    "affine": random_affine,
+    "flips": random_flips,
+    "swap": lambda spatial_dims: RandomSwap(),
+    "released": lambda spatial_dims: ReleasedAugmentation(),
+}
+
+
+def augmentation(augment: bool | str | None, spatial_dims: int) -> Any:
+    """What a bundle's key ``augment`` asks for.
+
+    Args:
+        augment: False or None for nothing; "affine" (also True), "flips", "swap" (of moving and fixed), or "released"
+            (that of GradICON's released networks, see ``released.ReleasedAugmentation``).
+        spatial_dims: 2 or 3.
+
+    Returns:
+        A random transform of a pair, or None.
+
+    Raises:
+        ValueError: for another name, with the nearest.
+    """
+    if augment is None or augment is False:
+        return None
+    return AUGMENTATIONS["affine" if augment is True else known_name("augment", augment, AUGMENTATIONS)](spatial_dims)

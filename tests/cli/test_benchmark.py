@@ -52,7 +52,11 @@ def test_gradicon_steps_are_compared_with_plain_loops_of_the_same_loss(
 ) -> None:
     rows = sections[table]
     names = [benchmark_gradicon.PLAIN, benchmark_gradicon.PLAIN_LAST, benchmark_gradicon.TWO, benchmark_gradicon.ONE]
-    assert list(rows) == [*names, benchmark_gradicon.RELEASED, benchmark_gradicon.ALONE, "paper_v1", "released"]
+    others = [benchmark_gradicon.SAVED, benchmark_gradicon.RELEASED, benchmark_gradicon.ALONE]
+    assert list(rows) == [*names, *others, "paper_v1", "released"]
+    saved = rows[benchmark_gradicon.SAVED]
+    assert saved[-1] == pytest.approx(rows[benchmark_gradicon.ONE][-1], rel=1e-5)
+    assert saved[2] < rows[benchmark_gradicon.ONE][2]
     losses = [rows[name][-1] for name in names]
     # One forward takes the batch statistics of both directions together, so its loss is another.
     assert losses[:3] == pytest.approx([losses[0]] * 3, rel=1e-4)
@@ -71,6 +75,13 @@ def test_voxelmorph_stands_beside_monais_with_as_many_parameters(
     assert list(rows) == [benchmark_gradicon.MONAI, benchmark_gradicon.MONAI_LAST, *ours]
     assert rows[benchmark_gradicon.MONAI][1] == 1
     assert rows[ours[0]][2] > rows[ours[1]][2] > 0
+
+
+@pytest.mark.slow
+def test_checkpointing_lowers_the_peak_of_a_step() -> None:
+    rows = benchmark_gradicon.peak_table((48, 64, 64), torch.device("cpu"))[2:]
+    plain, _, saved = ([float(cell) for cell in row.strip("| ").split(" | ")[1:]] for row in rows)
+    assert saved[2] < 0.8 * plain[2]
 
 
 @pytest.mark.slow

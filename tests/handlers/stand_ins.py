@@ -23,6 +23,7 @@ def stand_in(iteration, names, lr=1e-3, optimizer=torch.optim.Adam):
     engine = Engine(iteration)
     engine.method = SimpleNamespace(updates=[update_of(name, lr, optimizer) for name in names], modules={})
     engine.active, engine.optimizers, engine.loaders = frozenset(names), {}, None
+    engine.learning_rate = None
     engine.state.device = torch.device("cpu")
 
     def built(update):

@@ -122,6 +122,7 @@ def test_run_too_short_for_a_share_says_so_loudly(share, warned, caplog):
         ([{**REST, "batch_size": 0}], "stages: expected a batch_size from 1, got 0"),
         ([{**REST, "image_scale": 0}], "stages: expected an image_scale above 0, at most 1, got 0"),
         ([{**REST, "image_scale": 2}], "stages: expected an image_scale above 0, at most 1, got 2"),
+        ([{**REST, "learning_rate": 0.0}], "stages: expected a learning_rate above 0, got 0.0"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(stages, message):
@@ -343,3 +344,16 @@ def test_estimator_may_be_trained_with_the_displacement_frozen_as_a_whole():
     watch = Watch()
     trainer([{"updates": ["score"], "freeze": ["model"]}], 1, [watch]).run()
     assert {part.split(".")[0] for part in moved(watch, 0, 4)} == {"model_score"}
+
+
+def test_a_stage_has_its_own_learning_rate_and_the_next_one_the_trainings_again():
+    watch, rates = Watch(), []
+    stages = [{**ALONE, "epochs": 1}, {**ALONE, "epochs": 1, "learning_rate": 5e-4}, ALONE]
+    engine = trainer(stages, 3, [watch])
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda e: rates.append(e.optimizers["displacement"].param_groups[0]["lr"])
+    )
+    engine.run()
+    assert rates == [1e-2, 5e-4, 1e-2]
+    first, second, third = (watch.optimizers[number]["displacement"] for number in (3, 7, 11))
+    assert first is not second and second is not third

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from common.metrics.displacement import DisplacementMeasures, end_point_error
+from common.metrics.displacement import DisplacementMeasures, MagnitudeMeasures, end_point_error
 from tests.metrics.synthetic import shifted
 
 
@@ -56,3 +58,12 @@ def test_truth_may_be_optional_and_is_else_asked_for():
     cases = shifted((14, 17), (0.0, 0.0), true_ddf=torch.zeros(2, 2, 14, 17))
     with pytest.raises(ValueError, match="displacement: the data hold no fixed_label"):
         DisplacementMeasures()(cases)
+
+
+@pytest.mark.parametrize(("offset", "shape"), [((3.0, -4.0), (7, 5)), ((2.0, 3.0, -6.0), (5, 7, 4))])
+def test_magnitude_is_a_share_of_the_extent_along_each_axis(offset, shape):
+    ddf = torch.tensor(offset).reshape(1, -1, *[1] * len(shape)).expand(2, -1, *shape)
+    share = sum((value / (n - 1)) ** 2 for value, n in zip(offset, shape, strict=True)) ** 0.5
+    columns = MagnitudeMeasures()(SimpleNamespace(ddf=ddf))
+    assert list(columns) == ["magnitude_unit"] == list(MagnitudeMeasures.headlines)
+    assert columns["magnitude_unit"].tolist() == pytest.approx([share, share], abs=1e-6)

@@ -20,17 +20,18 @@ TVF = {"channels": 8, "depths": (2, 2, 2), "heads": (2, 2, 4), "head_channels": 
 SMALL = {
     "transmorph_tvf": TVF,
     "tmspr": TVF,
+    "affine_voxelmorph": {"widths": (2, 4, 8), "hidden": 8},
     "icon": {"down": (2, 4, 8, 8, 12, 16), "up": (4, 4, 8, 8, 12)},
     "transmorph": {"size": "tiny", "channels": 8, "head_channels": 8},
     "lapirn": {"start_channels": 3, "blocks": 2},
-    "clapirn": {"start_channels": 3, "blocks": 2},
+    **{key: {"start_channels": 3, "blocks": 2} for key in ("clapirn", "lapirn_lung", "lapirn_lung_svf")},
     "diffusemorph": {
         "channels": 4, "groups": 2, "multipliers": (1, 2, 2),
         "field_encoder": (4, 8, 8, 8), "field_decoder": (8, 8, 8, 4),
     },
 }  # fmt: skip
 # Those whose published weights start away from the identity: their first displacement as a share of the image's extent.
-FIRST_SHARE = {"lapirn": 0.05, "clapirn": 0.05}
+FIRST_SHARE = dict.fromkeys(("lapirn", "clapirn", "lapirn_lung", "lapirn_lung_svf"), 0.05)
 # Two that the conditional ones take, their default last, in 2D and 3D.
 CONDITIONS = {"diffusemorph": {2: (0.5, 1.0), 3: (0.5, 1.0)}, "clapirn": {2: (0.9, 0.1), 3: (0.9, 0.4)}}
 CONDITIONS["tmspr"] = dict.fromkeys((2, 3), (0.0, 0.55))

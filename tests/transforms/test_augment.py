@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from common.transforms.augment import random_affine, random_flips
+from common.transforms.augment import augmentation, random_affine, random_flips
+from common.transforms.released import RandomSwap, ReleasedAugmentation
 
 SIZES = [(20, 25), (16, 19, 18)]
 
@@ -86,3 +87,15 @@ def test_flips_mirror_a_pair_along_every_axis_half_of_the_time(size):
     assert min(counts) > 0
     none = random_flips(len(size), probability=0.0)
     assert torch.equal(none(dict(pair))["fixed_image"].as_tensor(), pair["fixed_image"])
+
+
+@pytest.mark.parametrize(("augment", "kind"), [("affine", "Compose"), (True, "Compose"), ("flips", "Compose")])
+def test_augmentations_go_by_name(augment, kind):
+    assert type(augmentation(augment, 2)).__name__ == kind
+    assert type(augmentation("swap", 3)) is RandomSwap and type(augmentation("released", 3)) is ReleasedAugmentation
+    assert augmentation(False, 2) is None and augmentation(None, 3) is None
+
+
+def test_unknown_augmentation_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="augment: expected one of affine, flips, swap, released, got 'relesed'.*'rel"):
+        augmentation("relesed", 2)
