@@ -282,15 +282,12 @@ def verify(*bundles: str) -> None:
 
     Args:
         bundles: paths or names; none: all under bundles/. Of a packed bundle, ``FILE.zip``, its files are compared with
-            their SHA-256 sums, and nothing else.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``archive.verify_archive`` and ``bundles.find_bundles``.
+            their SHA-256 sums, see ``archive.verify_archive``, and nothing else.
     """
     archives = [str(name) for name in bundles if str(name).endswith(".zip")]
+    others = tuple(str(name) for name in bundles if str(name) not in archives)
     for archive in archives:
         print(verify_archive(archive))
-    others = tuple(str(name) for name in bundles if str(name) not in archives)
     failed = 0
     for bundle in find_bundles(others) if others or not archives else []:
         print(bundle.name)

@@ -17,6 +17,7 @@ from ..io.spacing import grid_of_spacing
 from ..io.transforms import Transform
 from ..transforms.picture import draw_registration
 from ..transforms.save import DESCRIPTIONS
+from .pair_page import write_pair_page
 
 if TYPE_CHECKING:
     from .result import Result
@@ -57,7 +58,9 @@ def write_result(folder: Path, result: Result, inverse: Transform, interpolation
     _write_points(folder, "fixed_points_in_moving", result.fixed_points, result.transform)
     if result.item is not None:
         draw_registration(folder / "registration.png", result.item)
-    _write_json(folder / "metrics.json", result.metrics())
+    metrics = result.metrics()
+    write_pair_page(folder / "report.html", result, metrics)
+    _write_json(folder / "metrics.json", metrics)
     _write_json(folder / "provenance.json", dict(result.provenance))
 
 
