@@ -56,3 +56,13 @@ def test_truth_may_be_optional_and_is_else_asked_for():
     cases = shifted((14, 17), (0.0, 0.0), true_ddf=torch.zeros(2, 2, 14, 17))
     with pytest.raises(ValueError, match="displacement: the data hold no fixed_label"):
         DisplacementMeasures()(cases)
+
+
+def test_unit_columns_are_in_shares_of_the_extent():
+    truth = torch.zeros(2, 2, 5, 9)
+    truth[:, 0], truth[:, 1] = 0.4, 0.8  # a tenth of each axis's n - 1 intervals
+    columns = DisplacementMeasures(mask=None, unit=True)(shifted((5, 9), (0.4, 0.0), true_ddf=truth))
+    assert columns["epe_unit"].tolist() == pytest.approx([0.1, 0.1])
+    assert columns["epe_unit_before"].tolist() == pytest.approx([0.1 * 2**0.5] * 2)
+    assert columns["magnitude_unit"].tolist() == pytest.approx([0.1, 0.1])
+    assert columns["epe"].tolist() == pytest.approx([0.8, 0.8])
