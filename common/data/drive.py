@@ -15,10 +15,8 @@ under a random deformation (``common.data.elastic``), which stands in the pair a
 (seed, image, number) alone. The whole picture is deformed at its own size and then brought to ``spatial_size``, its
 aspect ratio lost.
 
-Departures from the ICON code, where moving is the drawing as well: vessels are bright on black, not black on white;
-pictures are smoothed and resampled to ``spatial_size``, not averaged over 4 x 4 pixels to 141 x 146; deformations are
-sampled linearly, not by cubic splines, and none folds.
-
+Departures from the ICON code: vessels are bright on black, not black on white; pictures are smoothed and resampled, not
+averaged over 4 x 4 pixels to 141 x 146; deformations are sampled linearly, not by cubic splines, and none folds.
 Array axes run to the right and downwards. There are no millimetres: spacing is NaN.
 
 Reference: Staal et al., IEEE TMI 23(4), 2004 (the data set); Tian et al., GradICON, CVPR 2023, Sec. 6.2 (the pairs).
