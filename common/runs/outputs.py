@@ -49,6 +49,7 @@ SETS: dict[str, tuple[str, ...]] = {
         "sparsification.png",
         "sparsification_displacement.csv",
         "sparsification_displacement.png",
+        "landmarks.csv",
         "reliability.csv",
         "reliability.png",
     ),
