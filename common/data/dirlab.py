@@ -101,7 +101,8 @@ def find_cases(folder: str | Path) -> list[dict[str, Any]]:
             )
             for key, pattern in zip(("image", "points"), patterns, strict=True):
                 entry[f"{role}_{key}"] = _one(path, pattern)
-        entry["grid"] = _grid(path, name, number)._asdict()
+        grid = _grid(path, name, number)
+        entry["grid"] = {"size": list(grid.size), "spacing": list(grid.spacing), "distance": grid.distance}
         found[name] = entry
     return [found[name] for name in sorted(found, key=lambda name: (name[:4], int(name[4:])))]
 
