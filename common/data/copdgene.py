@@ -9,7 +9,7 @@ Layout, as GradICON's training scripts read it::
                        12345X_EXP_STD*_COPD_img.nii.gz, …  at expiration
                 copd1/…, Case1Pack/…                       DIR-Lab, see ``common.data.dirlab``: the split "test"
 
-The folder may hold COPDGene, DIR-Lab, or both. Without ``splits`` one name of ten is validation (by CRC-32). Where
+The folder may hold COPDGene, DIR-Lab, or both. Without ``splits`` one name of ten is validation (by SHA-256). Where
 there is no lung mask, as in DIR-Lab, one is made from the CT (``transforms.lungs.lung_mask``); the log says so. A
 phantom in this layout adds ``12345X/12345X_INSP_to_EXP_ddf.nii.gz``, the true displacement.
 

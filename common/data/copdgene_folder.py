@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ def _names(base: Path, split: str) -> list[str]:
             raise DatasetLayoutError(f"dataset_dir: no {LISTS[split]} in {str(base / 'splits')!r}; {LAYOUT}.")
         return sorted({line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()})
     folders = [path.name for path in base.iterdir() if path.is_dir() and any(path.glob(f"{path.name}_INSP_STD*img*"))]
-    held_out = {name: zlib.crc32(name.encode()) % HELD_OUT == 0 for name in folders}
-    return sorted(name for name in folders if held_out[name] == (split == "validation"))
+    held_out = {name for name in folders if int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0}
+    return sorted(name for name in folders if (name in held_out) == (split == "validation"))
 
 
 def _files(base: Path, split: str, name: str) -> dict[str, Any]:
