@@ -61,7 +61,7 @@ OPTIONS: dict[str, Option] = {
     "pairs": Option("CSV file of the pairs to evaluate", DATA, kind="path", optional=True, reads=True),
     "views": Option("views of the heart: 2CH, 4CH", DATA, kind="names", fixed=True),
     "partition": Option("who is in which split: number (last digit), official (the release's files)", DATA, fixed=True),
-    "label_set": Option("labels of OASIS: 35 structures, or 4 tissues", DATA, fixed=True),
+    "label_set": Option("labels: of OASIS 35 structures, or 4 tissues; of OAI cartilages, or merged", DATA, fixed=True),
     "original_labels": Option("deliver labels at their original size as well", DATA, fixed=True),
     "cache": Option('where decoded volumes lie: "memory", or a folder', DATA, kind="path"),
     "partners": Option("moving partners of each training subject", (TRAIN,), least=1, fixed=True),
