@@ -118,7 +118,7 @@ def synthetic_files(folder: Path, dims: int) -> dict[str, str]:
     """
     write_pair(folder, dims)
     moving = _load(folder / "moving.nii.gz")
-    ball = (np.asarray(moving.dataobj) > 0.5).astype(np.uint8) * LABEL
+    ball = (np.asarray(moving.dataobj) < -400).astype(np.uint8) * LABEL
     nib.save(nib.Nifti1Image(ball, moving.affine), folder / "moving_label.nii.gz")
     return {name: str(folder / f"{name}.nii.gz") for name in ("moving", "fixed", "moving_label")}
 

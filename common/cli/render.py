@@ -127,6 +127,10 @@ def inference(name: str, train: Mapping[str, Any], dataset: ModuleType) -> dict[
     values |= {key: train[key] for key in train if key.startswith("instance_")}
     filled |= {key: value for key, value in values.items() if key in filled}
     filled["crop_center"] = dataset.INFERENCE["crop_center"]  # that of the training may need labels
+    if "intensities" in dataset.INFERENCE:
+        filled["intensities"] = dataset.INFERENCE["intensities"]
+        (crop,) = (part for part in filled["preprocessing"]["transforms"] if part["_target_"].endswith(".CropPaird"))
+        crop["intensities"] = "@intensities"
     reached = {key for start in ("method", "condition") for key in _closure(start, train)}
     needed = [key for key in train if key in reached and key not in filled]
     result: dict[str, Any] = {}

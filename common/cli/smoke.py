@@ -55,7 +55,7 @@ from monai.bundle import ConfigParser  # noqa: E402
 
 
 def write_pair(folder: Path, spatial_dims: int) -> None:
-    """A bright ball, off centre in the fixed image, as moving.nii.gz and fixed.nii.gz.
+    """A dark ball, off centre in the fixed image, as moving.nii.gz and fixed.nii.gz: in HU, air inside a body.
 
     Args:
         folder: to write to.
@@ -65,7 +65,7 @@ def write_pair(folder: Path, spatial_dims: int) -> None:
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
     for name, shift in (("moving", 0.0), ("fixed", 3.0)):
         centre = np.array([n / 2 + shift for n in shape]).reshape(-1, *[1] * spatial_dims)
-        image = np.exp(-(((grid - centre) / 12.0) ** 2).sum(0)).astype(np.float32)
+        image = (40 - 900 * np.exp(-(((grid - centre) / 12.0) ** 2).sum(0))).astype(np.float32)
         nib.save(nib.Nifti1Image(image, np.diag([1.5, 1.5, 1.5, 1.0])), folder / f"{name}.nii.gz")
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from monai.transforms import Randomizable
 from monai.utils import convert_to_tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
@@ -20,8 +21,9 @@ from ..transforms.intensity import min_max, offset_and_scale
 IMAGES = ("moving_image", "fixed_image")
 LABELS = ("moving_label", "fixed_label")
 MASKS = ("moving_mask", "fixed_mask")
+POINTS = ("moving_points", "fixed_points")  # voxels, (N, d)
 ORIGINALS = ("moving_label_original", "fixed_label_original")  # each of its case's own size
-DETAILS = ("subject", "case", "slice", "spacing", "group", *ALONG, "spacing_original", *ORIGINALS)
+DETAILS = ("subject", "case", "slice", "spacing", "group", *ALONG, *POINTS, "spacing_original", *ORIGINALS)
 
 
 class PairDataset(Dataset):
@@ -106,6 +108,7 @@ class PairDataset(Dataset):
         moved = (*self._training, "centre", *(key for key in ALONG if key in self._details))
         cropped: Any = self.crop({key: pair[key] for key in moved})
         cropped = {key: pair[key] for key in self._details} | cropped
+        cropped |= {key: cropped[key] - cropped["crop_start"] for key in POINTS if key in cropped}
         return {key: cropped[key] for key in (*self._training, *self._details, "crop_start")}
 
     def _drawn(self, index: int, draw_seed: int) -> dict[str, Any]:
@@ -242,7 +245,7 @@ def evaluation_loader(dataset: PairDataset, batch_size: int, num_workers: int = 
     """All pairs once, in order, not sharded over processes.
 
     Tensors and numbers are stacked, strings stay lists, and so do labels at their original size (``ORIGINALS``), whose
-    shapes differ; ``spacing`` ``(B, d)`` is NaN where unknown.
+    shapes differ; ``spacing`` ``(B, d)`` is NaN where unknown. Cases of fewer landmarks are filled up with NaN.
 
     Args:
         dataset: of the pairs.
@@ -263,5 +266,6 @@ def evaluation_loader(dataset: PairDataset, batch_size: int, num_workers: int = 
 
 
 def _batch(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    originals = {key: [pair.pop(key) for pair in pairs] for key in ORIGINALS if key in pairs[0]}
-    return default_collate(pairs) | originals
+    apart = {key: [pair.pop(key) for pair in pairs] for key in (*ORIGINALS, *POINTS) if key in pairs[0]}
+    points = {key: pad_sequence(apart.pop(key), True, torch.nan) for key in POINTS if key in apart}
+    return default_collate(pairs) | apart | points

@@ -48,8 +48,7 @@ class Phantom(NamedTuple):
         files are compared with their checksums once a process, and again where their sizes or times have changed.
 
         Args:
-            cache_dir: holds ``registration-bundles``; default: the environment's REGISTRATION_BUNDLES_CACHE, else
-                XDG_CACHE_HOME, else ``~/.cache``.
+            cache_dir: see ``cache_folder``.
 
         Returns:
             Path of the folder.
@@ -58,8 +57,7 @@ class Phantom(NamedTuple):
             DatasetLayoutError: for a file that is missing or no longer the one that was made, naming what to delete.
             OSError: where the cache cannot be written, naming the variable that moves it.
         """
-        environment = os.environ.get("REGISTRATION_BUNDLES_CACHE") or os.environ.get("XDG_CACHE_HOME")
-        parent = Path(cache_dir or environment or Path.home() / ".cache").expanduser() / "registration-bundles"
+        parent = cache_folder(cache_dir)
         defaults = {key: str(value.default) for key, value in signature(self.make).parameters.items()}
         recipe = f"{sorted(defaults.items())} {self.version} {CHECKSUMS}"
         target = parent / f"{self.name}_{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
@@ -69,6 +67,20 @@ class Phantom(NamedTuple):
         else:
             _make(self.make, parent, target)
         return target
+
+
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Folder for what can be made again.
+
+    Args:
+        cache_dir: holds ``registration-bundles``; default: the environment's REGISTRATION_BUNDLES_CACHE, else
+            XDG_CACHE_HOME, else ``~/.cache``.
+
+    Returns:
+        Its path; it need not exist.
+    """
+    environment = os.environ.get("REGISTRATION_BUNDLES_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return Path(cache_dir or environment or Path.home() / ".cache").expanduser() / "registration-bundles"
 
 
 def _make(make: Callable[..., object], parent: Path, target: Path) -> None:

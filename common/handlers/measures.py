@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..engines.cost import cost
 from ..io.results import BEFORE, results_table, undeformed, write_results, write_rows
-from ..metrics.cases import Cases, EvaluationMeasure, Measure, SubjectMeasure
+from ..metrics.cases import Cases, EvaluationMeasure, Measure, PooledMeasure, SubjectMeasure
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 class CaseMeasures:
     """Measures every case; at the end writes ``metrics.csv``, ``subjects.csv``, ``summary.json`` and says a table.
 
-    Measures of the whole evaluation (``metrics.cases.EvaluationMeasure``) have a file each, ``sparsification.csv``.
+    Measures of the whole evaluation (``metrics.cases.EvaluationMeasure``, ``PooledMeasure``) have a file each,
+    ``sparsification.csv``, ``landmarks.csv``.
 
     ``state.metrics`` receives the means over cases: of all that was written, or, where nothing is, of the measures
     after registration.
@@ -56,6 +57,7 @@ class CaseMeasures:
         self.sums: dict[str, dict[str, Tensor]] = {}
         self.subjects: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
+        self.pools: dict[str, list[Tensor]] = {}
         self.tables: dict[str, list[dict[str, float]]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -69,7 +71,7 @@ class CaseMeasures:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _reset(self, engine: Engine) -> None:
-        self.rows, self.sums, self.subjects, self.tables = [], {}, [], {}
+        self.rows, self.sums, self.pools, self.subjects, self.tables = [], {}, {}, [], {}
 
     @torch.no_grad()
     def _measure(self, engine: Engine) -> None:
@@ -85,6 +87,8 @@ class CaseMeasures:
         columns: dict[str, Tensor] = {}
         for measure in self.measures:
             columns |= _without_double(columns, measure(cases), measure)
+        for name, value in cases.pools.items():
+            self.pools.setdefault(name, []).append(value[value.isfinite()].cpu())
         values = {name: value.cpu().tolist() for name, value in columns.items()}
         seconds = output["seconds"] / len(cases.ddf)
         for index, subject in enumerate(batch["subject"]):
@@ -108,10 +112,13 @@ class CaseMeasures:
     def _tables(self) -> dict[str, list[dict[str, float]]]:
         names = {name for sums in self.sums.values() for name in sums}
         totals = {name: torch.stack([sums[name] for sums in self.sums.values()]).sum(0) for name in names}
+        pools = {name: torch.cat(parts) for name, parts in self.pools.items()}
         tables: dict[str, list[dict[str, float]]] = {}
         for measure in self.measures:
             if isinstance(measure, EvaluationMeasure):
                 tables |= measure.of_evaluation(totals)
+            if isinstance(measure, PooledMeasure):
+                tables |= measure.of_pool(pools)
         return tables
 
     def _finish(self, engine: Engine) -> None:

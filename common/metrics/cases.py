@@ -26,6 +26,8 @@ class Cases:
         thorough: False leaves out what is slow (validation while training).
         estimate: returns the maps of ``uncertainty``; called only where a measure asks for them.
         sums: what measures leave here is added up over the cases of a subject, (B, …) a name; see ``SubjectMeasure``.
+        pools: what measures leave here, (B, N) a name, is put together over all cases, NaN left out; see
+            ``PooledMeasure``.
     """
 
     batch: Mapping[str, Any]
@@ -35,6 +37,7 @@ class Cases:
     thorough: bool = True
     estimate: Callable[[], Mapping[str, Tensor]] = dict
     sums: dict[str, Tensor] = field(default_factory=dict)
+    pools: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def determinant(self) -> Tensor:
@@ -126,6 +129,22 @@ class EvaluationMeasure(Protocol):
 
         Args:
             sums: by name, each summed over all cases.
+
+        Returns:
+            Rows by the name of the table, which is that of its file.
+        """
+        ...
+
+
+@runtime_checkable
+class PooledMeasure(Protocol):
+    """A measure that also says something of single values of all cases together, such as quantiles over all points."""
+
+    def of_pool(self, pools: Mapping[str, Tensor]) -> dict[str, list[dict[str, float]]]:
+        """Tables, from all that ``Cases.pools`` held.
+
+        Args:
+            pools: by name, (N,), no NaN.
 
         Returns:
             Rows by the name of the table, which is that of its file.

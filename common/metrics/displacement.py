@@ -17,12 +17,14 @@ class DisplacementMeasures:
     Args:
         mask: key of the data whose non-zero voxels count, (B, 1, *S); None counts all.
         required: False leaves the columns out where the data hold no truth (real images of a set with a phantom).
+        unit: also in units of the image's extent, (n − 1) voxels along each axis: ``epe_unit``, ``epe_unit_before``,
+            as GradICON's Fig. 4 has them.
     """
 
     headlines = ("epe",)
 
-    def __init__(self, mask: str | None = "fixed_label", required: bool = True) -> None:
-        self.mask, self.required = mask, bool(required)
+    def __init__(self, mask: str | None = "fixed_label", required: bool = True, unit: bool = False) -> None:
+        self.mask, self.required, self.unit = mask, bool(required), bool(unit)
 
     def __call__(self, cases: Cases) -> dict[str, Tensor]:
         """Return the columns, each (B,).
@@ -34,8 +36,15 @@ class DisplacementMeasures:
             return {}
         (truth,) = cases.of("displacement", "true_ddf")
         mask = None if self.mask is None else cases.of("displacement", self.mask)[0][:, 0] > 0
-        fields = {"epe": cases.ddf, "epe_before": torch.zeros_like(cases.ddf)}
-        return {name: end_point_error(field, truth, mask) for name, field in fields.items()}
+        still = torch.zeros_like(cases.ddf)
+        columns = {"epe": end_point_error(cases.ddf, truth, mask), "epe_before": end_point_error(still, truth, mask)}
+        if self.unit:
+            found, true = voxel_to_unit(cases.ddf), voxel_to_unit(truth)
+            columns |= {
+                "epe_unit": end_point_error(found, true, mask),
+                "epe_unit_before": end_point_error(still, true, mask),
+            }
+        return columns
 
 
 class MagnitudeMeasures:
@@ -53,15 +62,15 @@ class MagnitudeMeasures:
 
 
 def end_point_error(ddf: Tensor, true_ddf: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over voxels of the Euclidean distance ‖u(x) − u_true(x)‖.
+    """Mean over voxels of the Euclidean distance ‖u(x) − u_true(x)‖, in the unit of both.
 
     Args:
-        ddf: estimated displacement in voxels, (B, d, *S).
-        true_ddf: true displacement in voxels, (B, d, *S).
+        ddf: estimated displacement, (B, d, *S).
+        true_ddf: true displacement, (B, d, *S).
         mask: (B, *S), non-zero where voxels count; None for all.
 
     Returns:
-        (B,) in voxels; NaN where the mask is empty.
+        (B,); NaN where the mask is empty.
 
     Raises:
         ValueError: if the fields' shapes differ or are not (B, d, *S), or the mask is not (B, *S).

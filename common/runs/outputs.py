@@ -33,7 +33,8 @@ SETS: dict[str, tuple[str, ...]] = {
     EVALUATION: (
         "metrics.csv", "subjects.csv", "summary.json", "report.html", "registration.png", "scores.png",
         "deviations.png", "weights.png", "weight_volumes.png", "ejection_fraction.png", "sparsification.csv",
-        "sparsification.png", "sparsification_displacement.csv", "sparsification_displacement.png", "reliability.csv",
+        "sparsification.png", "sparsification_displacement.csv", "sparsification_displacement.png", "landmarks.csv",
+        "reliability.csv",
         "reliability.png",
     ),
     REGISTRATION: (

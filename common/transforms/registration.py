@@ -9,7 +9,7 @@ axes, then come the Z slices. F are the axes of the fixed file as they are store
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class CropPaird(MapTransform):
             that is.
         percentiles: lower and upper, in per cent, to which each file's intensities are clipped before anything else
             (``common.transforms.intensity.clipped``); None leaves them.
+        intensities: what is made of each file's values then, as ``common.transforms.lungs.LungIntensities``; None
+            leaves them.
 
     Raises:
         ValueError: for sizes that are not positive whole numbers, or percentiles that are not two in order.
@@ -73,6 +75,7 @@ class CropPaird(MapTransform):
         spatial_size: Sequence[int] | None,
         crop_center: str | Sequence[float] = "auto",
         percentiles: Sequence[float] | None = None,
+        intensities: Callable[[Image], Image] | None = None,
     ) -> None:
         super().__init__("image", allow_missing_keys=True)
         if spatial_size is not None and (not spatial_size or any(int(n) != n or n < 1 for n in spatial_size)):
@@ -81,6 +84,7 @@ class CropPaird(MapTransform):
         self.size = None if spatial_size is None else [int(n) for n in spatial_size]
         self.crop_center = crop_center
         self.percentiles = percentiles
+        self.intensities = intensities
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the network's input.
@@ -99,10 +103,7 @@ class CropPaird(MapTransform):
                 f"{fixed.array.dim()}D images, {pair.name} of shape {tuple(pair.moving.array.shape)}; pass whole "
                 f"volumes, or run a bundle for {fixed.array.dim()}D."
             )
-        moving, fixed = (
-            image._replace(array=clipped(image.array, self.percentiles))
-            for image in (data["transform"].placed(pair.moving), fixed)
-        )
+        moving, fixed = (self._scaled(image) for image in (data["transform"].placed(pair.moving), fixed))
         centre = self._centre(moving, fixed, pair, dims)
         start, _, _ = crop_window(working.array.shape[:dims], centre.tolist(), size)
         if self.size is not None:
@@ -120,6 +121,10 @@ class CropPaird(MapTransform):
         stacked = from_stack(crops, sliced=working.array.dim() > dims)
         image = MetaTensor(stacked, affine=torch.from_numpy(fixed.affine), meta=meta)
         return {**data, "image": image, "pair": pair._replace(start=tuple(start))}
+
+    def _scaled(self, image: Image) -> Image:
+        image = image._replace(array=clipped(image.array, self.percentiles))
+        return image if self.intensities is None else self.intensities(image)
 
     def _centre(self, moving: Image, fixed: Image, pair: Pair, dims: int) -> Tensor:
         """On the working grid, (d,) in voxels."""

@@ -14,7 +14,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 
-from common.data import triangles
 from common.handlers.state import load_weights
 from tests.bundles.suite import BUNDLES, SIZES, config, data_of
 
@@ -27,13 +26,15 @@ def files(data_dirs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """Moving, fixed and the label of moving, of the data set of every bundle."""
     found = {}
     for bundle in BUNDLES:
-        if data_of(bundle).PHANTOM is not None:
-            entry = data_of(bundle).datalist(data_dirs[bundle.name], "validation")[0]
-            found[bundle.name] = [Path(entry[key]) for key in ("moving_image", "fixed_image", "moving_label")]
-            continue
-        pair, found[bundle.name] = triangles.load_pairs("phantom", "test", 1, (40, 33))[0], []
-        for key in ("moving_image", "fixed_image", "moving_label"):
-            found[bundle.name].append(tmp_path_factory.mktemp("triangles") / "image.nii.gz")
+        keys, data = ("moving_image", "fixed_image", "moving_label"), data_of(bundle)
+        if data.PHANTOM is not None:
+            entry = data.datalist(data_dirs[bundle.name], "validation")[0]
+            if "generated" not in entry:
+                found[bundle.name] = [Path(entry[key]) for key in keys]
+                continue
+        pair, found[bundle.name] = data.load_pairs(data_dirs[bundle.name], "validation", spatial_size=(40, 33))[0], []
+        for key in keys:
+            found[bundle.name].append(tmp_path_factory.mktemp("generated") / "image.nii.gz")
             array = pair[key][0].numpy().astype(np.float32)
             nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 1.0, 1.0])), found[bundle.name][-1])
     return found

@@ -67,3 +67,12 @@ def test_magnitude_is_a_share_of_the_extent_along_each_axis(offset, shape):
     columns = MagnitudeMeasures()(SimpleNamespace(ddf=ddf))
     assert list(columns) == ["magnitude_unit"] == list(MagnitudeMeasures.headlines)
     assert columns["magnitude_unit"].tolist() == pytest.approx([share, share], abs=1e-6)
+
+
+def test_unit_columns_are_in_shares_of_the_extent():
+    truth = torch.zeros(2, 2, 5, 9)
+    truth[:, 0], truth[:, 1] = 0.4, 0.8  # a tenth of each axis's n - 1 intervals
+    columns = DisplacementMeasures(mask=None, unit=True)(shifted((5, 9), (0.4, 0.0), true_ddf=truth))
+    assert columns["epe_unit"].tolist() == pytest.approx([0.1, 0.1])
+    assert columns["epe_unit_before"].tolist() == pytest.approx([0.1 * 2**0.5] * 2)
+    assert columns["epe"].tolist() == pytest.approx([0.8, 0.8])

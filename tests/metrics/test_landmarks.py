@@ -75,3 +75,30 @@ def test_landmarks_refuse_bad_input():
         LandmarkMeasures([25])
     with pytest.raises(ValueError, match="landmarks: the data hold no moving_points and no fixed_points"):
         LandmarkMeasures()(shifted((14, 17), (0.0, 0.0)))
+
+
+def test_the_other_direction_and_all_points_together():
+    shape, spacing = (14, 17), torch.tensor([[2.0, 1.0]] * 2)
+    fixed = points(shape, count=4)
+    moving = fixed + torch.tensor([1.0, -2.0])
+    moving[1, 3] = NAN
+    cases = shifted(shape, (1.0, -2.0), moving_points=moving, fixed_points=fixed, spacing=spacing)
+    cases.reverse_ddf = -cases.ddf + torch.tensor([1.5, 0.0]).reshape(1, 2, 1, 1)
+    measure = LandmarkMeasures(quantiles=[0.5], both_ways=True)
+    columns = measure(cases)
+    assert columns["tre_mm"].tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert columns["tre_mm_reverse"].tolist() == pytest.approx([3.0, 3.0], abs=1e-5)
+    pools = {name: value[value.isfinite()] for name, value in cases.pools.items()}
+    (row,) = measure.of_pool(pools)["landmarks"]
+    assert row["points"] == 7 and row["tre_mm_reverse_q50"] == pytest.approx(3.0, abs=1e-5)
+    assert row["tre_mm_q50_before"] == pytest.approx(8**0.5, rel=1e-5)
+    assert measure.of_pool({}) == {}
+    quick = shifted(shape, (1.0, -2.0), thorough=False, moving_points=moving, fixed_points=fixed, spacing=spacing)
+    assert not [name for name in measure(quick) if "reverse" in name]
+
+
+def test_landmarks_may_be_optional():
+    cases = shifted((14, 17), (0.0, 0.0))
+    assert LandmarkMeasures(required=False)(cases) == {}
+    with pytest.raises(ValueError, match="landmarks: the data hold no moving_points"):
+        LandmarkMeasures()(cases)
