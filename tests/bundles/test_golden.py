@@ -17,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 
 from common.data.acdc_phantom import make_acdc_phantom
 from common.data.camus_phantom import make_camus_phantom
+from common.data.drive_phantom import make_drive_phantom
 from common.data.hippocampus_phantom import make_hippocampus_phantom
 
 HERE = Path(__file__).resolve().parent
@@ -26,6 +27,7 @@ MEASURES = {
     "acdc": ("dice", "dice_lv", "dice_rv", "asd", "epe", "foldings_percent"),
     "camus": ("dice", "dice_lv", "dice_atrium", "asd", "epe", "foldings_percent"),
     "hippocampus": ("dice", "dice_anterior", "dice_posterior", "asd", "foldings_percent", "inverse_consistency_error"),
+    "drive": ("dice", "dice_vessels", "epe", "foldings_percent", "inverse_consistency_error"),
     "triangles": ("dice", "asd", "foldings_percent", "inverse_consistency_error"),
 }
 
@@ -41,6 +43,9 @@ def synthetic(data: str, folder: Path) -> dict[str, Any]:
     if data == "hippocampus":
         made = make_hippocampus_phantom(folder / "phantom", n_train=1, n_validation=3)
         return {"dataset_dir": str(made), "split": "validation"}
+    if data == "drive":
+        made = make_drive_phantom(folder / "phantom", n_training=4, n_test=0, shape=(188, 195))
+        return {"dataset_dir": str(made), "split": "all"}
     return {"count": {"test": 8}, "split": "test"}
 
 

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from ignite.engine import Engine
 
 from common.handlers.measures import CaseMeasures
 from common.metrics.folding import FieldMeasures
 from common.metrics.image import ImageMeasures
 from common.metrics.inverse_consistency import InverseConsistencyMeasures
 from common.metrics.labels import LabelMeasures
+from common.metrics.landmarks import LandmarkMeasures
 from tests.handlers.synthetic import LABELS, measures_of, registered_pairs, run_batch
 
 NAN = float("nan")
@@ -83,3 +86,31 @@ def test_own_measure_needs_no_base_class(tmp_path):
     batch, output = registered_pairs("3d")
     engine = run_batch(CaseMeasures([Largest()]), batch, output)
     assert engine.state.metrics == {"largest": pytest.approx(float(output["ddf"].abs().flatten(1).amax(1).mean()))}
+
+
+def test_landmarks_of_all_cases_are_put_together_in_a_table(tmp_path):
+    fixed = torch.full((3, 2), 4.0)
+    pairs = [
+        {
+            "moving_image": torch.rand(1, 9, 9, generator=torch.Generator().manual_seed(n)),
+            "fixed_points": fixed,
+            "moving_points": fixed + torch.tensor([[offset], [offset], [float("nan")]]) * torch.tensor([[1.0, 0.0]]),
+        }
+        for n, offset in enumerate((1.0, 3.0))
+    ]
+
+    def register(engine, number):
+        batch = {key: value[None] for key, value in pairs[number].items()} | {"subject": [f"case{number}"]}
+        batch["fixed_image"], batch["spacing"] = batch["moving_image"], torch.full((1, 2), 2.0)
+        engine.state.batch = batch
+        return {"ddf": torch.zeros(1, 2, 9, 9), "warped_image": batch["moving_image"], "seconds": 0.1}
+
+    engine = Engine(register)
+    measures = CaseMeasures([LandmarkMeasures([0.5])], tmp_path)
+    measures.attach(engine)
+    for _ in range(2):  # a second run starts afresh
+        engine.run([0, 1], max_epochs=1)
+    with (tmp_path / "landmarks.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert float(row["points"]) == 4 and float(row["tre_mm"]) == 4 and float(row["tre_mm_q50"]) == 4
+    assert [case["tre_mm"] for case in measures.rows] == [2.0, 6.0]
