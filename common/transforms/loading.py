@@ -155,7 +155,7 @@ class LoadPaird(MapTransform):
             )  # fmt: skip
         spacing = training_spacing(turned, self.spatial_dims, self.spacing, self.spacing_range, self.resize)
         if spacing != list(turned.spacing):
-            logger.info("%s has voxels of %s mm: registered at %s mm, as in training.", name,
+            logger.info("%s has voxels of %s mm: registered at %s mm.", name,
                         sizes_text(turned.spacing), sizes_text(spacing))  # fmt: skip
             turned = grid_only(grid_of_spacing(turned, spacing))
         elif self.spacing is not None and self.spatial_dims == 2 and spacing_is_unknown(turned):

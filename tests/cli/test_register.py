@@ -101,10 +101,10 @@ def test_inverting_and_composing(files: dict[str, str], done: Path, tmp_path: Pa
     transform(both, files["fixed"], image=files["fixed"], output=out, output_transform=str(tmp_path / "t.nii.gz"))
     off = (load_image(out).array - load_image(files["fixed"]).array)[4:-4, 4:-4, 4:-4]
     assert off.abs().max() < 1.5  # of some 150
-    assert np.abs(nib.load(tmp_path / "t.nii.gz").get_fdata()[4:-4, 4:-4, 4:-4]).max() < 0.1
+    assert np.abs(nib.load(tmp_path / "t.nii.gz").get_fdata()[4:-4, 4:-4, 4:-4]).max() < 0.2  # mm
     twice = f"{done / 'forward.h5'},inverse:{done / 'forward.h5'}"
     transform(twice, files["fixed"], output_transform=str(tmp_path / "t.nii.gz"))
-    assert np.abs(nib.load(tmp_path / "t.nii.gz").get_fdata()[4:-4, 4:-4, 4:-4]).max() < 0.1
+    assert np.abs(nib.load(tmp_path / "t.nii.gz").get_fdata()[4:-4, 4:-4, 4:-4]).max() < 0.2  # mm
 
 
 def test_score_agrees_with_the_registration(files: dict[str, str], done: Path, tmp_path: Path) -> None:

@@ -76,11 +76,11 @@ def test_one_path_or_three_are_refused_with_the_forms(given):
 
 
 def test_bad_sources_are_named(files, tmp_path):
-    with pytest.raises(FileNotFoundError, match="fixed: expected a NIfTI file .*absent.nii.gz does not exist"):
+    with pytest.raises(FileNotFoundError, match="fixed: expected an image .*absent.nii.gz does not exist"):
         LoadPaird(2)({"image": files["image"], "fixed": str(tmp_path / "absent.nii.gz")})
-    with pytest.raises(ValueError, match="fixed: expected the path of a NIfTI file, got int"):
+    with pytest.raises(ValueError, match="fixed: expected the path of an image, got int"):
         LoadPaird(2)({"image": files["image"], "fixed": 3})
-    with pytest.raises(ValueError, match="moving: expected the path of a NIfTI file, got Tensor"):
+    with pytest.raises(ValueError, match="moving: expected the path of an image, got Tensor"):
         LoadPaird(2)({"image": files["image"], "moving": torch.zeros(1, 3, 3)})
     pair = torch.stack([blobs((20, 16), seed) for seed in (1, 2)])
     with pytest.raises(ValueError, match="fixed: expected none beside an image in memory"):
