@@ -87,10 +87,13 @@ def _check_range(parser: ConfigParser) -> None:
     if stage_of(config) == TRAIN or "eta_max" not in config or config.get("architecture") in SOLVERS:
         return
     now, weights = (parser.get_parsed_content(name) for name in ("eta_max", "ckpt_path"))
-    then = read_json(Path(weights).with_name("summary.json")).get("settings", {}).get("eta_max")
+    folder = Path(weights).parent
+    records = [folder / "summary.json", folder.parent / "docs" / "training" / "summary.json"]  # of a run, of a bundle
+    known = (read_json(path).get("settings", {}).get("eta_max") for path in records)
+    then = next((value for value in known if value is not None), None)
     if then is not None and float(then) != float(now):
         raise ValueError(
-            f"eta_max: expected {then:g}, with which the weights {weights} were trained (summary.json beside them), "
+            f"eta_max: expected {then:g}, with which the weights {weights} were trained (says their summary.json), "
             f"got {now:g}. Pass --eta_max {then:g}."
         )
 
