@@ -11,18 +11,19 @@ from typing import Any
 
 from ..bundle import select_device
 from ..checks import known_name
+from ..engines.provenance import described
 from ..engines.result import Result
 from ..io.landmarks import Landmarks, load_landmarks
 from ..io.memory import as_image
 from ..registration import register as register_pair
 from ..runs import outputs
-from .pairs import register_pairs
+from .pairs import register_pairs, request
+from .transform import INTERPOLATIONS
 from .words import numbers
 
 logger = logging.getLogger(__name__)
 FILES = ("moving", "fixed", "moving_label", "fixed_label", "moving_points", "fixed_points", "fixed_mask",
          "initial_transform")  # fmt: skip
-INTERPOLATIONS = ("nearest", "one_hot")
 
 
 def register(
@@ -136,7 +137,9 @@ def register_files(
     chosen = ("moving_label", "fixed_mask", "initial_transform")
     passed: dict[str, Any] = {name: given[name] for name in chosen if name in given}
     result = register_pair(given["moving"], given["fixed"], **passed, **settings)
-    result = dataclasses.replace(result, **extra)
+    inputs = {**result.provenance["inputs"], **described({name: given[name] for name in extra})}
+    record = {**result.provenance, "inputs": inputs, "request": request(settings, interpolation)}
+    result = dataclasses.replace(result, **extra, provenance=record)
     folder = result.save(output_dir, interpolation)
     return f"{folder}: {_summary(result)}"
 
