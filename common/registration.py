@@ -24,7 +24,7 @@ from .engines.solvers import is_solver
 from .io.composite import load_transform
 from .io.fields import check_grid
 from .io.images import Image, check_plane
-from .io.memory import as_image
+from .io.memory import as_image, as_label
 from .io.orientation import reoriented, stored_axes
 from .io.resampling import grid_only, resample_like, sampled_onto, share_within
 from .io.transforms import Transform
@@ -104,8 +104,8 @@ def _registered(
     sources: dict[str, Any], bundle: str | Path | None, options: dict[str, Any], device: str | torch.device
 ) -> Result:
     moving, fixed = (as_image(sources[name], name) for name in ("moving", "fixed"))
-    label, mask = (None if sources[name] is None else as_image(sources[name], name, label=True)
-                   for name in ("moving_label", "fixed_mask"))  # fmt: skip
+    label, mask = (None if sources[name] is None else as_label(sources[name], image, name)
+                   for name, image in (("moving_label", moving), ("fixed_mask", fixed)))  # fmt: skip
     mask = None if mask is None else _on_grid(mask, fixed)
     _check_pair(moving, fixed)
     trained = None if bundle is None else _Bundle(bundle, {**options, "device": str(device)})

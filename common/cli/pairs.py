@@ -42,11 +42,7 @@ def read_pairs(path: str | Path) -> list[dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"pairs: expected a CSV file with columns moving,fixed; there is no {path}.")
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, skipinitialspace=True)
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    header, rows = _cells(path)
     unknown = [name for name in header if name not in COLUMNS]
     if unknown or not {"moving", "fixed"} <= set(header) or not rows:
         raise ValueError(
@@ -63,6 +59,19 @@ def read_pairs(path: str | Path) -> list[dict[str, str]]:
             raise ValueError(f"pairs: line {number} of {path}: expected another name than {name!r}, one a pair.")
         pairs[name] = {"name": name, **files}
     return list(pairs.values())
+
+
+def _cells(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            return header, [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"pairs: expected a CSV file in UTF-8, {path} is not one: {error}. Save it as such."
+        ) from error
 
 
 def register_pairs(

@@ -13,8 +13,9 @@ from ..bundle import select_device
 from ..checks import known_name
 from ..engines.provenance import described
 from ..engines.result import Result
+from ..io.images import load_grid
 from ..io.landmarks import Landmarks, load_landmarks
-from ..io.memory import as_image
+from ..io.memory import as_label
 from ..registration import register as register_pair
 from ..runs import outputs
 from .pairs import register_pairs, request
@@ -148,10 +149,10 @@ def _extra(given: dict[str, str]) -> dict[str, Any]:
     """Label map of fixed and landmarks, read before the work starts."""
     extra: dict[str, Any] = {}
     if "fixed_label" in given:
-        extra["fixed_label"] = as_image(given["fixed_label"], "fixed_label", label=True)
+        extra["fixed_label"] = as_label(given["fixed_label"], load_grid(given["fixed"], "fixed"), "fixed_label")
     for role in ("moving", "fixed"):
         if f"{role}_points" in given:
-            image = as_image(given[role], role)
+            image = load_grid(given[role], role)
             extra[f"{role}_points"] = load_landmarks(given[f"{role}_points"], image, f"{role}_points")
     counts = {len(points.points_mm) for points in extra.values() if isinstance(points, Landmarks)}
     if len(counts) > 1:

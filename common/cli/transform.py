@@ -19,7 +19,7 @@ from ..engines.saving import inverse_on_moving, warped_label
 from ..io.composite import ITK_SUFFIXES, load_transform, save_transform
 from ..io.images import NIFTI_SUFFIXES, Image, load_grid, save_image
 from ..io.landmarks import Landmarks, check_inside, load_landmarks, save_landmarks
-from ..io.memory import as_image
+from ..io.memory import as_image, as_label
 from ..io.transforms import Transform
 from .words import INVERSE, check_file, paths
 
@@ -198,8 +198,8 @@ def score(
         check_file(output, "output", (".json",), reads)
     images = [as_image(path, name) for path, name in ((moving, "moving"), (fixed, "fixed"))]
     extra: dict[str, Any] = {}
-    for name, path in (("moving_label", moving_label), ("fixed_label", fixed_label)):
-        extra[name] = None if path is None else as_image(path, name, label=True)
+    for name, path, image in (("moving_label", moving_label, images[0]), ("fixed_label", fixed_label, images[1])):
+        extra[name] = None if path is None else as_label(path, image, name)
     for name, path, image in (("moving_points", moving_points, images[0]), ("fixed_points", fixed_points, images[1])):
         extra[name] = None if path is None else load_landmarks(path, image, name)
     whole = composed(files, images[1])

@@ -238,6 +238,23 @@ def test_bad_input_of_register(files: dict[str, str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_label_maps_must_be_of_their_image(files: dict[str, str], done: Path, tmp_path: Path) -> None:
+    label = nib.load(files["fixed_label"])
+    away = label.affine + np.outer(np.eye(4)[0], [0, 0, 0, 900])
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), away), tmp_path / "away.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:, :, 3], label.affine), tmp_path / "plane.nii.gz")
+    pair = {"moving": files["moving"], "fixed": files["fixed"]}
+    for name, message in (("away", "the two do not overlap in space"), ("plane", "expected 3 axes, as its image has")):
+        for option in ("moving_label", "fixed_label", "fixed_mask"):
+            given = {**pair, option: str(tmp_path / f"{name}.nii.gz")}
+            with pytest.raises(ValueError, match=f"{option}: .*{message}"):
+                register(str(tmp_path / "out"), **given, **QUICK)
+            if option != "fixed_mask":
+                with pytest.raises(ValueError, match=f"{option}: .*{message}"):
+                    score(str(done / "forward.h5"), **given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_input_of_transform(files: dict[str, str], done: Path, tmp_path: Path) -> None:
     forward, fixed, out = str(done / "forward.h5"), files["fixed"], str(tmp_path / "o.nii.gz")
     for arguments, options, message in (
