@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..atomic import atomic_path
 from ..bundle import rank, world_size
 from ..engines.provenance import described
+from ..runs.outputs import check_writable
 from ..runs.record import sha256
 
 logger = logging.getLogger(__name__)
@@ -94,10 +95,11 @@ def register_pairs(
         How many were registered, had been before, and failed.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_pairs``.
+        FileNotFoundError, ValueError: as ``read_pairs``, and for a folder that cannot be written to.
         RuntimeError: where every pair failed.
     """
     folder = Path(output_dir).expanduser()
+    check_writable(folder)
     own = read_pairs(pairs)[rank() :: world_size()]
     errors: list[dict[str, str]] = []
     done = earlier = 0

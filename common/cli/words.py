@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ..runs.outputs import check_writable
 
 # Before a path: the inverse of the transform in it.
 INVERSE = "inverse:"
@@ -67,12 +68,7 @@ def check_file(path: str | Path, argument: str, suffixes: tuple[str, ...], reads
     target = Path(path)
     if not target.name.endswith(suffixes) or target.is_dir():
         raise ValueError(f"{argument}: expected a file whose name ends in one of {', '.join(suffixes)}, got {path}.")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(
-            f"{argument}: expected a file in a folder that can be written to, {above} is "
-            f"{'one that cannot' if above.is_dir() else 'a file'}. Choose another place."
-        )
+    check_writable(target.absolute().parent, argument)
     for option, read in reads.items():
         if read is not None and target.resolve() == Path(read).resolve():
             raise ValueError(
@@ -83,7 +79,7 @@ def check_file(path: str | Path, argument: str, suffixes: tuple[str, ...], reads
 
 def _split(text: str) -> list[str]:
     """At the commas, but for those of which the longest piece before is a file, with or without "inverse:"."""
-    pieces, found = text.split(","), []
+    pieces, found = text.split(","), list[str]()
     while pieces:
         counts = range(len(pieces), 1, -1)
         wholes = ((count, ",".join(pieces[:count])) for count in counts)

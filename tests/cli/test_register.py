@@ -221,6 +221,7 @@ def test_bad_input_of_register(files: dict[str, str], tmp_path: Path) -> None:
     refused = [
         (str(tmp_path / "file" / "out"), pair, "output_dir: .*file is a file"),
         (str(tmp_path / "ours"), pair, "output_dir: .*warped.nii.gz is not known as a file of an earlier run"),
+        (str(tmp_path / "file"), {"pairs": "p.csv"}, "output_dir: .*file is a file"),
         (out, {"moving": files["moving"]}, "fixed: expected two images"),
         (out, {"pairs": "p.csv", **pair}, "moving: expected no file beside pairs"),
         (out, {**pair, "levels_mm": "four"}, "levels_mm: expected numbers like 4,2,1"),
