@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ..atomic import atomic_path
 from ..bundle import rank, world_size
+from ..checks import check_writable
 from ..engines.provenance import described
-from ..runs.outputs import check_writable
 from ..runs.record import sha256
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..runs.outputs import check_writable
+from ..checks import check_writable
 
 # Before a path: the inverse of the transform in it.
 INVERSE = "inverse:"

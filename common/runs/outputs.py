@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..atomic import atomic_path, named_if_full, remove_stale, temporary_folder
+from ..checks import check_writable
 from .configuration import read_json
 
 logger = logging.getLogger(__name__)
@@ -116,24 +117,6 @@ def check(output_dir: str | Path, name: str, reads: Mapping[str, str | Path] | N
         _make(folder)
         owned = _owned(folder)
         _check(folder, (name,), owned, reads or {}, _colliding(owned, (name,)))
-
-
-def check_writable(folder: Path, argument: str = "output_dir") -> None:
-    """Refuse a folder in which nothing can be written, or that could not be made.
-
-    Args:
-        folder: need not exist.
-        argument: what the error calls it.
-
-    Raises:
-        ValueError: for such a folder.
-    """
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(
-            f"{argument}: expected a folder that can be written to, {above} is "
-            f"{'one that cannot' if above.is_dir() else 'a file'}. Choose another place."
-        )
 
 
 @contextmanager
