@@ -22,7 +22,7 @@ from tests.test_registration import GRIDS, bend, picture
 
 QUICK = {"affine": "none", "levels_mm": "4,2", "steps": "20,10"}
 FILES = {"warped.nii.gz", "forward.nii.gz", "inverse.nii.gz", "forward.h5", "inverse.h5", "jacobian.nii.gz",
-         "registration.png", "metrics.json", "provenance.json"}  # fmt: skip
+         "registration.png", "report.html", "metrics.json", "provenance.json"}  # fmt: skip
 WITH_LABELS = {"warped_label.nii.gz"}
 WITH_POINTS = {
     f"{stem}.{suffix}" for stem in ("moving_points_in_fixed", "fixed_points_in_moving") for suffix in ("csv", "fcsv")
