@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that name one of several things, switches, positive numbers, folders to write to. Imports nothing of ours."""
+"""Checks of arguments: names, switches, positive numbers, folders to write to. Imports nothing of ours."""
 
 from __future__ import annotations
 
