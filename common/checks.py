@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that name one of several things, switches, and numbers above 0. Imports nothing of ours."""
+"""Checks of arguments: names, switches, positive numbers, folders to write to. Imports nothing of ours."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -66,3 +68,21 @@ def switch(value: object, argument: str) -> bool:
     if text not in TRUE + FALSE:
         raise ValueError(f"{argument}: expected true or false, got {value!r}.")
     return text in TRUE
+
+
+def check_writable(folder: Path, argument: str = "output_dir") -> None:
+    """Refuse a folder in which nothing can be written, or that could not be made.
+
+    Args:
+        folder: need not exist.
+        argument: what the error calls it.
+
+    Raises:
+        ValueError: for such a folder.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"{argument}: expected a folder that can be written to, {above} is "
+            f"{'one that cannot' if above.is_dir() else 'a file'}. Choose another place."
+        )

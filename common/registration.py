@@ -24,13 +24,14 @@ from .engines.solvers import is_solver
 from .io.composite import load_transform
 from .io.fields import check_grid
 from .io.images import Image, check_plane
-from .io.memory import as_image
+from .io.memory import as_image, as_label
 from .io.orientation import reoriented, stored_axes
 from .io.resampling import grid_only, resample_like, sampled_onto, share_within
 from .io.transforms import Transform
 from .runs import arguments
 from .runs.command_line import Words
 from .transforms.answer import Answerd
+from .transforms.intensity import clip_percentiles
 from .transforms.loading import LoadPaird
 from .transforms.registration import CropPaird, RegistrationResultd
 from .workflow import load, registration
@@ -103,8 +104,8 @@ def _registered(
     sources: dict[str, Any], bundle: str | Path | None, options: dict[str, Any], device: str | torch.device
 ) -> Result:
     moving, fixed = (as_image(sources[name], name) for name in ("moving", "fixed"))
-    label, mask = (None if sources[name] is None else as_image(sources[name], name, label=True)
-                   for name in ("moving_label", "fixed_mask"))  # fmt: skip
+    label, mask = (None if sources[name] is None else as_label(sources[name], image, name)
+                   for name, image in (("moving_label", moving), ("fixed_mask", fixed)))  # fmt: skip
     mask = None if mask is None else _on_grid(mask, fixed)
     _check_pair(moving, fixed)
     trained = None if bundle is None else _Bundle(bundle, {**options, "device": str(device)})
@@ -220,7 +221,7 @@ def _solved(item: dict[Any, Any], mask: Image | None, device: torch.device, **gi
     finest = [max(chosen.levels_mm[-1], mm) for mm in turned.spacing]
     loaded = LoadPaird(dims, orientation="RAS", spacing=finest, spacing_range=None)(item)
     working = loaded["pair"].working
-    cropped = CropPaird(None, "middle", PERCENTILES)(loaded)
+    cropped = _cropped(loaded, mask)
     solver = build_pairwise(chosen, working.spacing, **given)
     image = cropped["image"].as_subclass(torch.Tensor)[None].to(device)
     inside = None
@@ -234,6 +235,20 @@ def _solved(item: dict[Any, Any], mask: Image | None, device: torch.device, **gi
     settings = {"levels_mm": list(chosen.levels_mm), "steps": list(chosen.steps),
                 "smoothness_weight": solver.smoothness_weight}  # fmt: skip
     return {**RegistrationResultd()({**cropped, "pred": pred.cpu()}), "settings": settings}
+
+
+def _cropped(loaded: dict[Any, Any], mask: Image | None) -> dict[Any, Any]:
+    """The pair in [0, 1] on the working grid; with a mask, between the percentiles of what lies in it."""
+    if mask is None:
+        return CropPaird(None, "middle", PERCENTILES)(loaded)
+    pair, placed = loaded["pair"], loaded["transform"].placed(loaded["pair"].moving)
+    own = resample_like(mask, placed, "nearest")  # where moving is placed before the field is known
+    moving, fixed = (
+        image._replace(array=clip_percentiles(image.array, *PERCENTILES, inside=inside.array > 0))
+        for image, inside in ((pair.moving, own), (pair.fixed, mask))
+    )
+    cropped = CropPaird(None, "middle")({**loaded, "pair": pair._replace(moving=moving, fixed=fixed)})
+    return {**cropped, "pair": cropped["pair"]._replace(moving=pair.moving, fixed=pair.fixed)}
 
 
 class _Bundle:

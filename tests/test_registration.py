@@ -242,6 +242,25 @@ def test_a_mask_leaves_out_what_is_not_alike():
     assert moved[1] < 0.8 * moved[0]
 
 
+def test_with_a_mask_what_lies_outside_sets_no_intensity_range():
+    """A bright frame on both images, outside of the mask, leaves the squared error of what counts as it is."""
+    fixed, moving = picture(*GRIDS["straight"], bend), picture(*GRIDS["straight"])
+    mask = torch.ones(fixed.array.shape, dtype=torch.int32)
+    mask[:3] = 0
+    found = []
+    for level in (0.0, 3000.0):
+        pair = []
+        for image in (moving, fixed):
+            array = image.array.clone()
+            array[:3] += level
+            pair.append(image._replace(array=array))
+        options = QUICK | {"similarity": "mse"}
+        result = register(*pair, fixed_mask=fixed._replace(array=mask), **options)
+        found.append(result.transform.ddf[:, 8:])
+    assert found[0].norm(dim=0).max() > 0.5
+    assert (found[1] - found[0]).norm(dim=0).mean() < 0.1 * found[0].norm(dim=0).mean()
+
+
 def test_two_dimensions():
     affine = np.diag([1.5, 1.5, 1.0, 1.0])
     affine[:3, 3] = [-24, -36, 14]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 from ..atomic import atomic_path
 from ..bundle import rank, world_size
+from ..checks import check_writable
+from ..engines.provenance import described
+from ..runs.record import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +43,7 @@ def read_pairs(path: str | Path) -> list[dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"pairs: expected a CSV file with columns moving,fixed; there is no {path}.")
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, skipinitialspace=True)
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    header, rows = _cells(path)
     unknown = [name for name in header if name not in COLUMNS]
     if unknown or not {"moving", "fixed"} <= set(header) or not rows:
         raise ValueError(
@@ -63,10 +62,26 @@ def read_pairs(path: str | Path) -> list[dict[str, str]]:
     return list(pairs.values())
 
 
+def _cells(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            return header, [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"pairs: expected a CSV file in UTF-8, {path} is not one: {error}. Save it as such."
+        ) from error
+
+
 def register_pairs(
     pairs: str | Path, output_dir: str | Path, settings: dict[str, Any], interpolation: str, register: Register
 ) -> str:
     """Register all pairs of a list that are not done yet; under torchrun each process takes its share.
+
+    Done is a pair whose folder holds the result of these very files, settings and weights, whatever the device. Of
+    other ones the result is replaced, and the log says so.
 
     Args:
         pairs: the list, see ``read_pairs``.
@@ -80,18 +95,22 @@ def register_pairs(
         How many were registered, had been before, and failed.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_pairs``.
+        FileNotFoundError, ValueError: as ``read_pairs``, and for a folder that cannot be written to.
         RuntimeError: where every pair failed.
     """
     folder = Path(output_dir).expanduser()
+    check_writable(folder)
     own = read_pairs(pairs)[rank() :: world_size()]
     errors: list[dict[str, str]] = []
     done = earlier = 0
     for pair in tqdm(own, "pairs", disable=None):
         target = folder / pair["name"]
-        if _is_done(target, pair):
+        other = _difference(target, pair, settings, interpolation)
+        if other is None:
             earlier += 1
             continue
+        if other:
+            logger.info("%s: registered again, since its result is of other %s.", pair["name"], other)
         try:
             said = register(
                 {key: value for key, value in pair.items() if key != "name"}, target, settings, interpolation
@@ -110,15 +129,41 @@ def register_pairs(
     )
 
 
-def _is_done(target: Path, pair: dict[str, str]) -> bool:
-    """Whether a folder holds the whole result of these files."""
+def request(settings: Mapping[str, Any], interpolation: str) -> dict[str, Any]:
+    """What a pair's record keeps of the command, to tell whether another one asks for the same.
+
+    Args:
+        settings: of the registration; the device and the files among them do not count.
+        interpolation: of warped labels.
+
+    Returns:
+        As JSON gives it back.
+    """
+    asked = {key: value for key, value in settings.items() if key not in ("device", "affine")}
+    return dict(json.loads(json.dumps({**asked, "interpolation": interpolation}, default=str)))
+
+
+def _difference(target: Path, pair: dict[str, str], settings: dict[str, Any], interpolation: str) -> str | None:
+    """In what a folder's result differs from what is asked: "" where there is none, None where it is the same."""
     try:
-        inputs = json.loads((target / "provenance.json").read_text(encoding="utf-8"))["inputs"]
-    except (OSError, ValueError, KeyError):
-        return False
-    same = all(inputs.get(role, {}).get("path") == str(Path(pair[role]).absolute()) for role in ("moving", "fixed")
-               if Path(pair[role]).is_file())  # fmt: skip
-    return same and (target / DONE).is_file()
+        record = json.loads((target / "provenance.json").read_text(encoding="utf-8"))
+        inputs, asked, weights = dict(record["inputs"]), record.get("request"), dict(record["weights"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not (target / DONE).is_file():
+        return ""
+    if asked != request(settings, interpolation):
+        return "settings"
+    files = {key: value for key, value in pair.items() if key != "name"}
+    now = described({**files, "affine": settings.get("affine", "auto")})
+    if {name: _content(found) for name, found in now.items()} != {name: _content(had) for name, had in inputs.items()}:
+        return "files"
+    same = all(Path(path).is_file() and sha256(path) == had for path, had in weights.items())
+    return None if same else "weights"
+
+
+def _content(found: Any) -> Any:
+    return found["sha256"] if isinstance(found, dict) else found
 
 
 def _write_errors(path: Path, errors: list[dict[str, str]]) -> None:

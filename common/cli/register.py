@@ -11,18 +11,20 @@ from typing import Any
 
 from ..bundle import select_device
 from ..checks import known_name
+from ..engines.provenance import described
 from ..engines.result import Result
+from ..io.images import load_grid
 from ..io.landmarks import Landmarks, load_landmarks
-from ..io.memory import as_image
+from ..io.memory import as_label
 from ..registration import register as register_pair
 from ..runs import outputs
-from .pairs import register_pairs
+from .pairs import register_pairs, request
+from .transform import INTERPOLATIONS
 from .words import numbers
 
 logger = logging.getLogger(__name__)
 FILES = ("moving", "fixed", "moving_label", "fixed_label", "moving_points", "fixed_points", "fixed_mask",
          "initial_transform")  # fmt: skip
-INTERPOLATIONS = ("nearest", "one_hot")
 
 
 def register(
@@ -136,7 +138,9 @@ def register_files(
     chosen = ("moving_label", "fixed_mask", "initial_transform")
     passed: dict[str, Any] = {name: given[name] for name in chosen if name in given}
     result = register_pair(given["moving"], given["fixed"], **passed, **settings)
-    result = dataclasses.replace(result, **extra)
+    inputs = {**result.provenance["inputs"], **described({name: given[name] for name in extra})}
+    record = {**result.provenance, "inputs": inputs, "request": request(settings, interpolation)}
+    result = dataclasses.replace(result, **extra, provenance=record)
     folder = result.save(output_dir, interpolation)
     return f"{folder}: {_summary(result)}"
 
@@ -145,10 +149,10 @@ def _extra(given: dict[str, str]) -> dict[str, Any]:
     """Label map of fixed and landmarks, read before the work starts."""
     extra: dict[str, Any] = {}
     if "fixed_label" in given:
-        extra["fixed_label"] = as_image(given["fixed_label"], "fixed_label", label=True)
+        extra["fixed_label"] = as_label(given["fixed_label"], load_grid(given["fixed"], "fixed"), "fixed_label")
     for role in ("moving", "fixed"):
         if f"{role}_points" in given:
-            image = as_image(given[role], role)
+            image = load_grid(given[role], role)
             extra[f"{role}_points"] = load_landmarks(given[f"{role}_points"], image, f"{role}_points")
     counts = {len(points.points_mm) for points in extra.values() if isinstance(points, Landmarks)}
     if len(counts) > 1:

@@ -4,24 +4,29 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..atomic import atomic_path
-from ..checks import switch
+from ..checks import known_name, switch
 from ..engines.pair_metrics import pair_metrics
 from ..engines.result import Result
 from ..engines.saving import inverse_on_moving, warped_label
-from ..io.composite import load_transform, save_transform
-from ..io.images import Image, load_grid, save_image
-from ..io.landmarks import Landmarks, load_landmarks, save_landmarks
-from ..io.memory import as_image
+from ..io.composite import ITK_SUFFIXES, load_transform, save_transform
+from ..io.images import NIFTI_SUFFIXES, Image, load_grid, save_image
+from ..io.landmarks import Landmarks, check_inside, load_landmarks, save_landmarks
+from ..io.memory import as_image, as_label
 from ..io.transforms import Transform
-from .words import paths
+from .words import INVERSE, check_file, paths
 
-INVERSE = "inverse:"
+logger = logging.getLogger(__name__)
+
+INTERPOLATIONS = ("nearest", "one_hot")
+POINT_SUFFIXES = (".csv", ".fcsv")
 
 
 def composed(files: list[str], reference: Image) -> Transform:
@@ -101,7 +106,14 @@ def transform(
             "image, label, points: expected one of them with output, or output_transform, or both; got "
             f"{', '.join(given) or 'none'}, output={output}, output_transform={output_transform}."
         )
-    files, grid = paths(transforms, "transforms"), load_grid(reference, "reference")
+    files = paths(transforms, "transforms")
+    known_name("interpolation", interpolation, INTERPOLATIONS)
+    reads = {**given, "reference": reference, "fixed": fixed, **_reads(files)}
+    if output is not None:
+        check_file(output, "output", POINT_SUFFIXES if "points" in given else NIFTI_SUFFIXES, reads)
+    if output_transform is not None:
+        check_file(output_transform, "output_transform", (*NIFTI_SUFFIXES, *ITK_SUFFIXES), {**reads, "output": output})
+    grid = load_grid(reference, "reference")
     backwards = switch(invert, "invert")
     inner = load_grid(fixed, "fixed") if backwards and fixed is not None else grid
     forward = whole = composed(files, inner)
@@ -112,7 +124,7 @@ def transform(
     for name, path in given.items():
         assert output is not None
         if name == "points":  # which go where the image goes, against the map that pulls it
-            _carry(path, forward if backwards else whole.inverse(), output)
+            _carry(path, forward if backwards else whole.inverse(), output, grid)
         else:
             _apply(name, path, whole, output, interpolation)
         written.append(output)
@@ -129,8 +141,16 @@ def _widest(files: list[str], whole: Transform) -> Transform:
     return whole
 
 
-def _carry(path: str, whole: Transform, output: str) -> None:
-    landmarks = load_landmarks(path, None, "points")
+def _reads(files: Sequence[str]) -> dict[str, str]:
+    return {f"transforms ({file})": file.removeprefix(INVERSE) for file in files}
+
+
+def _carry(path: str, whole: Transform, output: str, plane: Image) -> None:
+    landmarks = load_landmarks(path, None, "points", plane)
+    try:
+        check_inside(landmarks.points_mm, whole.grid, "points")
+    except ValueError as error:  # the image that they are of is not known, and may be larger
+        logger.warning("%s The transform goes on there as at its border.", error)
     save_landmarks(output, Landmarks(whole.points(landmarks.points_mm), landmarks.names))
 
 
@@ -171,13 +191,18 @@ def score(
         FileNotFoundError: for a file that does not exist.
         ValueError: naming the option, what was expected and what came.
     """
+    files = paths(transforms, "transforms")
+    if output is not None:
+        reads = {"moving": moving, "fixed": fixed, "moving_label": moving_label, "fixed_label": fixed_label,
+                 "moving_points": moving_points, "fixed_points": fixed_points, **_reads(files)}  # fmt: skip
+        check_file(output, "output", (".json",), reads)
     images = [as_image(path, name) for path, name in ((moving, "moving"), (fixed, "fixed"))]
     extra: dict[str, Any] = {}
-    for name, path in (("moving_label", moving_label), ("fixed_label", fixed_label)):
-        extra[name] = None if path is None else as_image(path, name, label=True)
+    for name, path, image in (("moving_label", moving_label, images[0]), ("fixed_label", fixed_label, images[1])):
+        extra[name] = None if path is None else as_label(path, image, name)
     for name, path, image in (("moving_points", moving_points, images[0]), ("fixed_points", fixed_points, images[1])):
         extra[name] = None if path is None else load_landmarks(path, image, name)
-    whole = composed(paths(transforms, "transforms"), images[1])
+    whole = composed(files, images[1])
     result = Result(whole, images[0], images[1], **extra)
     text = json.dumps(pair_metrics(result, inverse_on_moving(whole, images[0])), indent=2)
     if output is not None:

@@ -24,13 +24,25 @@ def provenance(inputs: Mapping[str, Any], settings: Mapping[str, Any], weights: 
         "inputs" and "weights" with their SHA-256, "settings", "versions", "commit" of a clone, "date" (UTC).
     """
     return {
-        "inputs": {name: _described(given) for name, given in inputs.items() if given is not None},
+        "inputs": described(inputs),
         "settings": dict(settings),
         "weights": {path: sha256(path) for path in weights},
         "versions": versions(),
         "commit": commit(Path(__file__).resolve().parents[2]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def described(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, in the form of a record.
+
+    Args:
+        inputs: by option: paths, or what was given in memory; None is left out.
+
+    Returns:
+        By option: path and SHA-256 of a file, else a text.
+    """
+    return {name: _described(given) for name, given in inputs.items() if given is not None}
 
 
 def _described(given: Any) -> Any:

@@ -41,12 +41,14 @@ def file_affine(nifti: nib.Nifti1Pair, path: str | Path, argument: str = "path")
     scale = _mm_per_unit(nifti)
     if qform_code == 0 and sform_code == 0:
         pixdim = _pixdim_mm(nifti)
-        pixdim[pixdim == 0] = 1.0  # files written in 2D may leave the third spacing at 0
+        _check_sizes(pixdim, path, argument)
         logger.warning(
             "%s: %s gives no orientation (qform and sform codes are 0): its axes are taken as left, posterior, "
             "superior, as ITK does, but where they point is not known.", argument, path,
         )  # fmt: skip
         return np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])
+    if sform_code == 0:
+        _check_sizes(_pixdim_mm(nifti), path, argument)
     affine = np.array(nifti.affine, dtype=np.float64)
     affine[:3] *= scale
     if nifti.ndim == 2 and not affine[:3, 2].any():
@@ -105,6 +107,15 @@ def _mm_per_unit(nifti: nib.Nifti1Pair) -> float:
 
 def _pixdim_mm(nifti: nib.Nifti1Pair) -> np.ndarray:
     return np.abs(np.asarray(nifti.header["pixdim"][1:4], dtype=np.float64)) * _mm_per_unit(nifti)
+
+
+def _check_sizes(sizes: np.ndarray, path: str | Path, argument: str) -> None:
+    """Refuse voxels of no size, which nothing else in the header replaces."""
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise ValueError(
+            f"{argument}: expected voxels of a size above 0; {path} has {sizes_text(sizes)} mm (pixdim). Write the "
+            "right voxel size into its header."
+        )
 
 
 def _sized_by_pixdim(nifti: nib.Nifti1Pair, affine: np.ndarray, path: str | Path, argument: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from .fields import ONE_SLICE, field_mm, field_voxels, load_ddf, save_ddf
 from .images import NIFTI_SUFFIXES, Image
 from .itk_geometry import LPS, geometry, image_affine, set_geometry
 from .nifti import open_nifti
-from .transforms import Transform
+from .transforms import Transform, checked_placement
 
 ITK_SUFFIXES = (".h5", ".tfm")
 EXPECTED = "expected a name that ends in .nii, .nii.gz (one field), .h5 or .tfm (ITK: affine and field)"
@@ -112,8 +112,26 @@ def load_transform(path: str | Path, grid: Image | None = None, argument: str = 
         one_slice = bytes(header["descrip"].item()).decode("latin1") == ONE_SLICE
         read = Transform(np.eye(4), ddf, _grid(affine, ddf.shape[1:], one_slice))
     else:
-        read = _read_itk(path, grid, argument)
+        read = _checked(_read_itk(path, grid, argument), path, argument)
     return read if grid is None or read.ddf is None else read.on(grid)
+
+
+def _checked(read: Transform, path: Path, argument: str) -> Transform:
+    if read.ddf is not None and not torch.isfinite(read.ddf).all():
+        raise ValueError(
+            f"{argument}: expected finite displacements; {path} holds NaN or infinite ones. Export it again."
+        )
+    return read
+
+
+def _placed(placement: np.ndarray, path: Path, argument: str) -> np.ndarray:
+    try:
+        return checked_placement(placement)
+    except ValueError:
+        raise ValueError(
+            f"{argument}: expected an invertible linear transform; {path} holds (mm, RAS) {placement.tolist()}. Export "
+            "it again."
+        ) from None
 
 
 def _read_itk(path: Path, grid: Image | None, argument: str) -> Transform:
@@ -132,7 +150,7 @@ def _read_itk(path: Path, grid: Image | None, argument: str) -> Transform:
     placement = np.eye(4)
     for part in parts:
         if _kind(part) == "affine":
-            placement = placement @ LPS @ _matrix(part) @ LPS
+            placement = _placed(placement @ LPS @ _matrix(part) @ LPS, path, argument)
     if kinds[-1] == "A":
         if grid is None:
             raise ValueError(f"grid: {path} holds no displacement field: expected the fixed image, got None.")

@@ -34,7 +34,9 @@ class Landmarks(NamedTuple):
     names: tuple[str, ...]
 
 
-def load_landmarks(path: str | Path, image: Image | None, argument: str = "path") -> Landmarks:
+def load_landmarks(
+    path: str | Path, image: Image | None, argument: str = "path", plane: Image | None = None
+) -> Landmarks:
     """Read the landmarks of an image.
 
     Args:
@@ -42,6 +44,7 @@ def load_landmarks(path: str | Path, image: Image | None, argument: str = "path"
         image: whose points they are: columns i,j,k count in its voxels, and points outside of it are refused. None:
             not known.
         argument: what errors call it.
+        plane: where image is None, one of the same space: if it is 2D, points without a third column lie in its plane.
 
     Returns:
         At least one point.
@@ -57,8 +60,8 @@ def load_landmarks(path: str | Path, image: Image | None, argument: str = "path"
         if path.name.endswith(".json"):
             found = _of_markups(path)
         else:
-            found = _of_fcsv(path) if path.suffix == ".fcsv" else _of_csv(path, image)
-    except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
+            found = _of_fcsv(path) if path.suffix == ".fcsv" else _of_csv(path, image, plane)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{argument}: expected {EXPECTED}; {path} is not one: {error}") from error
     if not len(found.points_mm) or not np.isfinite(found.points_mm).all():
         raise ValueError(f"{argument}: expected at least one point, finite numbers; {path} has none or others.")
@@ -126,28 +129,31 @@ def _inside(points_mm: np.ndarray, image: Image) -> np.ndarray:
     return np.all((voxels[:, :dims] >= -1) & (voxels[:, :dims] <= limit), axis=1)
 
 
-def _of_csv(path: Path, image: Image | None) -> Landmarks:
+def _of_csv(path: Path, image: Image | None, plane: Image | None) -> Landmarks:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream, skipinitialspace=True))
     columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
-    least = 3 if image is None else image.array.dim()
+    plane = image if image is not None else plane
+    least = 3 if plane is None else plane.array.dim()
     for axes, space in SPACES.items():
         known = [columns[axis] for axis in axes if axis in columns]
         if len(known) >= least:
             values = np.array([[float(row[name]) for name in known] for row in rows])
-            return Landmarks(_in_ras(values, space, image), _names([row.get(columns.get("name", "")) for row in rows]))
+            return Landmarks(
+                _in_ras(values, space, image, plane), _names([row.get(columns.get("name", "")) for row in rows])
+            )
     raise ValueError(f"its columns are {list(columns)}.")
 
 
-def _in_ras(values: np.ndarray, space: str, image: Image | None) -> np.ndarray:
+def _in_ras(values: np.ndarray, space: str, image: Image | None, plane: Image | None) -> np.ndarray:
     points = np.pad(values, ((0, 0), (0, 3 - values.shape[1])))
     if space == "voxels":
         if image is None:
             raise ValueError("columns i,j,k need the image that they count in")
         return points @ image.affine[:3, :3].T + image.affine[:3, 3]
     points = points * TO_RAS if space == "lps" else points
-    if image is not None and values.shape[1] == 2:  # in the plane of the image
-        points[:, 2] = image.affine[2, 3]
+    if plane is not None and values.shape[1] == 2:
+        points[:, 2] = plane.affine[2, 3]
     return points
 
 

@@ -13,9 +13,10 @@ import torch
 from monai.data import MetaTensor
 
 from .affine import file_affine, is_orthonormal
-from .images import Image, check_contrast, load_image, load_label
+from .images import Image, check_contrast, check_plane, load_image, load_label
 from .itk_geometry import image_affine, ras_affine, set_geometry
 from .nifti import check_finite, whole_numbers
+from .resampling import share_within
 
 FORMS = (
     "a path, a nibabel, ITK or SimpleITK image, a MetaTensor, an array or tensor (X, Y) or (X, Y, Z), or the two in a "
@@ -47,6 +48,37 @@ def as_image(given: Any, argument: str, label: bool = False) -> Image:
         return load_label(given, argument) if label else load_image(given, argument)
     values, affine, codes = _parts(given, argument)
     return _image(values, affine, codes, argument, label)
+
+
+def as_label(given: Any, image: Image, argument: str) -> Image:
+    """The label map of an image, on any grid of as many axes in its field of view.
+
+    Args:
+        given: in a form of ``as_image``.
+        image: whose label map it is; its voxels are not read.
+        argument: what errors call the label map.
+
+    Returns:
+        The label map, int32 or int64.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``as_image``; for another number of axes, or where the two lie apart in space.
+    """
+    label = as_image(given, argument, label=True)
+    dims = image.array.dim()
+    if label.array.dim() != dims:
+        raise ValueError(
+            f"{argument}: expected {dims} axes, as its image has, got the shape {tuple(label.array.shape)}. Pass the "
+            "label map of this image."
+        )
+    if dims == 2:
+        check_plane(label, image, argument, "the label map", "its image")
+    if max(share_within(label, image), share_within(image, label)) == 0:
+        raise ValueError(
+            f"{argument}: expected a label map in the field of view of its image, the two do not overlap in space. "
+            "Pass the label map of this image, or repair its header."
+        )
+    return label
 
 
 def as_given(image: Image, like: Any) -> Any:

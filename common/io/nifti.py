@@ -46,7 +46,7 @@ SUFFIXES = {
 }
 
 
-class _UnitQuaternion:
+class _Lenient:
     """Takes a quaternion that is longer than 1, by rounding, for a unit one, as ITK does; nibabel refuses 1e-6."""
 
     def get_qform_quaternion(self) -> np.ndarray:
@@ -54,12 +54,20 @@ class _UnitQuaternion:
         rest = 1 - b * b - c * c - d * d
         return np.array([math.sqrt(rest) if rest >= 1e-7 else 0.0, b, c, d])  # its users scale it to 1
 
+    @staticmethod
+    def _chk_pixdims(hdr: Any, fix: bool = False) -> Any:
+        """As nibabel, but a size of 0 along an axis of several voxels stays 0, not 1 mm: ``file_affine`` refuses it."""
+        absent = (hdr["pixdim"][1:4] == 0) & (hdr["dim"][1:4] > 1)
+        checked = nib.Nifti1Header._chk_pixdims(hdr, fix)
+        hdr["pixdim"][1:4][absent] = 0
+        return checked
 
-class _Header1(_UnitQuaternion, nib.Nifti1Header):
+
+class _Header1(_Lenient, nib.Nifti1Header):
     pass
 
 
-class _Header2(_UnitQuaternion, nib.Nifti2Header):
+class _Header2(_Lenient, nib.Nifti2Header):
     pass
 
 

@@ -7,17 +7,18 @@ Points are in mm, RAS, as the affines of ``common.io.images`` give them; LPS is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from ..spatial.fields import invert
 from ..spatial.warp import sample
 from .images import Image, check_plane
-from .resampling import grid_only, nearest_values, points_in, relative_affine, warped_by, warped_values
+from .resampling import SLAB, grid_only, nearest_values, points_in, relative_affine, warped_by, warped_values
 
 READERS: dict[str, Callable[[Image, Tensor], Tensor]] = {"bilinear": warped_values, "nearest": nearest_values}
 
@@ -101,9 +102,9 @@ class Transform:
             raise ValueError(f"points_mm: expected (N, 3) in mm, RAS, got the shape {points.shape}.")
         voxels = _mapped(np.linalg.inv(self.grid.affine), points)
         if self.ddf is not None:
-            axes = len(self.ddf)
-            where = torch.from_numpy(voxels[:, :axes].T.copy())
-            voxels[:, :axes] += sample(self.ddf[None].double(), where[None])[0].numpy().T
+            where = voxels[:, : len(self.ddf)].T.copy()
+            for axis, component in enumerate(self.ddf.detach().cpu().numpy()):  # read where it lies, not copied
+                voxels[:, axis] += ndimage.map_coordinates(component, where, np.float64, order=1, mode="nearest")
         return _mapped(self.placement @ self.grid.affine, voxels)
 
     def after(self, first: Transform) -> Transform:
@@ -125,10 +126,13 @@ class Transform:
         _check_axes(carried, self.grid)
         if self.ddf is None:
             return Transform(placement, first.ddf, first.grid)
-        inner, axes = first._field(), len(self.ddf)
-        outer = sample(self.ddf[None], points_in(self.grid, carried, inner)[None])[0]
-        turn = torch.from_numpy(relative_affine(carried, self.grid)[:axes, :axes]).to(outer.dtype)
-        return Transform(placement, inner + torch.einsum("ij,j...->i...", turn, outer), first.grid)
+        axes = len(self.ddf)
+        whole = self.ddf.new_empty(axes, *first.grid.array.shape)
+        turn = torch.from_numpy(relative_affine(carried, self.grid)[:axes, :axes]).to(whole.dtype)
+        for planes, inner in first._slabs():
+            outer = sample(self.ddf[None], points_in(self.grid, carried, inner, planes.start)[None])[0]
+            whole[:, planes] = inner + torch.einsum("ij,j...->i...", turn, outer)
+        return Transform(placement, whole, first.grid)
 
     def on(self, grid: Image) -> Transform:
         """The same transform with its field at the voxels of another grid of fixed's space.
@@ -197,20 +201,30 @@ class Transform:
         Returns:
             (axes, *F) in voxels of ``grid``; of 2D images the part in their plane.
         """
-        field, axes = self._field(), self.grid.array.dim()
+        axes = self.grid.array.dim()
         # P − I: a translation has no linear part, and adds nothing but a constant.
         shift = np.linalg.inv(self.grid.affine) @ (self.placement - np.eye(4)) @ self.grid.affine
         if not shift.any():
-            return field
-        constant = torch.from_numpy(shift[:axes, 3]).to(field.dtype).reshape([-1] + [1] * axes)
-        moved = field + constant
-        if shift[:axes, :axes].any():
-            linear = torch.from_numpy(shift[:axes, :axes]).to(field.dtype)
-            moved += torch.einsum("ij,j...->i...", linear, points_in(self.grid, self.grid, field))
+            return self._field()
+        moved = torch.empty_like(self._field())
+        linear, constant = (torch.from_numpy(part).to(moved.dtype) for part in (shift[:axes, :axes], shift[:axes, 3]))
+        for planes, field in self._slabs():
+            moved[:, planes] = field + constant.reshape([-1] + [1] * axes)
+            if linear.any():
+                points = points_in(self.grid, self.grid, field, planes.start)
+                moved[:, planes] += torch.einsum("ij,j...->i...", linear, points)
         return moved
 
     def _field(self) -> Tensor:
         return torch.zeros(self.grid.array.dim(), *self.grid.array.shape) if self.ddf is None else self.ddf
+
+    def _slabs(self) -> Iterator[tuple[slice, Tensor]]:
+        """A few planes of the first axis at a time, and the field there: large fields are not held several times."""
+        shape = self.grid.array.shape
+        for first in range(0, shape[0], SLAB):
+            planes = slice(first, min(first + SLAB, shape[0]))
+            size = (len(shape), planes.stop - first, *shape[1:])
+            yield planes, torch.zeros(size) if self.ddf is None else self.ddf[:, planes]
 
 
 def checked_placement(placement: np.ndarray) -> np.ndarray:

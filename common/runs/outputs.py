@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..atomic import atomic_path, named_if_full, remove_stale, temporary_folder
+from ..checks import check_writable
 from .configuration import read_json
 
 logger = logging.getLogger(__name__)
@@ -111,12 +112,7 @@ def check(output_dir: str | Path, name: str, reads: Mapping[str, str | Path] | N
             a file that it reads.
     """
     folder = Path(output_dir)
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(
-            f"output_dir: expected a folder that can be written to, {above} is "
-            f"{'one that cannot' if above.is_dir() else 'a file'}. Choose another place."
-        )
+    check_writable(folder)
     if folder.exists():
         _make(folder)
         owned = _owned(folder)

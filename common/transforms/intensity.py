@@ -80,7 +80,9 @@ def clipped(image: torch.Tensor, percentiles: Sequence[float] | None) -> torch.T
     return clip_percentiles(image, *percentiles)
 
 
-def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.0) -> torch.Tensor:
+def clip_percentiles(
+    image: torch.Tensor, lower: float = 1.0, upper: float = 99.0, inside: torch.Tensor | None = None
+) -> torch.Tensor:
     """Clip an image to two of its own percentiles, so that a few extreme voxels do not set its range.
 
     Where more than half of the voxels hold one value, a masked image's background, the percentiles are those of the
@@ -90,6 +92,7 @@ def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.
         image: ``(C, *S)``, floating point; all channels share the percentiles.
         lower: in per cent, from 0.
         upper: in per cent, above lower, to 100.
+        inside: bool, the same shape: the percentiles are those of its voxels; None, or one without any: of all.
 
     Returns:
         The clipped image, same shape; one whose percentiles coincide is returned as it is.
@@ -101,7 +104,8 @@ def clip_percentiles(image: torch.Tensor, lower: float = 1.0, upper: float = 99.
         raise ValueError(
             f"percentiles: expected 0 <= lower < upper <= 100 per cent, like [1, 99], got {lower} and {upper}."
         )
-    values = image.detach().cpu().numpy().reshape(-1)
+    counted = image if inside is None or not inside.any() else image[inside]
+    values = counted.detach().cpu().numpy().reshape(-1)
     values = values[:: (values.size // SAMPLE) | 1]
     low, middle, high = (float(value) for value in np.percentile(values, [lower, 50, upper]))
     inside = values[values != middle]

@@ -12,16 +12,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.cli.pairs import read_pairs
+from common.cli.pairs import _difference, read_pairs
 from common.cli.register import register
 from common.cli.transform import score, transform
+from common.cli.words import paths
 from common.io.images import load_image, load_label
 from common.io.landmarks import Landmarks, load_landmarks, save_landmarks
 from tests.test_registration import GRIDS, bend, picture
 
 QUICK = {"affine": "none", "levels_mm": "4,2", "steps": "20,10"}
 FILES = {"warped.nii.gz", "forward.nii.gz", "inverse.nii.gz", "forward.h5", "inverse.h5", "jacobian.nii.gz",
-         "registration.png", "metrics.json", "provenance.json"}  # fmt: skip
+         "registration.png", "report.html", "metrics.json", "provenance.json"}  # fmt: skip
 WITH_LABELS = {"warped_label.nii.gz"}
 WITH_POINTS = {
     f"{stem}.{suffix}" for stem in ("moving_points_in_fixed", "fixed_points_in_moving") for suffix in ("csv", "fcsv")
@@ -136,9 +137,33 @@ def test_a_list_of_pairs_goes_on_after_a_failure_and_where_it_was(files: dict[st
     assert error["name"] == "bad" and "broken.nii.gz" in error["error"]
     assert not list(out.glob("bad/*.nii.gz")) and (out / "good" / "warped_label.nii.gz").is_file()
     written = (out / "good" / "forward.h5").stat().st_mtime_ns
-    said = register(str(out), pairs=listed(tmp_path / "pairs.csv", rows[1:]), **QUICK)
+    said = register(str(out), pairs=listed(tmp_path / "pairs.csv", rows[1:]), **QUICK | {"steps": "2,2"})
     assert "0 pairs registered, 1 had been before, 0 failed" in said
     assert (out / "good" / "forward.h5").stat().st_mtime_ns == written and not (out / "errors.csv").exists()
+
+
+def test_a_result_of_other_settings_files_or_weights_is_not_taken_for_done(
+    files: dict[str, str], done: Path, tmp_path: Path
+) -> None:
+    settings = {"affine": "none", "levels_mm": [4.0, 2.0], "steps": [20, 10], "device": "cuda"}
+    pair = {"name": "x", **files}
+    assert _difference(done, pair, settings, "one_hot") is None
+    assert _difference(done, pair, {**settings, "steps": 3}, "one_hot") == "settings"
+    assert _difference(done, pair, settings, "nearest") == "settings"
+    assert _difference(done, {key: path for key, path in pair.items() if key != "moving_label"}, settings, "one_hot")
+    assert _difference(done, {**pair, "fixed": files["moving"]}, settings, "one_hot") == "files"
+    assert _difference(tmp_path, pair, settings, "one_hot") == ""
+    record = json.loads((done / "provenance.json").read_text())
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "provenance.json").write_text(json.dumps({**record, "weights": {files["fixed"]: "other"}}))
+    assert _difference(tmp_path, pair, settings, "one_hot") == "weights"
+
+
+def test_paths_with_commas_are_told_from_lists(tmp_path: Path) -> None:
+    odd = tmp_path / "a,b #1.h5"
+    odd.touch()
+    assert paths(str(odd), "transforms") == [str(odd)]
+    assert paths(f"x.h5, inverse:{odd},y.mat", "transforms") == ["x.h5", f"inverse:{odd}", "y.mat"]
 
 
 def test_an_interrupted_pair_leaves_nothing_half_written(
@@ -196,6 +221,7 @@ def test_bad_input_of_register(files: dict[str, str], tmp_path: Path) -> None:
     refused = [
         (str(tmp_path / "file" / "out"), pair, "output_dir: .*file is a file"),
         (str(tmp_path / "ours"), pair, "output_dir: .*warped.nii.gz is not known as a file of an earlier run"),
+        (str(tmp_path / "file"), {"pairs": "p.csv"}, "output_dir: .*file is a file"),
         (out, {"moving": files["moving"]}, "fixed: expected two images"),
         (out, {"pairs": "p.csv", **pair}, "moving: expected no file beside pairs"),
         (out, {**pair, "levels_mm": "four"}, "levels_mm: expected numbers like 4,2,1"),
@@ -213,6 +239,23 @@ def test_bad_input_of_register(files: dict[str, str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_label_maps_must_be_of_their_image(files: dict[str, str], done: Path, tmp_path: Path) -> None:
+    label = nib.load(files["fixed_label"])
+    away = label.affine + np.outer(np.eye(4)[0], [0, 0, 0, 900])
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), away), tmp_path / "away.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:, :, 3], label.affine), tmp_path / "plane.nii.gz")
+    pair = {"moving": files["moving"], "fixed": files["fixed"]}
+    for name, message in (("away", "the two do not overlap in space"), ("plane", "expected 3 axes, as its image has")):
+        for option in ("moving_label", "fixed_label", "fixed_mask"):
+            given = {**pair, option: str(tmp_path / f"{name}.nii.gz")}
+            with pytest.raises(ValueError, match=f"{option}: .*{message}"):
+                register(str(tmp_path / "out"), **given, **QUICK)
+            if option != "fixed_mask":
+                with pytest.raises(ValueError, match=f"{option}: .*{message}"):
+                    score(str(done / "forward.h5"), **given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_input_of_transform(files: dict[str, str], done: Path, tmp_path: Path) -> None:
     forward, fixed, out = str(done / "forward.h5"), files["fixed"], str(tmp_path / "o.nii.gz")
     for arguments, options, message in (
@@ -222,7 +265,14 @@ def test_bad_input_of_transform(files: dict[str, str], done: Path, tmp_path: Pat
         ((files["fixed_points"], fixed), {"image": fixed, "output": out}, "transforms: .*ITK cannot read"),
         ((forward, files["fixed_points"]), {"image": fixed, "output": out}, "reference: "),
         ((" , ", fixed), {"image": fixed, "output": out}, "transforms: expected the path of a file"),
-        ((forward, fixed), {"image": fixed, "output": str(tmp_path / "o.jpg")}, "ends in .nii or .nii.gz"),
+        ((forward, fixed), {"image": fixed, "output": str(tmp_path / "o.jpg")}, "ends in one of .nii, .nii.gz"),
+        ((forward, fixed), {"image": fixed, "output": str(fixed)}, "output: expected another file .* is that of image"),
+        (
+            (forward, fixed),
+            {"image": fixed, "output": out, "output_transform": str(tmp_path / "t.txt")},
+            "output_transform: expected a file whose name ends",
+        ),
+        ((forward, fixed), {"image": fixed, "output": f"{fixed}/o.nii.gz"}, "output: .* is a file. Choose another"),
     ):
         with pytest.raises(ValueError, match=message):
             transform(*arguments, **options)

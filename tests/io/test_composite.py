@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transforms that ITK, ANTs and elastix write, of every kind, map points here as they do there."""
 
+import h5py
 import itk
 import numpy as np
 import pytest
@@ -92,6 +93,25 @@ def test_what_is_sampled_needs_a_grid(tmp_path):
     itk.transformwrite([spline()], str(tmp_path / "t.h5"))
     with pytest.raises(ValueError, match="grid: .*t.h5 is to be sampled .* the fixed image"):
         load_transform(tmp_path / "t.h5")
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0, 0), (1, "nan")])
+def test_linear_ones_that_cannot_be_inverted_or_hold_nan_are_refused(tmp_path, scale, shift):
+    (tmp_path / "t.tfm").write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        f"Parameters: 1 0 0 0 1 0 0 0 {scale} {shift} 0 0\nFixedParameters: 0 0 0\n"
+    )
+    with pytest.raises(ValueError, match=r"affine: expected .*t.tfm"):
+        load_transform(tmp_path / "t.tfm", GRID, "affine")
+
+
+def test_a_field_with_nan_is_refused(tmp_path):
+    ddf = torch.zeros(3, *GRID.array.shape)
+    save_transform(tmp_path / "t.h5", Transform(np.eye(4), ddf, GRID))
+    with h5py.File(tmp_path / "t.h5", "r+") as file:
+        file["TransformGroup/2/TransformParameters"][5] = np.nan
+    with pytest.raises(ValueError, match=r"transforms: expected finite displacements; .*t.h5"):
+        load_transform(tmp_path / "t.h5", GRID, "transforms")
 
 
 def test_an_unknown_file_is_refused(tmp_path):

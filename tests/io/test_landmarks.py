@@ -58,6 +58,8 @@ def test_points_of_a_plane_need_no_third_column(tmp_path):
     plane = Image(torch.zeros(20, 22), np.diag([-1.0, -1.0, 1.0, 1.0]) + np.eye(4)[:, 2:3] @ [[0, 0, 0, 7]], (1.0, 1.0))
     found = load_landmarks(file(tmp_path / "p.csv", "x,y\n3,4\n"), plane)
     np.testing.assert_allclose(found.points_mm, [[-3, -4, 7]])
+    found = load_landmarks(tmp_path / "p.csv", None, plane=plane)  # of an image of that plane that is not known
+    np.testing.assert_allclose(found.points_mm, [[-3, -4, 7]])
 
 
 def test_bad_input(tmp_path):
@@ -73,6 +75,14 @@ def test_bad_input(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"moving_points: .*({message})"):
             load_landmarks(file(tmp_path / "p.csv", text), IMAGE, "moving_points")
+    for text in (
+        "[]",
+        '{"markups": []}',
+        '{"markups": [1]}',
+        '{"markups": [{"controlPoints": [], "coordinateSystem": 1}]}',
+    ):
+        with pytest.raises(ValueError, match="points: expected a CSV file .*p.mrk.json"):
+            load_landmarks(file(tmp_path / "p.mrk.json", text), IMAGE, "points")
     with pytest.raises(ValueError, match="need the image that they count in"):
         load_landmarks(file(tmp_path / "p.csv", "i,j,k\n1,2,3\n"), None)
     with pytest.raises(ValueError, match="ends in .csv or .fcsv"):

@@ -164,6 +164,23 @@ def test_grids_of_microscopes_are_told_apart():
     assert same_grid(fine, fine) and not same_grid(fine, fine._replace(affine=moved))
 
 
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0)])
+@pytest.mark.parametrize("size", [0.0, np.nan])
+def test_voxels_of_no_size_are_refused_and_not_taken_for_a_millimetre(tmp_path, codes, size):
+    nifti = nib.Nifti1Image(ramp(SHAPE), np.diag([-2.0, -2, 2, 1]))
+    for code, name in zip(codes, ("qform_code", "sform_code"), strict=True):
+        nifti.header[name] = code
+    header = nifti.header.copy()
+    header["qform_code"], header["sform_code"], header["vox_offset"], header["magic"] = *codes, 352, b"n+1"
+    header["pixdim"][2] = size
+    path = tmp_path / "a.nii"
+    path.write_bytes(header.binaryblock + bytes(4) + ramp(SHAPE).tobytes(order="F"))
+    with pytest.raises(
+        ValueError, match=rf"fixed: expected voxels of a size above 0; .*a.nii has 2 x {size:.4g} x 2 mm"
+    ):
+        load_image(path, "fixed")
+
+
 def test_a_file_without_form_codes_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_image(write_header(tmp_path / "a.nii", ramp(SHAPE), pixdim=SPACING), "moving")

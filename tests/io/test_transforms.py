@@ -132,6 +132,20 @@ def test_composition_warps_as_one_transform_after_the_other():
 
 
 @cases
+def test_slabs_of_a_field_are_worked_on_as_the_whole(shape, affine, placement):
+    """More planes than a slab has, and no multiple of it: composition and placement are those of the points."""
+    grid = image((37, *shape[1:]), affine)
+    first, last = (Transform(placement, smooth(grid.array.shape, len(shape), seed), grid) for seed in (1, 2))
+    points = voxel_points(grid)
+    expected = last.points(first.points(points))
+    whole = last.after(first)
+    np.testing.assert_allclose(whole.points(points), expected, atol=1e-3)
+    alone = Transform(np.eye(4), whole.displacement(), grid).points(points)
+    inverse = np.linalg.inv(affine)[: len(shape), :3]
+    np.testing.assert_allclose((alone - expected) @ inverse.T, 0, atol=1e-4)
+
+
+@cases
 def test_a_field_on_another_grid_carries_the_same_points(shape, affine, placement):
     transform = Transform(placement, smooth(shape, len(shape)), image(shape, affine))
     finer = affine.copy()

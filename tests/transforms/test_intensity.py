@@ -133,6 +133,17 @@ def test_percentiles_of_a_masked_image_are_those_inside_the_mask() -> None:
     assert torch.equal(result[0, 10:], image[0, 10:])
 
 
+def test_percentiles_can_be_those_of_a_given_mask() -> None:
+    """A bright frame outside of the mask sets no range; a mask of nothing counts all."""
+    image = torch.full((1, 40, 40), 1000.0)
+    image[:, 10:30, 10:30] = torch.linspace(0, 100, 400).reshape(20, 20)
+    inside = torch.zeros(1, 40, 40, dtype=torch.bool)
+    inside[:, 10:30, 10:30] = True
+    found = clip_percentiles(image, 1, 99, inside)
+    assert found.min() == pytest.approx(1, abs=0.01) and found.max() == pytest.approx(99, abs=0.01)
+    assert clip_percentiles(image, 1, 99, ~inside & inside).equal(clip_percentiles(image, 1, 99))
+
+
 def test_percentiles_of_a_large_volume_are_sampled() -> None:
     image = torch.randn(1, 400, 300, 100, generator=torch.Generator().manual_seed(0))
     low, high = torch.aminmax(clip_percentiles(image))
