@@ -12,6 +12,8 @@ import pytest
 
 from common.cli.study import STUDIES, study
 from common.cli.trainings import Run, Training
+from common.engines.architectures import SOLVERS
+from common.networks.registry import ARCHITECTURES
 
 TINY: dict[str, Any] = {"epochs": 1, "device": "cpu", "count": 2, "batch_size": 2, "val_interval": 9}
 NARROW = {"architectures#icon#down": [2, 4, 6], "architectures#icon#up": [4, 4]}
@@ -22,15 +24,24 @@ def rows_of(output: Path) -> dict[str, dict[str, str]]:
         return {row["run"]: row for row in csv.DictReader(stream)}
 
 
-def settings_of(name: str) -> dict[str, dict[str, Any]]:
+def settings_of(name: str, bundle: str | None = None) -> dict[str, dict[str, Any]]:
     return {
-        run.label: Training(run._replace(bundle="gradicon_triangles"), 0, Path("none"), run.overrides).settings()
+        run.label: Training(run._replace(bundle=bundle or run.bundle), 0, Path("none"), run.overrides).settings()
         for run in STUDIES[name].runs
     }
 
 
-def test_figure_4_is_three_chains_with_three_similarities() -> None:
-    found = settings_of("gradicon_vessels")
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_trains_what_its_bundle_has(name: str) -> None:
+    for label, settings in settings_of(name).items():
+        if "objective" in settings:
+            assert settings["objective"] in settings["objectives"], label
+        assert settings["architecture"] in [*ARCHITECTURES, *SOLVERS], label
+
+
+@pytest.mark.parametrize("bundle", ["gradicon_drive", "gradicon_triangles"])
+def test_figure_4_is_three_chains_with_three_similarities(bundle: str) -> None:
+    found = settings_of("gradicon_vessels", bundle)
     chains = {"net-1": [1], "net-2": [2, 1], "net-4": [8, 4, 2, 1]}
     similarities = {"single": "global_ncc", "averaged": "global_ncc_multiscale", "adaptive": "global_ncc_adaptive"}
     assert list(found) == [f"{chain}, {scales}" for chain in chains for scales in similarities]
