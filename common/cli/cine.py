@@ -225,8 +225,7 @@ def _registered(parser: ConfigParser, labels: Image, values: tuple[int, int], co
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the notes on each of many pairs, but with warnings."""
-    package = __name__.partition(".cli.")[0]
-    loggers = [logging.getLogger(f"{package}.{part}") for part in ("transforms", "engines")]
+    loggers = [logging.getLogger(f"{__name__.partition('.cli.')[0]}.{part}") for part in ("transforms", "engines")]
     levels = [each.level for each in loggers]
     for each in loggers:
         each.setLevel(logging.WARNING)
@@ -267,11 +266,10 @@ def _report(
     rows = [{"frame": number, name: volume, "radial": frame["radial"], "circumferential": frame["circumferential"]}
             for number, (frame, volume) in enumerate(zip(frames, volumes, strict=True), start=1)]  # fmt: skip
     systole = phases.es or 1 + int(np.argmin(volumes))
-    lines = [
-        f"ED frame {phases.ed}, ES frame {systole}: ejection fraction {_ejected(volumes, phases.ed, systole):.1f} %."
-    ]
+    ejected = _ejected(volumes, phases.ed, systole)
+    lines = [f"ED frame {phases.ed}, ES frame {systole}: ejection fraction {ejected:.1f} %."]
     if at_es is not None:
-        lines += _beside(labels, at_es, values[1], _ejected(volumes, phases.ed, systole))
+        lines += _beside(labels, at_es, values[1], ejected)
     peaks = {key: max((row[key] for row in rows), key=abs) for key in ("radial", "circumferential")}
     lines.append(f"Peak strain: radial {peaks['radial']:+.1f} %, circumferential {peaks['circumferential']:+.1f} %.")
     output.mkdir(parents=True, exist_ok=True)
