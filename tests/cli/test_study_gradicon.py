@@ -74,6 +74,15 @@ def test_figure_4_runs_on_another_bundle_and_shows_length_and_foldings(
         assert 0 <= float(row["magnitude_unit"]) < 0.5 and 0 <= float(row["foldings_percent"]) <= 100
 
 
+def test_figure_4_has_the_error_against_the_true_displacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch, "gradicon_vessels", slice(0, 1))
+    tiny = {key: value for key, value in TINY.items() if key != "count"}
+    text = study("gradicon_vessels", str(tmp_path), spatial_size=[32, 32], **tiny, **NARROW)
+    (row,) = rows_of(tmp_path).values()
+    assert "displacement error" in text and 0 < float(row["epe_before"]) < 10 and float(row["epe"]) > 0
+    assert 0 <= float(row["magnitude_unit"]) < 0.5 and 0 <= float(row["foldings_percent"]) <= 100
+
+
 def test_one_weight_at_every_resolution_and_icons_with_a_schedule() -> None:
     found = settings_of("gradicon_resolution")
     for label, settings in found.items():
