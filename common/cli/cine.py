@@ -23,7 +23,7 @@ from ..bundle import start
 from ..data.acdc import LABELS
 from ..data.acdc_folder import read_info
 from ..figures.cine import cine_curves
-from ..io.images import Image, load_grid, load_label, same_grid, write_nifti
+from ..io.images import Image, load_grid, load_image, load_label, same_grid, write_nifti
 from ..io.nifti import open_nifti
 from ..io.orientation import slice_axis, spacing_is_unknown
 from ..io.results import write_rows
@@ -81,8 +81,8 @@ def cine(
 
     Raises:
         FileNotFoundError: for files that are not there.
-        ValueError: for an image that is not 4D, frames of ED and ES that are not known, labels on another grid or
-            without a cavity or myocardium, or a bundle for volumes.
+        ValueError: for an image that is not 4D, a frame that is not finite or has no contrast, frames of ED and ES
+            that are not known, labels on another grid or without a cavity or myocardium, or a bundle for volumes.
     """
     path = Path(image)
     nifti = open_nifti(path, "image")
@@ -94,7 +94,7 @@ def cine(
     phases = _phases(path, nifti.shape[3], ed, es)
     labels, labelled_es = _labels(path, phases, label, es_label)
     with tempfile.TemporaryDirectory() as folder:
-        frames = _split(nifti, Path(folder))
+        frames = _split(nifti, path, Path(folder))
         first, last = _checked(labels, labelled_es, frames[phases.ed - 1], (myocardium, lv))
         pairs = _pairs(frames, phases.ed - 1, labels)
         parser = _inference(bundle, first, pairs, (myocardium, lv), overrides)
@@ -134,11 +134,15 @@ def _labels(path: Path, phases: Phases, label: str | None, es_label: str | None)
     return own, other if other is not None and other.is_file() else None
 
 
-def _split(nifti: nib.Nifti1Pair, folder: Path) -> list[Path]:
-    """Each frame in a file of its own, its voxels as they are stored."""
+def _split(nifti: nib.Nifti1Pair, path: Path, folder: Path) -> list[Path]:
+    """Each frame in a file of its own, its voxels as they are stored; all are looked at before any is registered."""
     frames = [folder / f"frame{number + 1:03d}.nii.gz" for number in range(nifti.shape[3])]
-    for path, frame in zip(frames, nib.four_to_three(nifti), strict=True):
-        nib.save(frame, path)
+    for number, (file, frame) in enumerate(zip(frames, nib.four_to_three(nifti), strict=True), start=1):
+        nib.save(frame, file)
+        try:
+            load_image(file, "image")
+        except ValueError as error:  # which names a file that will be gone
+            raise ValueError(str(error).replace(str(file), f"frame {number} of {path}")) from error
     return frames
 
 
@@ -221,8 +225,7 @@ def _registered(parser: ConfigParser, labels: Image, values: tuple[int, int], co
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the notes on each of many pairs, but with warnings."""
-    package = __name__.partition(".cli.")[0]
-    loggers = [logging.getLogger(f"{package}.{part}") for part in ("transforms", "engines")]
+    loggers = [logging.getLogger(f"{__name__.partition('.cli.')[0]}.{part}") for part in ("transforms", "engines")]
     levels = [each.level for each in loggers]
     for each in loggers:
         each.setLevel(logging.WARNING)
@@ -263,11 +266,10 @@ def _report(
     rows = [{"frame": number, name: volume, "radial": frame["radial"], "circumferential": frame["circumferential"]}
             for number, (frame, volume) in enumerate(zip(frames, volumes, strict=True), start=1)]  # fmt: skip
     systole = phases.es or 1 + int(np.argmin(volumes))
-    lines = [
-        f"ED frame {phases.ed}, ES frame {systole}: ejection fraction {_ejected(volumes, phases.ed, systole):.1f} %."
-    ]
+    ejected = _ejected(volumes, phases.ed, systole)
+    lines = [f"ED frame {phases.ed}, ES frame {systole}: ejection fraction {ejected:.1f} %."]
     if at_es is not None:
-        lines += _beside(labels, at_es, values[1], _ejected(volumes, phases.ed, systole))
+        lines += _beside(labels, at_es, values[1], ejected)
     peaks = {key: max((row[key] for row in rows), key=abs) for key in ("radial", "circumferential")}
     lines.append(f"Peak strain: radial {peaks['radial']:+.1f} %, circumferential {peaks['circumferential']:+.1f} %.")
     output.mkdir(parents=True, exist_ok=True)

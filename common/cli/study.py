@@ -40,8 +40,9 @@ STUDIES: dict[str, Study] = {
     # there, Fig. 4, measured on the training pairs; --bundle gradicon_triangles has shapes, without true displacement
     "gradicon_vessels": Study(tuple(
         Run(f"net-{len(steps)}, {scales}", VESSELS, {
-            "objective": f"ncc_{scales}", STEPS: steps, "epochs": 1000, "split": "train"})
-        for steps in ([1], [2, 1], [8, 4, 2, 1]) for scales in ("single", "averaged", "adaptive"))),
+            "objective": name, STEPS: steps, "epochs": 1000, "split": "train"})
+        for steps in ([1], [2, 1], [8, 4, 2, 1])
+        for scales, name in (("single", "global_ncc"), ("averaged", "averaged"), ("adaptive", "adaptive")))),
     # there, Sec. 7: one weight at every resolution; ICON's with its published one and with its schedule
     "gradicon_resolution": Study(tuple(
         Run(f"{label} at {size}", SHAPES, own | {"spatial_size": [size, size]})

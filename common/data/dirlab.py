@@ -183,7 +183,7 @@ def read_landmarks(entry: Mapping[str, Any]) -> dict[str, Tensor]:
     counts = [len(own) for own in points.values()]
     if counts[0] != counts[1]:
         raise DatasetLayoutError(
-            f"{entry['case']}: expected as many landmarks in both images, line by line the same points; got "
+            f"expected as many landmarks in both images, line by line the same points; got "
             f"{counts[0]} in {entry['moving_points']} and {counts[1]} in {entry['fixed_points']}; restore the "
             "published files."
         )

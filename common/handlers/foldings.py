@@ -90,8 +90,13 @@ def schedule(chosen: Mapping[str, Any]) -> FoldingSchedule:
         The handler.
 
     Raises:
-        ValueError: as ``FoldingSchedule``, or for an unknown argument, with the nearest.
+        ValueError: as ``FoldingSchedule``, for an unknown argument, with the nearest, or for no arguments by name.
     """
+    if not isinstance(chosen["schedule"], Mapping):
+        raise ValueError(
+            f"schedule: expected its arguments, got {chosen['schedule']!r}; e.g. --objectives#icon#schedule "
+            "\"{'increment': 0.1, 'threshold': 25}\"."
+        )
     for key in chosen["schedule"]:
         known_name("schedule", key, ["increment", "threshold", "term"])
     return FoldingSchedule(**chosen["schedule"])

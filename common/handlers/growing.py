@@ -14,6 +14,12 @@ from ..networks.composition import Composition
 from .stages import Stages
 
 logger = logging.getLogger(__name__)
+EXAMPLE = {
+    "levels": [2, 3, 4],
+    "image_scale": [0.25, 0.5, 1],
+    "batch_size": [128, 16, 4],
+    "share": [0.5, 0.25, 0.25],
+}
 
 
 def growing_chain(
@@ -96,11 +102,22 @@ def course(stages: Mapping[str, Any], network: Any, epochs: int) -> Stages:
         The stages.
 
     Raises:
-        ValueError: as ``growing_chain``, or for an unknown argument, with the nearest.
+        ValueError: as ``growing_chain``, for an unknown argument, with the nearest, or lists that are missing.
     """
-    known = [name for name in inspect.signature(growing_chain).parameters if name not in ("network", "epochs")]
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(growing_chain).parameters.items()
+        if name not in ("network", "epochs")
+    }
     for key in stages:
         known_name("stages", key, known)
+    lists = [name for name, default in known.items() if default is inspect.Parameter.empty]
+    for name in lists:
+        if not isinstance(stages.get(name), (list, tuple)):
+            raise ValueError(
+                f"stages: expected the lists {', '.join(lists)}, got {stages.get(name, 'nothing')!r} as {name}; e.g. "
+                f'--stages "{EXAMPLE}".'
+            )
     return growing_chain(network, epochs, **stages)
 
 

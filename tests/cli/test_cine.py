@@ -106,6 +106,54 @@ def test_bad_input_says_what_to_do(patient: Path, phantom: dict[str, Any], tmp_p
     assert not Path(out).exists()
 
 
+def test_a_frame_that_cannot_be_registered_is_named_before_any_is(patient: Path, tmp_path: Path) -> None:
+    stored = nib.load(patient)
+    for value, message in ((np.nan, "expected finite values"), (0.0, "expected an image with contrast")):
+        values = np.asarray(stored.dataobj, dtype=np.float32)
+        values[..., 2] = value
+        path = patient.with_name("patient001.nii.gz")
+        nib.save(nib.Nifti1Image(values, stored.affine), path)
+        with pytest.raises(ValueError, match=rf"image: {message}.*frame 3 of {path}"):
+            cine(str(path), str(tmp_path / "out"), **PAIRWISE)
+    assert not (tmp_path / "out").exists()
+
+
+QUICK: dict[str, Any] = PAIRWISE | {"architectures#pairwise": {"levels": [2], "steps": [12]}}
+STORED = {
+    "slices first": [[1, 1], [2, 1], [0, 1]],  # where each axis goes, and whether it is turned round
+    "mirrored": [[0, -1], [1, 1], [2, -1]],
+    "transposed": [[1, 1], [0, -1], [2, 1]],
+}
+
+
+def stored_as(name: str, patient: Path, folder: Path) -> Path:
+    """Two frames and the labels of ED with other axes, every voxel at its place."""
+    folder.mkdir()
+    image = nib.load(patient).slicer[..., :2]
+    label = nib.load(patient.with_name("patient001_frame01_gt.nii.gz"))
+    for each, file in ((image, patient.name), (label, "patient001_frame01_gt.nii.gz")):
+        nib.save(each.as_reoriented(STORED[name]) if name in STORED else each, folder / file)
+    return folder / patient.name
+
+
+def test_volumes_and_strains_do_not_depend_on_how_the_file_is_stored(patient: Path, tmp_path: Path) -> None:
+    rows, labels = {}, {}
+    for name in ("as it is", *STORED):
+        path = stored_as(name, patient, tmp_path / name)
+        cine(str(path), str(tmp_path / f"{name} out"), ed=1, es=2, **QUICK)
+        rows[name] = read_metrics(tmp_path / f"{name} out" / "cine.csv", ["frame"])[1]
+        carried = nib.load(tmp_path / f"{name} out" / "labels.nii.gz")
+        assert carried.shape[:3] == nib.load(path).shape[:3] and np.allclose(carried.affine, nib.load(path).affine)
+        labels[name] = np.asarray(nib.as_closest_canonical(carried).dataobj)[..., 1]
+    expected = rows.pop("as it is")
+    assert expected["radial"] > 3
+    for name, row in rows.items():
+        assert row["volume_ml"] == pytest.approx(expected["volume_ml"], rel=0.01), name
+        for key in ("radial", "circumferential"):
+            assert row[key] == pytest.approx(expected[key], abs=0.3), name
+        assert np.mean(labels[name] != labels["as it is"]) < 1e-3
+
+
 def test_slices_that_lose_their_cavity_are_warned_of(
     patient: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -228,6 +228,16 @@ def test_a_new_bundle_has_the_method_of_the_one_that_exists(name: str) -> None:
     assert fresh["validate"]["evaluator"] == existing["validate"]["evaluator"]
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("gradicon_")])
+def test_a_new_gradicon_bundle_has_stages_a_schedule_and_augmentation(name: str) -> None:
+    existing = json.loads((REPOSITORY / "bundles" / name / "configs" / "train.json").read_text())
+    fresh = new_train(name)
+    for train in (fresh, existing):
+        assert train["stages"] is None and train["augment"] is False and train["objectives"]["icon"]["schedule"] is None
+        assert train["train"]["dataset"]["augmentation"] == "$augmentation.augmentation(@augment, len(@spatial_size))"
+        assert "$import common.transforms.augment as augmentation" in train["imports"]
+
+
 def test_rendering_writes_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = tmp_path / "bundles" / "gradicon_triangles"
     shutil.copytree(REPOSITORY / "bundles" / "gradicon_triangles" / "configs", bundle / "configs")

@@ -12,6 +12,8 @@ import pytest
 
 from common.cli.study import STUDIES, study
 from common.cli.trainings import Run, Training
+from common.engines.architectures import SOLVERS
+from common.networks.registry import ARCHITECTURES
 
 TINY: dict[str, Any] = {"epochs": 1, "device": "cpu", "count": 2, "batch_size": 2, "val_interval": 9}
 NARROW = {"architectures#icon#down": [2, 4, 6], "architectures#icon#up": [4, 4]}
@@ -22,15 +24,24 @@ def rows_of(output: Path) -> dict[str, dict[str, str]]:
         return {row["run"]: row for row in csv.DictReader(stream)}
 
 
-def settings_of(name: str) -> dict[str, dict[str, Any]]:
+def settings_of(name: str, bundle: str | None = None) -> dict[str, dict[str, Any]]:
     return {
-        run.label: Training(run._replace(bundle="gradicon_triangles"), 0, Path("none"), run.overrides).settings()
+        run.label: Training(run._replace(bundle=bundle or run.bundle), 0, Path("none"), run.overrides).settings()
         for run in STUDIES[name].runs
     }
 
 
-def test_figure_4_is_three_chains_with_three_similarities() -> None:
-    found = settings_of("gradicon_vessels")
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_trains_what_its_bundle_has(name: str) -> None:
+    for label, settings in settings_of(name).items():
+        if "objective" in settings:
+            assert settings["objective"] in settings["objectives"], label
+        assert settings["architecture"] in [*ARCHITECTURES, *SOLVERS], label
+
+
+@pytest.mark.parametrize("bundle", ["gradicon_drive", "gradicon_triangles"])
+def test_figure_4_is_three_chains_with_three_similarities(bundle: str) -> None:
+    found = settings_of("gradicon_vessels", bundle)
     chains = {"net-1": [1], "net-2": [2, 1], "net-4": [8, 4, 2, 1]}
     similarities = {"single": "global_ncc", "averaged": "global_ncc_multiscale", "adaptive": "global_ncc_adaptive"}
     assert list(found) == [f"{chain}, {scales}" for chain in chains for scales in similarities]
@@ -61,6 +72,15 @@ def test_figure_4_runs_on_another_bundle_and_shows_length_and_foldings(
     assert "mean length, extents" in text and "foldings, %" in text and "folds" in text
     for row in rows.values():
         assert 0 <= float(row["magnitude_unit"]) < 0.5 and 0 <= float(row["foldings_percent"]) <= 100
+
+
+def test_figure_4_has_the_error_against_the_true_displacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch, "gradicon_vessels", slice(0, 1))
+    tiny = {key: value for key, value in TINY.items() if key != "count"}
+    text = study("gradicon_vessels", str(tmp_path), spatial_size=[32, 32], **tiny, **NARROW)
+    (row,) = rows_of(tmp_path).values()
+    assert "displacement error" in text and 0 < float(row["epe_before"]) < 10 and float(row["epe"]) > 0
+    assert 0 <= float(row["magnitude_unit"]) < 0.5 and 0 <= float(row["foldings_percent"]) <= 100
 
 
 def test_one_weight_at_every_resolution_and_icons_with_a_schedule() -> None:

@@ -85,6 +85,8 @@ def test_an_objectives_entry_makes_the_handler():
     assert (handler.increment, handler.threshold) == (0.5, 3.0)
     with pytest.raises(ValueError, match="schedule: expected one of .*got 'treshold'. Did you mean 'threshold'"):
         schedule({"schedule": {"treshold": 3}})
+    with pytest.raises(ValueError, match="schedule: expected its arguments, got True; e.g. --objectives#icon#schedule"):
+        schedule({"schedule": True})
 
 
 @pytest.mark.parametrize("name", ["increment", "threshold"])

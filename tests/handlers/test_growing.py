@@ -99,6 +99,12 @@ def test_unknown_arguments_are_refused_with_the_nearest():
         course({"level": [1]}, build_icon(2, "oai", **FLAT), 3)
 
 
+@pytest.mark.parametrize("stages", [{}, OAI | {"share": 1}, {key: OAI[key] for key in OAI if key != "share"}])
+def test_lists_that_are_missing_are_named(stages):
+    with pytest.raises(ValueError, match=r"stages: expected the lists levels, .*as (levels|share); e\.g\. --stages"):
+        course(stages, build_icon(2, "oai", **FLAT), 3)
+
+
 def test_other_networks_are_refused():
     with pytest.raises(ValueError, match="stages: expected a chain .*got VoxelMorph; pass --stages null"):
         course(OAI, VoxelMorph(2, encoder=(4,), decoder=(4, 4)), 3)
