@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import locale
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +50,17 @@ def is_for_itk(path: Path) -> bool:
         return stream.read(16).startswith((b"NRRD0", b"ObjectType", b"NDims"))
 
 
+@contextmanager
+def own_locale() -> Iterator[None]:
+    """Keep the locale: GDCM, by which ITK reads DICOM, sets the process's to "C", by which text is read as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@own_locale()
 def open_with_itk(path: Path, argument: str = "path") -> ItkFile:
     """Read a header with ITK.
 
@@ -89,6 +102,7 @@ def open_with_itk(path: Path, argument: str = "path") -> ItkFile:
     )
 
 
+@own_locale()
 def read_with_itk(opened: ItkFile, path: Path, argument: str = "path") -> np.ndarray:
     """All values, in the type that ITK gives them.
 

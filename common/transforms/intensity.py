@@ -77,7 +77,8 @@ def clipped(image: torch.Tensor, percentiles: Sequence[float] | None) -> torch.T
         return image
     if isinstance(percentiles, str) or not isinstance(percentiles, Sequence) or len(percentiles) != 2:
         raise ValueError(f"percentiles: expected two numbers like [1, 99], or None, got {percentiles!r}.")
-    return clip_percentiles(image, *percentiles)
+    lower, upper = percentiles
+    return clip_percentiles(image, lower, upper)
 
 
 def clip_percentiles(
@@ -108,8 +109,8 @@ def clip_percentiles(
     values = counted.detach().cpu().numpy().reshape(-1)
     values = values[:: (values.size // SAMPLE) | 1]
     low, middle, high = (float(value) for value in np.percentile(values, [lower, 50, upper]))
-    inside = values[values != middle]
-    if 0 < inside.size < values.size / 2:
-        inner = [float(value) for value in np.percentile(inside, [lower, upper])]
+    others = values[values != middle]
+    if 0 < others.size < values.size / 2:
+        inner = [float(value) for value in np.percentile(others, [lower, upper])]
         low, high = min(middle, inner[0]), max(middle, inner[1])
     return image.clamp(low, high) if low < high else image

@@ -77,9 +77,9 @@ def test_every_option_is_described_and_the_files_are_as_rendered(bundle: Path) -
 def test_defaults_are_the_papers_and_the_overlay_has_the_published_codes(bundle: Path) -> None:
     options = TINY | {"bundle_root": str(bundle)}
     method, terms = terms_of(bundle, **options)
-    assert list(terms) == ["similarity", "smoothness", "log_loss", "weight_volume"]  # no labels
+    assert list(terms) == ["similarity", "smoothness", "log_loss"]  # no labels
     weights = method.updates[0].objective.weights
-    assert (weights["smoothness"], weights["log_loss"].largest, weights["weight_volume"]) == (5.0, 4.0, 0.0)
+    assert (weights["smoothness"], weights["log_loss"].largest) == (5.0, 4.0)
     assert terms["smoothness"].epsilon == terms["log_loss"].epsilon == 1e-4 and terms["smoothness"].energy.first == 0
     assert type(method.similarity).__name__ == "LNCC" and method.similarity.window == 9 and method.bidirectional
     assert method.condition(3, torch.device("cpu")).shape == (3, 1)
@@ -104,9 +104,10 @@ def test_options_reach_the_terms(bundle: Path) -> None:
 
 def test_training_logs_its_terms_and_is_evaluated_at_its_eta(trained: Path) -> None:
     row = read_history(trained / "history.csv")[-1]
-    names = ("similarity", "smoothness", "log_loss", "dice", "weight_volume")
+    names = ("similarity", "smoothness", "log_loss", "dice")
     values = {name: float(row[f"displacement/{name}"]) for name in names}
-    assert 0 < values["log_loss"] < 1 and 0 < values["dice"] < 1 and 0 < values["weight_volume"] < 1
+    assert 0 < values["log_loss"] < 1 and 0 < values["dice"] < 1
+    assert 0 <= float(row["weight_volume/min"]) <= float(row["weight_volume/mean"]) <= float(row["weight_volume/max"]) <= 1
     summary = json.loads((trained / "summary.json").read_text())
     settings = summary["settings"]
     assert settings["labels_in_training"] is True

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images of other formats than NIfTI lie where ITK and SimpleITK place them, and errors say what is wrong with them."""
 
+import locale
+
 import itk
 import numpy as np
 import pytest
 
 from common.io.formats import open_file
 from common.io.images import load_grid, load_image, load_label, save_image
+from common.io.itk_files import own_locale
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -96,6 +99,13 @@ def series(folder, values, names="slice_{}.dcm", uid="1.2.826.0.1.3680043.2.1125
     return folder
 
 
+@pytest.fixture(autouse=True)
+def restored_locale():
+    """SimpleITK's own reader and writer of DICOM change it."""
+    with own_locale():
+        yield
+
+
 def test_a_dicom_series_is_one_volume_in_the_order_of_its_positions(tmp_path):
     values = random((8, 7, 5))
     turn = TURN if np.linalg.det(TURN) > 0 else TURN * [1, 1, -1]
@@ -111,6 +121,16 @@ def test_a_dicom_series_is_one_volume_in_the_order_of_its_positions(tmp_path):
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     check_places(image, reader.Execute())
     assert np.linalg.det(turn) > 0
+
+
+def test_reading_dicom_leaves_the_process_locale_as_it_is(tmp_path):
+    """GDCM sets it to "C", and open() without an encoding then takes files for ASCII."""
+    folder, before = series(tmp_path / "series", random((8, 7, 5))), locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    load_image(folder)
+    load_image(next(folder.iterdir()))
+    assert locale.setlocale(locale.LC_CTYPE) == before
+    (tmp_path / "η.txt").write_text("η")
+    assert (tmp_path / "η.txt").read_bytes() == "η".encode()
 
 
 def test_one_dicom_file_is_an_image(tmp_path):
