@@ -274,7 +274,7 @@ def test_a_clone_as_output_folder_stays_as_it_is(finished, here, tree):
     )
     after = tree(here)
     assert {name: after[name] for name in before} == before
-    written = {"metrics.csv", "subjects.csv", "summary.json", "registration.png"}  # the others are an estimator's
+    written = {"metrics.csv", "subjects.csv", "summary.json", "report.html", "registration.png"}  # and an estimator's
     assert set(after) - set(before) == {MANIFEST, *written} and written < set(SETS[EVALUATION])
 
 
