@@ -101,18 +101,9 @@ def transform(
         ValueError: naming the option, what was expected and what came.
     """
     given = {name: path for name, path in (("image", image), ("label", label), ("points", points)) if path is not None}
-    if len(given) > 1 or bool(given) != bool(output) or not (given or output_transform):
-        raise ValueError(
-            "image, label, points: expected one of them with output, or output_transform, or both; got "
-            f"{', '.join(given) or 'none'}, output={output}, output_transform={output_transform}."
-        )
     files = paths(transforms, "transforms")
     known_name("interpolation", interpolation, INTERPOLATIONS)
-    reads = {**given, "reference": reference, "fixed": fixed, **_reads(files)}
-    if output is not None:
-        check_file(output, "output", POINT_SUFFIXES if "points" in given else NIFTI_SUFFIXES, reads)
-    if output_transform is not None:
-        check_file(output_transform, "output_transform", (*NIFTI_SUFFIXES, *ITK_SUFFIXES), {**reads, "output": output})
+    _check_outputs(given, output, output_transform, {"reference": reference, "fixed": fixed, **_reads(files)})
     grid = load_grid(reference, "reference")
     backwards = switch(invert, "invert")
     inner = load_grid(fixed, "fixed") if backwards and fixed is not None else grid
@@ -132,6 +123,22 @@ def transform(
         save_transform(output_transform, whole)
         written.append(output_transform)
     return f"Wrote {', '.join(written)}."
+
+
+def _check_outputs(
+    given: dict[str, str], output: str | None, output_transform: str | None, reads: dict[str, str | None]
+) -> None:
+    """Before the work: what is written goes to a file of its own, of a form that suits it."""
+    if len(given) > 1 or bool(given) != bool(output) or not (given or output_transform):
+        raise ValueError(
+            "image, label, points: expected one of them with output, or output_transform, or both; got "
+            f"{', '.join(given) or 'none'}, output={output}, output_transform={output_transform}."
+        )
+    reads = {**given, **reads}
+    if output is not None:
+        check_file(output, "output", POINT_SUFFIXES if "points" in given else NIFTI_SUFFIXES, reads)
+    if output_transform is not None:
+        check_file(output_transform, "output_transform", (*NIFTI_SUFFIXES, *ITK_SUFFIXES), {**reads, "output": output})
 
 
 def _widest(files: list[str], whole: Transform) -> Transform:

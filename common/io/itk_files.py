@@ -52,7 +52,11 @@ def is_for_itk(path: Path) -> bool:
 
 @contextmanager
 def own_locale() -> Iterator[None]:
-    """Keep the locale: GDCM, by which ITK reads DICOM, sets the process's to "C", by which text is read as ASCII."""
+    """Keep the locale: GDCM, by which ITK reads DICOM, sets the process's to "C", by which text is read as ASCII.
+
+    Returns:
+        A context, or a decorator.
+    """
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
