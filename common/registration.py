@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 
-from . import bundle as bundles
 from .checks import known_name
 from .engines.alignment import KINDS, align, aligned_if_better, better_start, between_centres
-from .engines.inferers import InferenceEvaluator
-from .engines.maps import evaluated_maps
 from .engines.presets import build_pairwise, plan
 from .engines.provenance import provenance
 from .engines.result import Result
-from .engines.solvers import is_solver
+from .inference import BundleRegistration
 from .io.composite import load_transform
 from .io.fields import check_grid
 from .io.images import Image, check_plane
@@ -28,13 +24,9 @@ from .io.memory import as_image, as_label
 from .io.orientation import reoriented, stored_axes
 from .io.resampling import grid_only, resample_like, sampled_onto, share_within
 from .io.transforms import Transform
-from .runs import arguments
-from .runs.command_line import Words
-from .transforms.answer import Answerd
 from .transforms.intensity import clip_percentiles
 from .transforms.loading import LoadPaird
 from .transforms.registration import CropPaird, RegistrationResultd
-from .workflow import load, registration
 
 logger = logging.getLogger(__name__)
 PERCENTILES = (1.0, 99.0)
@@ -108,7 +100,7 @@ def _registered(
                    for name, image in (("moving_label", moving), ("fixed_mask", fixed)))  # fmt: skip
     mask = None if mask is None else _on_grid(mask, fixed)
     _check_pair(moving, fixed)
-    trained = None if bundle is None else _Bundle(bundle, {**options, "device": str(device)})
+    trained = None if bundle is None else BundleRegistration(bundle, {**options, "device": str(device)})
     first = _given(sources["affine"], sources["initial_transform"], fixed)
     if first is None:
         first = _aligned(moving, fixed, str(sources["affine"]), mask, trained is not None)
@@ -249,50 +241,3 @@ def _cropped(loaded: dict[Any, Any], mask: Image | None) -> dict[Any, Any]:
     )
     cropped = CropPaird(None, "middle")({**loaded, "pair": pair._replace(moving=moving, fixed=fixed)})
     return {**cropped, "pair": cropped["pair"]._replace(moving=pair.moving, fixed=pair.fixed)}
-
-
-class _Bundle:
-    """A bundle's inference, its options set and checked, its weights loaded."""
-
-    def __init__(self, name: str | Path, options: dict[str, Any]) -> None:
-        folder = Path(name) if (Path(name) / "configs").is_dir() else Path(bundles.root(Path(name).name))
-        parser = ConfigParser()
-        parser.read_config(str(folder / "configs" / "inference.json"))
-        parser.update({**options, "bundle_root": str(folder.resolve())})
-        arguments.check(parser, Words([], {}), "inferring")
-        self.parser, self.folder = parser, folder
-        self.settings = {"bundle": str(name), **options}
-        method, run = (parser.get_parsed_content(key) for key in ("method", "options"))
-        ckpt_path = Path(parser.get_parsed_content("ckpt_path"))
-        self.maps = evaluated_maps(method) if options.get("maps", True) not in (False, "false") else None
-        beside = [ckpt_path.with_name(f"{name}.pt") for name in method.modules if name != "model"]
-        if self.maps is not None and not all(path.is_file() for path in beside):
-            logger.warning("maps: the weights %s are missing, no maps are written.", [str(path) for path in beside])
-            self.maps = None
-        every = self.maps is not None or bool(run.instance_iterations)
-        load(method, ckpt_path, all_modules=every)
-        self.weights = [] if is_solver(method.network) else [str(ckpt_path), *map(str, beside if every else [])]
-        self.method, self.run = method, run
-
-    def register(self, item: dict[Any, Any]) -> dict[Any, Any]:
-        """Register a pair.
-
-        Args:
-            item: of ``LoadPaird``.
-
-        Returns:
-            What ``RegistrationResultd`` makes of it.
-        """
-        after = self.parser.get_parsed_content("postprocessing")
-        engine = InferenceEvaluator(
-            self.run.device,
-            [self.parser.get_parsed_content("preprocessing")(item)],
-            registration(self.method, self.run),
-            self.parser.get_parsed_content("inferer"),
-            postprocessing=type(after)([step for step in after.transforms if not isinstance(step, Answerd)]),
-            amp=self.run.amp,
-            condition=self.run.condition,
-            maps=self.maps,
-        )
-        engine.run()
-        return {**engine.state.batch, **engine.state.output}

@@ -22,8 +22,16 @@ MAY_IMPORT = (
     | dict.fromkeys(RUNNING, FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING)
     | {"methods": FOUNDATION | TOOLS | {"engines"}}
     | {"bundle.py": FOUNDATION | RUNS, "workflow.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle"}}
-    | {"registration.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "workflow"}}
-    | {"cli": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "methods", "registration", "workflow"}}
+    | {"inference.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "workflow"}}
+    | {"registration.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"inference"}}
+    | {
+        "cli": FOUNDATION
+        | RUNS
+        | TOOLS
+        | INPUTS
+        | RUNNING
+        | {"bundle", "inference", "methods", "registration", "workflow"}
+    }
 )
 LAZY = {"itk", "matplotlib"}
 LICENSE_LINE = "# SPDX-License-Identifier: Apache-2.0"

@@ -195,7 +195,7 @@ def test_a_translation_is_found(name):
 def test_a_rotation_is_found_by_the_alignment(backend, monkeypatch):
     if backend == "elastix":
         pytest.importorskip("itk.itkElastixRegistrationMethodPython")
-    monkeypatch.setattr("common.engines.alignment._has_elastix", lambda: backend == "elastix")
+    monkeypatch.setattr("common.engines.alignment.has_elastix", lambda: backend == "elastix")
     placement = rigid(0.2, (4.0, -3.0, 2.0))
     inverse = np.linalg.inv(placement)
     fixed = picture(*GRIDS["oblique"])

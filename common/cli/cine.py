@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,24 +13,21 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from ignite.handlers.tqdm_logger import ProgressBar
-from monai.bundle import ConfigParser
 from torch import Tensor
+from tqdm import tqdm
 
 from ..bundle import start
 from ..data.acdc import LABELS
 from ..data.acdc_folder import read_info
 from ..figures.cine import cine_curves
+from ..inference import BundleRegistration
 from ..io.images import Image, load_grid, load_image, load_label, same_grid, write_nifti
 from ..io.nifti import open_nifti
 from ..io.orientation import slice_axis, spacing_is_unknown
 from ..io.results import write_rows
+from ..metrics.ejection_fraction import ejection_fraction
 from ..metrics.strain import polar_strains
-from ..runs import arguments
-from ..runs.command_line import Words
-from ..workflow import load
-from .bundles import find_bundles
+from .bundles import find_bundles, read_json
 
 logger = logging.getLogger(__name__)
 FILES = ("cine.csv", "cine.png", "labels.nii.gz")
@@ -97,8 +93,8 @@ def cine(
         frames = _split(nifti, path, Path(folder))
         first, last = _checked(labels, labelled_es, frames[phases.ed - 1], (myocardium, lv))
         pairs = _pairs(frames, phases.ed - 1, labels)
-        parser = _inference(bundle, first, pairs, (myocardium, lv), overrides)
-        found = _registered(parser, first, (myocardium, lv), len(frames))
+        inference = _inference(bundle, first, (myocardium, lv), overrides)
+        found = _registered(inference, pairs, first, (myocardium, lv))
     return _report(Path(output_dir), found, phases, first, last, (myocardium, lv))
 
 
@@ -175,22 +171,14 @@ def _pairs(frames: Sequence[Path], ed: int, labels: Path) -> list[dict[str, str]
     return pairs
 
 
-def _inference(
-    bundle: str, labels: Image, pairs: list[dict[str, str]], values: tuple[int, int], overrides: Mapping[str, Any]
-) -> ConfigParser:
+def _inference(bundle: str, labels: Image, values: tuple[int, int], overrides: Mapping[str, Any]) -> BundleRegistration:
     (folder,) = find_bundles((str(bundle),))
-    parser = ConfigParser()
-    parser.read_config(str(folder / "configs" / "inference.json"))
-    size = parser["spatial_size"]
+    size = read_json(folder / "configs" / "inference.json")["spatial_size"]
     if len(size) != 2:
         raise ValueError(
             f"bundle: expected one for 2D slices (*_acdc), got {folder.name} for volumes of {size} voxels."
         )
-    own = {"bundle_root": str(folder), "crop_center": _centre(labels, values)}
-    parser.update(own | dict(overrides))
-    arguments.check(parser, Words([], {}), "inferring")
-    parser.update({"dataset#data": pairs, "handlers": []})
-    return parser
+    return BundleRegistration(folder, {"crop_center": _centre(labels, values), **overrides, "maps": False})
 
 
 def _centre(labels: Image, values: tuple[int, int]) -> list[float]:
@@ -200,25 +188,19 @@ def _centre(labels: Image, values: tuple[int, int]) -> list[float]:
     return [place for number, place in enumerate(places) if number != axis]
 
 
-def _registered(parser: ConfigParser, labels: Image, values: tuple[int, int], count: int) -> dict[int, dict[str, Any]]:
+def _registered(
+    inference: BundleRegistration, pairs: Sequence[Mapping[str, str]], labels: Image, values: tuple[int, int]
+) -> list[dict[str, Any]]:
     """Of each frame but ED's, in order: its labels and the strains of its myocardium."""
-    method, options, evaluator = (parser.get_parsed_content(key) for key in ("method", "options", "evaluator"))
-    start(0, options.device)
-    load(method, parser.get_parsed_content("ckpt_path"), all_modules=bool(options.instance_iterations))
-    found: dict[int, dict[str, Any]] = {}
-
-    def keep(engine: Engine) -> None:
-        number, onto_ed = divmod(engine.state.iteration - 1, 2)
-        output = engine.state.output
-        if onto_ed:
-            found[number] |= _strains(output["ddf"], labels, values)
-        else:
-            found[number] = {"label": output["warped_label"][0].to(labels.array.dtype)}
-
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
-    ProgressBar(desc=f"registering {count - 1} frames, both ways", mininterval=1.0).attach(evaluator)
+    start(0, inference.run.device)
+    found: list[dict[str, Any]] = []
     with _quiet():
-        evaluator.run()
+        for pair in tqdm(pairs, f"registering {len(pairs) // 2} frames, both ways", mininterval=1.0):
+            done = inference.register(dict(pair))
+            if "moving_label" in pair:
+                found.append({"label": done["warped_label"][0].to(labels.array.dtype)})
+            else:
+                found[-1] |= _strains(done["ddf"], labels, values)
     return found
 
 
@@ -251,12 +233,12 @@ def _strains(ddf: Tensor, labels: Image, values: tuple[int, int]) -> dict[str, f
 
 
 def _report(
-    output: Path, found: Mapping[int, Mapping[str, Any]], phases: Phases, labels: Image, at_es: Image | None,
+    output: Path, found: Sequence[Mapping[str, Any]], phases: Phases, labels: Image, at_es: Image | None,
     values: tuple[int, int],
 ) -> str:  # fmt: skip
     unknown = spacing_is_unknown(labels)
     voxel = 1.0 if unknown else float(np.prod(labels.spacing)) / 1000
-    others = iter(found.values())
+    others = iter(found)
     frames: list[Mapping[str, Any]] = [
         {"label": labels.array, "radial": 0.0, "circumferential": 0.0} if number == phases.ed else next(others)
         for number in range(1, len(found) + 2)
@@ -266,7 +248,7 @@ def _report(
     rows = [{"frame": number, name: volume, "radial": frame["radial"], "circumferential": frame["circumferential"]}
             for number, (frame, volume) in enumerate(zip(frames, volumes, strict=True), start=1)]  # fmt: skip
     systole = phases.es or 1 + int(np.argmin(volumes))
-    ejected = _ejected(volumes, phases.ed, systole)
+    ejected = ejection_fraction(volumes[phases.ed - 1], volumes[systole - 1])
     lines = [f"ED frame {phases.ed}, ES frame {systole}: ejection fraction {ejected:.1f} %."]
     if at_es is not None:
         lines += _beside(labels, at_es, values[1], ejected)
@@ -282,15 +264,11 @@ def _report(
     return "\n".join(lines)
 
 
-def _ejected(volumes: Sequence[float], ed: int, es: int) -> float:
-    return 100 * (1 - volumes[es - 1] / volumes[ed - 1]) if volumes[ed - 1] else math.nan
-
-
 def _beside(labels: Image, at_es: Image, lv: int, registered: float) -> list[str]:
     """The labels' own ejection fraction, and the slices that it loses."""
     axis = slice_axis(labels)
     diastole, systole = ((image.array == lv).movedim(axis, 0).flatten(1).sum(1) for image in (labels, at_es))
-    labelled = 100 * (1 - float(systole.sum()) / float(diastole.sum()))
+    labelled = ejection_fraction(float(diastole.sum()), float(systole.sum()))
     lost = int(((diastole > 0) & (systole == 0)).sum())
     if lost:
         logger.warning(

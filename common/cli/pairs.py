@@ -20,8 +20,9 @@ from ..runs.record import sha256
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("name", "moving", "fixed", "moving_label", "fixed_label", "moving_points", "fixed_points", "fixed_mask",
-           "initial_transform")  # fmt: skip
+FILES = ("moving", "fixed", "moving_label", "fixed_label", "moving_points", "fixed_points", "fixed_mask",
+         "initial_transform")  # fmt: skip
+COLUMNS = ("name", *FILES)
 DONE = "metrics.json"
 Register = Callable[[dict[str, Any], Path, dict[str, Any], str], str]
 

@@ -18,13 +18,11 @@ from ..io.landmarks import Landmarks, load_landmarks
 from ..io.memory import as_label
 from ..registration import register as register_pair
 from ..runs import outputs
-from .pairs import register_pairs, request
+from .pairs import FILES, register_pairs, request
 from .transform import INTERPOLATIONS
 from .words import numbers
 
 logger = logging.getLogger(__name__)
-FILES = ("moving", "fixed", "moving_label", "fixed_label", "moving_points", "fixed_points", "fixed_mask",
-         "initial_transform")  # fmt: skip
 
 
 def register(

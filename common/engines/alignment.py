@@ -16,6 +16,7 @@ from ..io.resampling import sampled_onto
 from ..io.spacing import grid_of_spacing
 from ..losses.mi import MI
 from ..transforms.intensity import clip_percentiles, min_max
+from .elastix import has_elastix
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def align(
     if mask is not None:
         values, _ = sampled_onto(mask._replace(array=(mask.array > 0).float()), coarse[1])
         inside = _itk_image(coarse[1], frame, (values >= 0.5).numpy().astype(np.uint8))
-    backend = backend or ("elastix" if _has_elastix() else "itk")
+    backend = backend or ("elastix" if has_elastix() else "itk")
     logger.info("Aligning moving to fixed, %s, by %s.", kind, backend)
     try:
         found = (_elastix if backend == "elastix" else _itk)(inputs[0], inputs[1], kind, inside)
@@ -182,12 +183,6 @@ def _itk_image(image: Image, frame: np.ndarray, values: np.ndarray) -> Any:
     result = itk.image_from_array(np.ascontiguousarray(values.T))
     set_geometry(result, np.linalg.inv(frame) @ image.affine)
     return result
-
-
-def _has_elastix() -> bool:
-    import itk
-
-    return hasattr(itk, "elastix_registration_method")
 
 
 def _matrix(transform: Any) -> np.ndarray:

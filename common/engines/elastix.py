@@ -179,11 +179,22 @@ def _name_of(similarity: nn.Module) -> str:
     return {kind: name for name, kind in SIMILARITIES.items()}.get(type(similarity), repr(similarity))
 
 
+def has_elastix() -> bool:
+    """Whether itk-elastix is installed.
+
+    Returns:
+        True or False.
+    """
+    import itk
+
+    return hasattr(itk, "elastix_registration_method")
+
+
 def _elastix() -> Any:
     """The package itk with elastix in it."""
     import itk
 
-    if not hasattr(itk, "elastix_registration_method"):
+    if not has_elastix():
         raise ImportError(
             'architecture: elastix is not installed; install it with: pip install "registration-bundles[elastix]"'
         )

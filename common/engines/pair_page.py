@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..figures.page import Verdict
 from ..figures.pair_report import Registered, pair_report
@@ -22,19 +23,20 @@ if TYPE_CHECKING:
 SHOWN = "LPI"  # where the axes of the pictures point: left, back and down, as radiologists look at images
 
 
-def write_pair_page(path: str | Path, result: Result, metrics: Mapping[str, Any]) -> None:
+def write_pair_page(path: str | Path, result: Result, metrics: Mapping[str, Any], warped: Tensor) -> None:
     """Write ``report.html`` of a registration.
 
     Args:
         path: the file.
         result: of the pair.
         metrics: see ``pair_metrics``.
+        warped: the moving image on the grid of fixed, (*F).
     """
     values = flat(metrics, result)
     reasons = doubts(values)
     pair_report(
-        path, "Registration", Verdict(not reasons, reasons or looked_at(values)), _shown(result), _rows(metrics),
-        {"metrics": metrics, **result.provenance},
+        path, "Registration", Verdict(not reasons, reasons or looked_at(values)), _shown(result, warped),
+        _rows(metrics), {"metrics": metrics, **result.provenance},
     )  # fmt: skip
 
 
@@ -81,11 +83,10 @@ def _number(value: Any) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _shown(result: Result) -> Registered:
+def _shown(result: Result, warped: Tensor) -> Registered:
     fixed = result.fixed
     axes = stored_axes(fixed, SHOWN, 2 if result.stack else 3)
     still = Transform(np.eye(4), None, fixed).apply(result.moving, "bilinear").array
-    warped = result.transform.apply(result.moving, "bilinear").array
     arrays = [axes.apply(array.float()).numpy() for array in (still, fixed.array, warped, result.jacobian_determinant)]
     moving, still_fixed, moved, determinant = arrays
     spacing = [fixed.spacing[axis] for axis in axes.order]

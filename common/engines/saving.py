@@ -43,7 +43,8 @@ def write_result(folder: Path, result: Result, inverse: Transform, interpolation
         save_transform(folder / f"{name}.nii.gz", transform)
         save_transform(folder / f"{name}.h5", compact(transform))
     fixed = result.fixed
-    save_image(folder / "warped.nii.gz", result.transform.apply(result.moving, "bilinear").array, fixed)
+    warped = result.transform.apply(result.moving, "bilinear").array
+    save_image(folder / "warped.nii.gz", warped, fixed)
     kind = "2D in-plane" if result.stack or fixed.array.dim() == 2 else "3D"
     scalars = {"jacobian": (result.jacobian_determinant, f"Jacobian determinant, {kind}")}
     scalars |= {name: (values, DESCRIPTIONS[name]) for name, values in result.maps.items()}
@@ -59,7 +60,7 @@ def write_result(folder: Path, result: Result, inverse: Transform, interpolation
     if result.item is not None:
         draw_registration(folder / "registration.png", result.item)
     metrics = result.metrics()
-    write_pair_page(folder / "report.html", result, metrics)
+    write_pair_page(folder / "report.html", result, metrics, warped)
     _write_json(folder / "metrics.json", metrics)
     _write_json(folder / "provenance.json", dict(result.provenance))
 

@@ -125,7 +125,7 @@ def _legend(rank: Rank | None) -> str:
 
 def _case_table(rows: Sequence[Mapping[str, Any]], order: Sequence[int], found: Mapping[str, Sequence[str]]) -> str:
     present = [name for name in COLUMNS if any(name in row for row in rows)]
-    ranked = [*order, *(index for index in range(len(rows)) if index not in set(order))]
+    ranked = [*order, *sorted(set(range(len(rows))) - set(order))]
     lines = []
     for index in ranked:
         row = rows[index]

@@ -15,6 +15,19 @@ SUMS = "ejection_fraction"
 COLUMNS = ("ejection_fraction", "ejection_fraction_registered")
 
 
+def ejection_fraction(diastole: float, systole: float) -> float:
+    """100 (ED - ES) / ED.
+
+    Args:
+        diastole: volume at ED.
+        systole: at ES, in the same unit.
+
+    Returns:
+        Per cent; NaN where there is no volume at ED.
+    """
+    return 100 * (1 - systole / diastole) if diastole else float("nan")
+
+
 class EjectionFractionMeasures:
     """Ejection fraction 100 (ED - ES) / ED of a subject in per cent, of pairs of end-diastole (moving) and end-systole.
 
@@ -61,6 +74,6 @@ class EjectionFractionMeasures:
         if SUMS not in sums:
             return {}
         diastole, systole, warped, lost = sums[SUMS].tolist()
-        found = [100 * (1 - volume / diastole) if diastole else float("nan") for volume in (systole, warped)]
+        found = [ejection_fraction(diastole, volume) for volume in (systole, warped)]
         columns = dict(zip(COLUMNS, found, strict=True))
         return columns | {"ejection_fraction_error": found[1] - found[0], "slices_lost": lost}

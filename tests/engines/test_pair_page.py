@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -36,6 +38,14 @@ def result_of(codes: str, ddf_ras: np.ndarray) -> Result:
     return Result(Transform(np.eye(4), torch.from_numpy(np.ascontiguousarray(ddf)).float(), fixed), moving, fixed)
 
 
+def warped_of(result: Result) -> torch.Tensor:
+    return result.transform.apply(result.moving, "bilinear").array
+
+
+def shown_of(result: Result) -> Any:
+    return pair_page._shown(result, warped_of(result))
+
+
 def smooth_field(size: float = 0.6) -> np.ndarray:
     axes = np.stack(np.meshgrid(*[np.linspace(0, 3, n) for n in SHAPE], indexing="ij"))
     return size * np.stack([np.sin(axes[1]), np.cos(axes[0]), np.sin(axes[0] + axes[2])])
@@ -44,11 +54,11 @@ def smooth_field(size: float = 0.6) -> np.ndarray:
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "ASR", "ILP"])
 def test_pictures_do_not_depend_on_how_the_files_are_stored(codes: str) -> None:
     ddf = smooth_field()
-    shown = pair_page._shown(result_of(codes, ddf))
+    shown = shown_of(result_of(codes, ddf))
     assert shown.fixed.shape == SHAPE and tuple(shown.spacing) == (1.0, 1.5, 2.0)
     turned = -ddf[:, ::-1, ::-1, ::-1]  # left, back, down
     np.testing.assert_allclose(shown.ddf, turned, atol=1e-6)
-    reference = pair_page._shown(result_of("RAS", ddf))
+    reference = shown_of(result_of("RAS", ddf))
     for one, other in zip(shown, reference, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -56,7 +66,7 @@ def test_pictures_do_not_depend_on_how_the_files_are_stored(codes: str) -> None:
 def test_the_page_has_a_verdict_and_the_numbers(tmp_path) -> None:
     result = result_of("RAS", smooth_field())
     metrics = result.metrics()
-    write_pair_page(tmp_path / "report.html", result, metrics)
+    write_pair_page(tmp_path / "report.html", result, metrics, warped_of(result))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"{metrics['similarity']['after']['ncc']:.4g}" in text and "there and back again, voxels: mean" in text
     assert "<h2>Axial</h2>" in text and "<h2>Sagittal</h2>" in text and 'role="status"' in text
@@ -67,6 +77,6 @@ def test_a_folding_map_is_doubted(tmp_path) -> None:
     metrics = result.metrics()
     values = flat(metrics, result)
     assert values["foldings_percent"] > 0.5 and values["strong_change"] > 0
-    write_pair_page(tmp_path / "report.html", result, metrics)
+    write_pair_page(tmp_path / "report.html", result, metrics, warped_of(result))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Look again" in text and "The map folds at" in text
