@@ -7,14 +7,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from . import bundle as bundles
 from .engines.inferers import InferenceEvaluator
 from .engines.maps import evaluated_maps
 from .engines.solvers import is_solver
 from .runs import arguments
 from .runs.command_line import Words
+from .runs.configuration import FILES
+from .runs.options import INFERENCE
+from .runs.package import read_bundle
 from .transforms.answer import Answerd
 from .workflow import load, registration
 
@@ -35,9 +36,8 @@ class BundleRegistration:
 
     def __init__(self, name: str | Path, options: dict[str, Any]) -> None:
         folder = Path(name) if (Path(name) / "configs").is_dir() else Path(bundles.root(Path(name).name))
-        parser = ConfigParser()
-        parser.read_config(str(folder / "configs" / "inference.json"))
-        parser.update({**options, "bundle_root": str(folder.resolve())})
+        parser = read_bundle(folder, FILES[INFERENCE])
+        parser.update(options)
         arguments.check(parser, Words([], {}), "inferring")
         self.parser = parser
         self.settings = {"bundle": str(name), **options}

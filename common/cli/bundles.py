@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from monai.bundle import ConfigParser
 
 from ..runs.configuration import FILES
 from ..runs.options import EVALUATE
+from ..runs.package import PACKAGE, package_of, read_bundle
 
-PACKAGE = __name__.rpartition(".cli.")[0]  # "common", or "scripts.common" in a packed bundle
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -27,22 +26,22 @@ def evaluation_config(bundle: Path) -> ConfigParser:
     Returns:
         What its files say.
     """
-    parser = ConfigParser()
-    parser.read_config([str(bundle / "configs" / name) for name in FILES[EVALUATE]])
-    return parser
+    return read_bundle(bundle, FILES[EVALUATE])
 
 
-def find_bundles(names: tuple[str, ...] = ()) -> list[Path]:
+def find_bundles(names: tuple[str, ...] = (), own_code: bool = False) -> list[Path]:
     """Folders of bundles, given by path or by name; all of the repository where none is given.
 
     Args:
         names: paths or names.
+        own_code: refuse a bundle that carries its code with it, as a packed one does in the repository.
 
     Returns:
         Their paths.
 
     Raises:
         FileNotFoundError: for an unknown one, with the nearest name.
+        ValueError: for one that carries its code.
     """
     known = {path.parent.parent.name: path.parent.parent for path in REPOSITORY.glob("bundles/*/configs/metadata.json")}
     found = []
@@ -50,6 +49,11 @@ def find_bundles(names: tuple[str, ...] = ()) -> list[Path]:
         path = Path(name)
         if (path / "configs").is_dir():
             found.append(path.resolve())
+            if own_code and package_of(path) != PACKAGE:
+                raise ValueError(
+                    f"bundle: {path} runs the code of '{package_of(path)}', got the command of '{PACKAGE}'. "
+                    f"Run it in that folder: cd {path}; python -m {package_of(path)} COMMAND ."
+                )
         elif name in known:
             found.append(known[name])
         else:
@@ -93,29 +97,3 @@ def configurations(bundle: Path) -> dict[str, dict[str, Any]]:
     """
     paths = sorted((bundle / "configs").glob("*.json"))
     return {path.name: read_json(path) for path in paths if path.name != "metadata.json"}
-
-
-def rename_package(config: Any, package: str, key: str = "") -> Any:
-    """Replace this package's name in the two forms that a configuration may hold it in.
-
-    ``"_target_": "PACKAGE.x.Y"``, and the imports ``"$import PACKAGE.x as y"`` and ``"$from PACKAGE.x import y"``.
-
-    Args:
-        config: parsed JSON.
-        package: the new name, "scripts.common".
-        key: under which ``config`` stands.
-
-    Returns:
-        The changed JSON.
-    """
-    if isinstance(config, dict):
-        return {name: rename_package(value, package, name) for name, value in config.items()}
-    if isinstance(config, list):
-        return [rename_package(value, package) for value in config]
-    if not isinstance(config, str):
-        return config
-    name = re.escape(PACKAGE)
-    if re.split("#|::", key)[-1] == "_target_":
-        return re.sub(rf"^{name}(?=(\.\w+)+$)", package, config)
-    imports = rf"^(\$import ){name}(?=(\.\w+)* as \w+$)|^(\$from ){name}(?=(\.\w+)* import \w+( as \w+)?$)"
-    return re.sub(imports, lambda found: (found[1] or found[3]) + package, config)

@@ -19,10 +19,11 @@ SLICES = (
 def export_inference(bundle: Path) -> dict[str, Any]:
     """What of a bundle's inference MONAI's own parts can do.
 
-    The input is ``image``, (2, *S[, Z]), moving and fixed on one grid. Volumes that the network sees whole
-    (``crop_center`` "middle") are clipped, scaled, and padded or cropped to its grid here, and the displacement is
-    brought back. Else the input is the window itself, each image of it scaled to [0, 1]: finding the window takes code
-    that is in the bundle's folder alone. The output is the displacement, in voxels of the input's grid.
+    The input is ``image``, (2, *S[, Z]), moving and fixed on one grid of the bundle's spacing. Volumes that the
+    network sees whole (``whole_volumes``) are clipped, scaled, and padded or cropped to its grid here, and the
+    displacement is brought back. Else the input is the window itself, each image of it scaled to [0, 1]: finding the
+    window, resizing a displacement and finding lungs take code that is in the bundle's folder alone. The output is the
+    displacement, in voxels of the input's grid.
 
     Departure: percentiles are MONAI's, of all voxels; images of which more than half is one background value differ
     from ``inferring`` (``common.transforms.intensity.clip_percentiles``), as do those of which the grid cuts an odd
@@ -40,7 +41,20 @@ def export_inference(bundle: Path) -> dict[str, Any]:
     if len(size) == 2:
         return result | {"inferer": SLICES.format(batch_size=config.get("batch_size", 16))}
     result |= {"inferer": {"_target_": "monai.inferers.SimpleInferer"}}
-    return result | _whole_volumes(config) if config.get("crop_center") == "middle" else result
+    return result | _whole_volumes(config) if whole_volumes(config) else result
+
+
+def whole_volumes(config: dict[str, Any]) -> bool:
+    """Whether a lone model.ts takes volumes as they are, and not the window itself.
+
+    Args:
+        config: inference.json.
+
+    Returns:
+        Whether MONAI's own transforms do what the bundle's do: 3D, no resizing, intensities scaled by percentiles.
+    """
+    middle = len(config["spatial_size"]) == 3 and config.get("crop_center") == "middle"
+    return middle and not config.get("resize") and "intensities" not in config
 
 
 def _whole_volumes(config: dict[str, Any]) -> dict[str, Any]:

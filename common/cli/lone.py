@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from ..engines.inferers import StackInferer
-from .bundles import PACKAGE
+from ..runs.package import PACKAGE
 from .pack import torchscript_of
 from .platforms import WINDOW, compose_of, dims_of, prepared_item, small_copy
 from .torchscript import build_network

@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from ..checks import known_name
 from ..runs.configuration import FILES
 from ..runs.options import FIT, KINDS, OPTIONS, TRAIN, is_expression, kind_of
+from ..runs.package import read_bundle
 from .bundles import find_bundles
 
 RUN_IDS = {"train": "training", "evaluate": "evaluating", "inference": "inferring"}
@@ -36,8 +35,7 @@ def options(bundle: str, stage: str = TRAIN) -> str:
     (folder,) = find_bundles((str(bundle),))
     place = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     files = [f"{place}/configs/{name}" for name in FILES[stage]]
-    parser = ConfigParser()
-    parser.read_config([str(folder / "configs" / name) for name in FILES[stage]])
+    parser = read_bundle(folder, FILES[stage])
     stages = {stage} if stage == TRAIN else {stage, FIT}
     rows = [("option", "default", "type", "meaning")]
     for name, default in {**parser.config, **ELSEWHERE}.items():

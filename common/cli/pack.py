@@ -18,12 +18,12 @@ from typing import Any
 from ..atomic import atomic_path
 from ..bundle import switch
 from ..engines.solvers import refuse_solver
-from .bundles import PACKAGE, configurations, find_bundles, read_json, rename_package
+from ..runs.package import PACKAGE, PACKED_PACKAGE, rename_package
+from .bundles import configurations, find_bundles, read_json
 from .documents import packed_readme
 from .export import export_inference
 from .torchscript import build_network, export_torchscript, write_zip
 
-PACKED_PACKAGE = "scripts.common"
 LARGE_FILES = "large_files.json"
 LARGEST_COMMIT = 2**20  # bytes of a file that the model zoo's own check takes into a commit
 
@@ -207,6 +207,6 @@ def pack(*bundles: str, output: str = "dist", smoke: bool = True) -> None:
         RuntimeError: where the export or the smoke-run fails.
     """
     smoke = switch(smoke, "smoke")
-    zips = _write_all(find_bundles(tuple(str(name) for name in bundles)), str(output))
+    zips = _write_all(find_bundles(tuple(str(name) for name in bundles), own_code=True), str(output))
     if smoke:
         smoke_run(zips)

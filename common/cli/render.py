@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from ..runs.configuration import references
-from .bundles import PACKAGE, REPOSITORY, read_json
+from ..runs.package import PACKAGE
+from .bundles import REPOSITORY, read_json
 from .json_text import dumps
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"

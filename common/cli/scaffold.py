@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .bundles import PACKAGE, REPOSITORY
+from ..runs.package import PACKAGE
+from .bundles import REPOSITORY
 from .json_text import dumps
 from .render import TEMPLATES, data_format, dataset_module, rendered, template, template_text
 

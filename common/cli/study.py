@@ -171,7 +171,7 @@ def _chosen(name: str, grid: Mapping[str, Any] | None, samples: int | None) -> S
         return STUDIES[known_name("name", name, STUDIES)]
     if name in STUDIES:
         raise ValueError(f"grid: {name} has its own; give a bundle's name with --grid, or leave --grid out.")
-    (bundle,) = find_bundles((str(name),))
+    (bundle,) = find_bundles((str(name),), own_code=True)
     return Study(grid_runs(str(bundle), grid, samples), axes=grid if samples is None else None)
 
 
@@ -180,7 +180,7 @@ def _moved(chosen: Study, bundle: str) -> Study:
     own = {run.bundle for run in chosen.runs}
     if len(own) > 1:
         raise ValueError(f"bundle: this study trains several, {', '.join(sorted(own))}; leave --bundle out.")
-    (found,) = find_bundles((str(bundle),))
+    (found,) = find_bundles((str(bundle),), own_code=True)
     return chosen._replace(runs=tuple(run._replace(bundle=str(found)) for run in chosen.runs))
 
 

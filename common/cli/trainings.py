@@ -257,4 +257,4 @@ def _train_logged(training: Training) -> None:
 
 
 def _configs(bundle: str) -> Path:
-    return find_bundles((bundle,))[0] / "configs"
+    return find_bundles((bundle,), own_code=True)[0] / "configs"

@@ -18,9 +18,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ..runs.package import PACKAGE, rename_package
 from . import lone, platforms, zoo
 from .archive import verify_archive
-from .bundles import PACKAGE, REPOSITORY, configurations, find_bundles, read_json, rename_package
+from .bundles import REPOSITORY, configurations, find_bundles, read_json
 from .metadata_schema import SCHEMA
 from .render import rendered
 
@@ -289,7 +290,7 @@ def verify(*bundles: str) -> None:
     for archive in archives:
         print(verify_archive(archive))
     failed = 0
-    for bundle in find_bundles(others) if others or not archives else []:
+    for bundle in find_bundles(others, own_code=True) if others or not archives else []:
         print(bundle.name)
         for name, failure in verify_bundle(bundle).items():
             print(f"  {'ok' if not failure else 'FAILED'}: {name}{' - ' + failure if failure else ''}")

@@ -17,6 +17,7 @@ from monai.bundle.config_item import ConfigComponent, ConfigItem
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from .options import EVALUATE, INFERENCE, OPTIONS, TRAIN, is_expression
+from .package import NAMES, PACKAGE, rename_package
 
 FILES = {
     TRAIN: ("train.json",),
@@ -89,6 +90,7 @@ def shipped(parser: ConfigParser) -> dict[str, Any]:
         return {}
     own = ConfigParser()
     own.read_config([str(file) for file in files])
+    own.config = rename_package(own.config, PACKAGE, NAMES)
     own.resolve_macro_and_relative_ids()
     return own.config
 

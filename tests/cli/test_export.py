@@ -88,6 +88,13 @@ def test_a_prepared_window_gives_the_networks_own_displacement(bundle):
         assert got.shape == (2, *size, 3)
 
 
+@every_bundle
+def test_a_window_that_monai_alone_cannot_prepare_is_left_to_the_caller(bundle):
+    source = json.loads((bundle / "configs" / "inference.json").read_text())
+    prepared = source["resize"] or "intensities" in source or len(source["spatial_size"]) == 2
+    assert ("preprocessing" not in export_inference(bundle)) == prepared
+
+
 @pytest.mark.parametrize("shape", [(33, 50, 36), (40, 45, 31)])
 @pytest.mark.parametrize("name", ["baseline_hippocampus", "gradicon_hippocampus"])
 def test_whole_volumes_give_what_inferring_writes(name, shape, tmp_path):

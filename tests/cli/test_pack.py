@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from common.cli.bundles import REPOSITORY, rename_package
+from common.cli.bundles import REPOSITORY
 from common.cli.export import export_inference
-from common.cli.pack import LARGE_FILES, LARGEST_COMMIT, PACKED_PACKAGE, collect, dump, pack, smoke_run
+from common.cli.pack import LARGE_FILES, LARGEST_COMMIT, collect, dump, pack, smoke_run
 from common.cli.torchscript import build_network, clean_torchscript, write_zip
 from common.networks.registry import build
+from common.runs.package import PACKED_PACKAGE, rename_package
 
 METADATA = json.loads((REPOSITORY / "bundles" / "baseline_acdc" / "configs" / "metadata.json").read_text())
 ZIP = f"baseline_acdc_v{METADATA['version']}.zip"

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environments, packed bundles and pairs of images, made once a session: ``python -m pytest -m integration``."""
+"""Environments, packed bundles and pairs of images, made once a session: ``python -m pytest -m integration``.
+
+At the end a table says what each bundle did on each platform.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,14 +17,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
+from common.cli.bundles import find_bundles, read_json
 from common.cli.pack import pack
+from common.cli.torchscript import build_network
 from tests.integration.environments import environment
-from tests.integration.pairs import KINDS, Pair, write_pair
+from tests.integration.pairs import KINDS, Pair, kind_of, write_pair
 
 # A folder that outlives the session: the two environments take 5 GB and some minutes.
 CACHE = "REGISTRATION_BUNDLES_INTEGRATION"
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "", "MPLBACKEND": "Agg"}
+NAMES = [bundle.name for bundle in find_bundles()]
+PLATFORMS = ("MONAI Label", "Deploy, folder", "Deploy, model.ts", "register", "zoo")
+PLATFORM, BUNDLE = "platform", "bundle"  # names of what a test records for the table
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +54,55 @@ def deploy_python(cache: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every bundle, packed and unpacked, by name."""
-    dist, folder = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("packs")
-    pack(output=str(dist), smoke=False)
+    """Every bundle, packed and unpacked, by name; one without weights gets random ones."""
+    dist, folder, copies = (tmp_path_factory.mktemp(name) for name in ("dist", "packs", "bundles"))
+    for bundle in find_bundles():
+        copy = copies / bundle.name
+        shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("runs"))
+        if not has_weights(bundle.name):
+            (copy / "models").mkdir(exist_ok=True)
+            torch.save(build_network(copy).state_dict(), copy / "models" / "model.pt")
+    pack(*map(str, copies.iterdir()), output=str(dist), smoke=False)
     for path in dist.glob("*.zip"):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
     return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def has_weights(name: str) -> bool:
+    """Whether a bundle of the repository ships weights."""
+    return any((bundle / "models" / "model.pt").is_file() for bundle in find_bundles((name,)))
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[[str], str]:
+    """Note the platform of a test for the table; gives the kind of pair that the test's bundle takes."""
+
+    def note(platform: str) -> str:
+        name = request.getfixturevalue("name")
+        record_property(PLATFORM, platform)
+        record_property(BUNDLE, name)
+        return kind_of(read_json(find_bundles((name,))[0] / "configs" / "inference.json"))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write the table bundle by platform."""
+    cells: dict[str, dict[str, str]] = {}
+    for outcome, said in (("skipped", "–"), ("passed", "yes"), ("failed", "**no**")):
+        for report in terminalreporter.stats.get(outcome, ()):
+            noted = dict(getattr(report, "user_properties", ()))
+            if noted.keys() >= {BUNDLE, PLATFORM}:
+                cells.setdefault(noted[BUNDLE], {})[noted[PLATFORM]] = said
+    if cells:
+        terminalreporter.section("bundles and platforms")
+        for row in (("bundle", "weights", *PLATFORMS), ("---",) * (2 + len(PLATFORMS))):
+            terminalreporter.write_line(f"| {' | '.join(row)} |")
+        for name in sorted(cells):
+            own = [cells[name].get(platform, "") for platform in PLATFORMS]
+            weights = "shipped" if has_weights(name) else "random"
+            terminalreporter.write_line(f"| {' | '.join((f'`{name}`', weights, *own))} |")
 
 
 @pytest.fixture(scope="session")
