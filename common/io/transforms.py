@@ -7,6 +7,7 @@ Points are in mm, RAS, as the affines of ``common.io.images`` give them; LPS is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,11 +16,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..spatial.fields import invert
+from ..spatial.fields import lengths
+from ..spatial.inversion import invert
 from ..spatial.warp import sample
 from .images import Image, check_plane
 from .resampling import SLAB, grid_only, nearest_values, points_in, relative_affine, warped_by, warped_values
 
+WORTHWHILE = 0.9  # of the voxels that are off; a step of ``inverse_on`` that leaves more was the last
 READERS: dict[str, Callable[[Image, Tensor], Tensor]] = {"bilinear": warped_values, "nearest": nearest_values}
 
 
@@ -152,7 +155,7 @@ class Transform:
         moving's space: nothing but the field is inverted. ``inverse().on(moving)`` brings it to the grid of moving.
 
         Args:
-            iterations: most steps of ``common.spatial.fields.invert``.
+            iterations: most steps of ``common.spatial.inversion.invert``.
             tolerance: in voxels, likewise.
 
         Returns:
@@ -184,13 +187,14 @@ class Transform:
         found = self.inverse().on(grid)
         if found.ddf is None:
             return found
-        field, left = found.ddf, self.after(found).displacement()
+        field, left, before = found.ddf, self.after(found).displacement(), math.inf
         for _ in range(iterations):
-            if float(left.norm(dim=0).max()) <= tolerance:
+            missed = int((lengths(left, 0) > tolerance).sum())
+            if not missed or missed > WORTHWHILE * before:  # where the map folds nothing helps
                 break
-            trial = field - left
+            trial, before = field - left, missed
             after = self.after(Transform(found.placement, trial, found.grid)).displacement()
-            better = after.norm(dim=0) < left.norm(dim=0)
+            better = lengths(after, 0) < lengths(left, 0)
             field = torch.where(better, trial, field)
             left = torch.where(better, after, 0.5 * left)
         return Transform(found.placement, field, found.grid)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..spatial.fields import lengths
 from ..spatial.units import voxel_to_unit
 from .cases import Cases
 from .folding import check_mask, masked_mean
@@ -58,7 +59,7 @@ class MagnitudeMeasures:
 
     def __call__(self, cases: Cases) -> dict[str, Tensor]:
         """Return the column, (B,)."""
-        return {"magnitude_unit": voxel_to_unit(cases.ddf).norm(dim=1).flatten(1).mean(dim=1)}
+        return {"magnitude_unit": lengths(voxel_to_unit(cases.ddf)).flatten(1).mean(dim=1)}
 
 
 def end_point_error(ddf: Tensor, true_ddf: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -80,5 +81,5 @@ def end_point_error(ddf: Tensor, true_ddf: Tensor, mask: Tensor | None = None) -
             "ddf and true_ddf: expected displacements of one shape (B, d, *S) with d axes,"
             f" got {tuple(ddf.shape)} and {tuple(true_ddf.shape)}; move the components to the channel axis."
         )
-    distance = (ddf - true_ddf).norm(dim=1)
+    distance = lengths(ddf - true_ddf)
     return masked_mean(distance, check_mask(mask, distance, "field"))

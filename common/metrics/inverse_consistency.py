@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..spatial.fields import compose
+from ..spatial.fields import compose, lengths
 from .cases import Cases
 
 
@@ -56,4 +56,4 @@ def inverse_consistency_error(ddf_ab: Tensor, ddf_ba: Tensor) -> Tensor:
             " common.spatial.integrate.resize_field or move the components to the channel axis."
         )
     dtype = torch.float64 if torch.float64 in (ddf_ab.dtype, ddf_ba.dtype) else torch.float32
-    return compose(ddf_ab.to(dtype), ddf_ba.to(dtype)).norm(dim=1).flatten(1).mean(dim=1)
+    return lengths(compose(ddf_ab.to(dtype), ddf_ba.to(dtype))).flatten(1).mean(dim=1)

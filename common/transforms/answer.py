@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..io.images import storage_type
 from .loading import Pair
+from .served import answers_client
 
 RESULTS = {"image": "warped_image", "label": "warped_label"}
 
@@ -30,6 +31,7 @@ class Answerd(MapTransform):
     def __init__(self) -> None:
         super().__init__("pred")
 
+    @answers_client
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the answer.
 

@@ -17,6 +17,7 @@ from ..io.orientation import Axes, reoriented, spacing_is_unknown, stored_axes, 
 from ..io.resampling import grid_only, share_within
 from ..io.spacing import grid_of_spacing
 from ..io.transforms import Transform, checked_placement
+from .served import answers_client
 from .sources import Source, entry, read_label, read_pair
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class LoadPaird(MapTransform):
         self.spatial_dims, self.align, self.orientation = int(spatial_dims), align, orientation
         self.spacing, self.spacing_range, self.resize = spacing, spacing_range, resize
 
+    @answers_client
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the pair read.
 

@@ -15,6 +15,7 @@ from ..io.images import Image
 from ..io.orientation import Axes, reoriented
 from ..io.resampling import SLAB, grid_only, relative_affine
 from ..io.spacing import resample_axes
+from ..spatial.fields import lengths
 from ..spatial.jacobian import jacobian_determinant
 
 
@@ -145,7 +146,7 @@ def _laid(part: Tensor, low: Sequence[int], high: Sequence[int], shape: Sequence
 
 def _faded(kept: Tensor, first: Sequence[int], last: Sequence[int], shape: Sequence[int], falloff: float) -> Tensor:
     """(N, d, *part) between two voxels of the grid, continued around them and faded to 0, (N, d, *shape)."""
-    length = kept.norm(dim=1)
+    length = lengths(kept)
     faces = [length.select(axis + 1, end) for axis in range(len(shape)) for end in (0, -1)]
     reach = max(falloff, math.pi * max(float(face.max()) for face in faces))
     # Nothing reaches further than the falloff: the rest of the grid is zeros that are never touched.

@@ -36,6 +36,7 @@ from .paste import (
     to_stack,
     window_on,
 )
+from .served import answers_client
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class CropPaird(MapTransform):
         self.percentiles = percentiles
         self.intensities = intensities
 
+    @answers_client
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the network's input.
 
@@ -201,6 +203,7 @@ class RegistrationResultd(MapTransform):
     def __init__(self) -> None:
         super().__init__("pred")
 
+    @answers_client
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with the results.
 

@@ -17,7 +17,7 @@ from common.data.acdc_folder import patient_files, patient_folders
 from common.data.acdc_phantom import make_acdc_phantom
 from common.io.results import read_metrics
 from common.metrics.strain import polar_strains
-from common.spatial.fields import invert
+from common.spatial.inversion import invert
 
 PAIRWISE = {"architecture": "pairwise", "device": "cpu"}
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,7 +85,12 @@ def test_the_server_offers_the_options_of_a_registration(server: Server) -> None
         assert models[name]["config"]["model_filename"][0] == "model.pt"
 
 
-def test_a_missing_image_is_named_in_the_servers_log(server: Server, pairs: dict[str, Pair]) -> None:
-    with pytest.raises(urllib.error.HTTPError, match="500"):
-        server.infer("adacs_acdc", study(pairs["stack"].moving), FLOAT)
-    assert server.has_logged("image, moving, fixed: expected the paths of two images")
+def test_what_is_wrong_with_a_request_is_told_to_the_client(server: Server, pairs: dict[str, Pair]) -> None:
+    for params, message in (
+        ({}, "image, moving, fixed: expected the paths of two images"),
+        ({"fixed": "/nowhere.nii.gz"}, "/nowhere.nii.gz"),
+        ({"fixed": str(pairs["stack"].fixed), "answer": "label"}, "pass its path as moving_label"),
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            server.infer("adacs_acdc", study(pairs["stack"].moving), {**FLOAT, **params})
+        assert message in json.loads(refused.value.read())["detail"]

@@ -6,7 +6,7 @@ from scipy.ndimage import map_coordinates
 
 from common.losses import inverse_consistency
 from common.losses.inverse_consistency import KINDS, PRESETS, InverseConsistencyPenalty
-from common.spatial.fields import invert
+from common.spatial.inversion import invert
 
 SHAPES = [(8, 14), (6, 12, 8)]  # even: no sub-sampled point is on the far border
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
+import types
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -30,6 +33,30 @@ def test_pred_is_the_displacement_until_the_answer(files):
     assert torch.equal(answer["pred"].as_subclass(torch.Tensor), item["warped_image"])
     np.testing.assert_allclose(answer["pred"].affine, item["pair"].fixed.affine)
     assert all(answer[key] is item[key] for key in item if key != "pred")
+
+
+def test_what_is_wrong_reaches_the_client_where_a_web_framework_runs_the_transforms(files, monkeypatch):
+    class HTTPException(Exception):
+        def __init__(self, status_code, detail):
+            self.status_code, self.detail = status_code, detail
+
+    requests = (
+        (ValueError, {"image": files["image"]}, "expected the paths of two images"),
+        (FileNotFoundError, files | {"fixed": "nowhere.nii.gz"}, "nowhere.nii.gz"),
+    )
+    web = types.SimpleNamespace(HTTPException=HTTPException)
+    for kind, request, message in requests:
+        with pytest.raises(kind, match=message) as plain:
+            LoadPaird(2)(request)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "starlette.exceptions", web)
+            with pytest.raises(kind, match=message) as told:
+                LoadPaird(2)(request)
+        assert not isinstance(plain.value, HTTPException) and isinstance(told.value, HTTPException)
+        assert told.value.status_code == 400 and told.value.detail == str(told.value) == str(plain.value)
+    monkeypatch.setitem(sys.modules, "starlette.exceptions", web)
+    with pytest.raises(HTTPException, match="answer: expected one of"):
+        Answerd()(registered(files, answer="labels"))
 
 
 def test_a_label_keeps_its_numbers_and_type(files, label):

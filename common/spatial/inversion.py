@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inverse of a displacement field, at every voxel of its grid."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .fields import lengths
+from .warp import warp
+
+logger = logging.getLogger(__name__)
+LONGEST_STEP = 4.0  # voxels that one iteration moves at most
+SHORTEST_SHARE = 1 / 16  # of a step; a voxel that would need less is stuck
+FIXED_POINT_STEPS = 5  # of the whole grid at first: each costs a tenth of one of Newton's
+POINTS = 2**17  # that are worked on at a time: they stay in the cache
+
+
+def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Tensor:
+    """Inverse displacement v, v(x) + u(x + v(x)) = 0, by Newton's method at each voxel; computed in float64.
+
+    A few fixed-point iterations v <- -u(x + v) bring most voxels close. What is not converged then goes on by itself:
+    steps halve where the residual would grow, and a voxel that gets stuck starts again from its neighbours, so that a
+    map that does not fold, not even between its voxels, is inverted however much it stretches or shrinks. Beyond the
+    grid u continues with its border value, so that points whose origin lies outside have an inverse too: the whole grid
+    is covered. What does not converge, since the map folds there, is said in a warning, with the number of voxels and
+    how far off they are.
+
+    Args:
+        ddf: (B, d, *S) in voxels, without gradient.
+        iterations: upper bound on the number of Newton's iterations.
+        tolerance: the residual |v(x) + u(x + v(x))| in voxels that counts as converged.
+
+    Returns:
+        (B, d, *S) in voxels: compose(ddf, invert(ddf)) ≈ 0.
+
+    Raises:
+        ValueError: for a field that is not finite, less than one iteration or a tolerance not above 0.
+    """
+    if not ddf.isfinite().all():
+        raise ValueError("ddf: expected finite displacements, got NaN or infinity; check the registration they are of.")
+    if iterations < 1 or not tolerance > 0:
+        raise ValueError(
+            f"iterations, tolerance: expected at least 1 and above 0, got {iterations} and {tolerance}; "
+            "the defaults are 50 and 1e-4."
+        )
+    fields = ddf.detach() if ddf.device.type == "mps" else ddf.detach().double()  # MPS has no float64
+    found, errors = zip(*[_inverted(field, iterations, tolerance) for field in fields], strict=True)
+    error = torch.stack(errors)
+    missed = int((error > tolerance).sum())
+    if missed:
+        logger.warning(
+            "invert: %d of %d voxels are not inverted to %g voxel after %d iterations, the worst is off by %.3g "
+            "voxels: the map folds there, or iterations are too few. Regularise the registration more, or raise them.",
+            missed, error.numel(), tolerance, iterations, float(error.max()),
+        )  # fmt: skip
+    return torch.stack(found).to(ddf.dtype)
+
+
+class _Field(NamedTuple):
+    """A field as a list of voxels: ``values`` (N, d), and the grid's shape."""
+
+    values: Tensor
+    shape: tuple[int, ...]
+
+    def place(self, rows: Tensor) -> Tensor:
+        """Coordinates of voxels, (P, d)."""
+        return torch.stack(torch.unravel_index(rows, self.shape), dim=1).to(self.values.dtype)
+
+    def at(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Values u, (P, d), and slopes ∂u_i / ∂x_j, (P, d, d), at points (P, d): multilinear, constant outside."""
+        last = torch.tensor(self.shape, device=points.device) - 1
+        inside = (points >= 0) & (points <= last)
+        clamped = points.clamp(min=torch.zeros_like(last), max=last)
+        low = clamped.long().clamp(max=(last - 1).clamp(min=0))
+        share = clamped - low
+        slopes = points.new_zeros(len(points), len(self.shape), len(self.shape))
+        values = torch.zeros_like(points)
+        for corner in product((0, 1), repeat=len(self.shape)):
+            index = torch.zeros_like(low[:, 0])
+            for axis, size in enumerate(self.shape):
+                index = index * size + (low[:, axis] + corner[axis]).clamp(max=size - 1)
+            there = self.values[index]
+            weights = [share[:, axis] if side else 1 - share[:, axis] for axis, side in enumerate(corner)]
+            values += there * _product(weights)[:, None]
+            for axis, side in enumerate(corner):
+                others = _product(weights[:axis] + weights[axis + 1 :])
+                slopes[:, :, axis] += there * (others if side else -others)[:, None]
+        return values, slopes * inside[:, None]
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(factors)).prod(dim=0)
+
+
+def _inverted(field: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Inverse of one field (d, *S), (d, *S), and the residuals' lengths, (N)."""
+    start, error = _fixed_point(field)
+    grid = _Field(field.flatten(1).T.contiguous(), tuple(field.shape[1:]))
+    inverse, error = start.flatten(1).T.contiguous(), error.flatten()
+    left = torch.nonzero(error > tolerance)[:, 0]
+    share = error.new_ones(len(left))
+    for _ in range(iterations):
+        for rows, shares in zip(left.split(POINTS), share.split(POINTS), strict=True):
+            _improve(grid, inverse, error, rows, shares)
+        stuck = (share < SHORTEST_SHARE) & (error[left] > tolerance)
+        if bool(stuck.any()):
+            inverse[left[stuck]] = _neighbours(inverse, error <= tolerance, left[stuck], grid)
+            error[left[stuck]] = _residual(grid, inverse, left[stuck])[0].norm(dim=1)
+            share[stuck] = 1.0
+        going = error[left] > tolerance
+        left, share = left[going], share[going]
+        if not len(left):
+            break
+    return inverse.T.reshape(field.shape), error
+
+
+def _fixed_point(field: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of a few fixed-point iterations at each voxel, (d, *S), and its residual's length, (*S).
+
+    They are done in float32, whose error of 1e-5 voxels the last residual, in the field's own type, takes account of.
+    """
+    single = field.float()
+    inverse, best, least = -single, -single, torch.full_like(single[0], math.inf)
+    for _ in range(FIXED_POINT_STEPS):
+        after = -warp(single[None], inverse[None], padding="border")[0]
+        error = lengths(inverse - after, 0)
+        better = error < least
+        best, least = torch.where(better, inverse, best), torch.where(better, error, least)
+        inverse = torch.where(better, after, best)
+    best = inverse.to(field.dtype)
+    return best, lengths(best + warp(field[None], best[None], padding="border")[0], 0)
+
+
+def _residual(grid: _Field, inverse: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """v(x) + u(x + v(x)) of some voxels, (P, d), and the slopes of u there."""
+    values, slopes = grid.at(grid.place(rows) + inverse[rows])
+    return inverse[rows] + values, slopes
+
+
+def _improve(grid: _Field, inverse: Tensor, error: Tensor, rows: Tensor, share: Tensor) -> None:
+    """One step of Newton's at some voxels, where it lowers the residual; all but ``grid`` is changed in place."""
+    residual, slopes = _residual(grid, inverse, rows)
+    trial = inverse[rows] - share[:, None] * _newton_step(slopes, residual)
+    after = (trial + grid.at(grid.place(rows) + trial)[0]).norm(dim=1)
+    better = after < error[rows]
+    inverse[rows[better]] = trial[better]
+    error[rows[better]] = after[better]
+    share.copy_(torch.where(better, (2 * share).clamp(max=1), share / 2))
+
+
+def _newton_step(slopes: Tensor, residual: Tensor) -> Tensor:
+    """(I + ∇u)^-1 residual by Cramer's rule, at most ``LONGEST_STEP`` voxels; the residual where that is singular."""
+    dims = residual.shape[1]
+    matrix = slopes + torch.eye(dims, dtype=slopes.dtype, device=slopes.device)
+    columns = matrix.unbind(dim=2)
+    replaced = [[residual if i == j else column for j, column in enumerate(columns)] for i in range(dims)]
+    step = torch.stack([_determinant(own) for own in replaced], dim=1) / _determinant(columns)[:, None]
+    step = torch.where(step.isfinite().all(dim=1, keepdim=True), step, residual)
+    return step * (LONGEST_STEP / step.norm(dim=1, keepdim=True).clamp(min=LONGEST_STEP))
+
+
+def _determinant(columns: Sequence[Tensor]) -> Tensor:
+    """Of matrices given by their columns, d of (P, d)."""
+    if len(columns) == 2:
+        return columns[0][:, 0] * columns[1][:, 1] - columns[0][:, 1] * columns[1][:, 0]
+    return (columns[0] * torch.linalg.cross(columns[1], columns[2])).sum(dim=1)
+
+
+def _neighbours(inverse: Tensor, converged: Tensor, rows: Tensor, grid: _Field) -> Tensor:
+    """Mean of the inverse over those of a voxel's neighbours that have converged; itself where there are none."""
+    total, count = torch.zeros_like(inverse[rows]), inverse.new_zeros(len(rows), 1)
+    place, last = torch.stack(torch.unravel_index(rows, grid.shape), dim=1), [size - 1 for size in grid.shape]
+    for offset in product((-1, 0, 1), repeat=len(grid.shape)):
+        there = place + torch.tensor(offset, device=rows.device)
+        inside = (there >= 0).all(dim=1) & (there <= torch.tensor(last, device=rows.device)).all(dim=1)
+        index = torch.zeros_like(rows)
+        for axis, size in enumerate(grid.shape):
+            index = index * size + there[:, axis].clamp(0, size - 1)
+        weight = (inside & converged[index]).to(inverse.dtype)[:, None]
+        total, count = total + weight * inverse[index], count + weight
+    return torch.where(count > 0, total / count.clamp(min=1), inverse[rows])
