@@ -18,7 +18,7 @@ LEAST_VOXELS, MOST_VOXELS = 32, 8_000_000
 COARSEST_VOXELS = 64
 # Smoothness weight of each similarity alone, and the similarity's own options.
 WEIGHTS = {"mse": 0.025, "mae": 0.1, "lncc": 0.2, "global_ncc": 0.1, "mi": 0.1, "mind": 0.02}
-# Before coarsening, in voxels of the level: without it noise remains in small structures, more blurs folds of the brain.
+# Before coarsening, in voxels of the level: without it noise remains in small structures, more blurs folds of brains.
 SMOOTHING = 0.25
 SIMILARITY_OPTIONS: dict[str, dict[str, Any]] = {"lncc": {"window": 7}}
 
