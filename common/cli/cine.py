@@ -159,6 +159,12 @@ def _checked(own: Path, other: Path | None, frame: Path, values: tuple[int, int]
                 f"{name}: label {value} is absent at end-diastole in {own}, which has the values {sorted(present)}; "
                 f"pass the value it has, --{name} N."
             )
+    rest = [other for other in range(3) if other != slice_axis(found[0])]
+    if not torch.stack([(found[0].array == value).any(rest[1]).any(rest[0]) for value in values]).all(0).any():
+        raise ValueError(
+            f"myocardium, lv: expected a slice with both at end-diastole, around whose cavity strain is measured; in "
+            f"{own} no slice has labels {values[0]} and {values[1]}. Check the labels."
+        )
     return found[0], found[1]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ FILES = ("moving", "fixed", "moving_label", "fixed_label", "moving_points", "fix
          "initial_transform")  # fmt: skip
 COLUMNS = ("name", *FILES)
 DONE = "metrics.json"
+ERRORS = re.compile(r"errors(_\d+)?\.csv", re.IGNORECASE)  # files that stand beside the pairs' folders
 Register = Callable[[dict[str, Any], Path, dict[str, Any], str], str]
 
 
@@ -57,7 +59,7 @@ def read_pairs(path: str | Path) -> list[dict[str, str]]:
         if not {"moving", "fixed"} <= set(files):
             raise ValueError(f"pairs: line {number} of {path} lacks moving or fixed.")
         name = row.get("name") or f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}"
-        if name in pairs or Path(name).name != name or name.startswith("."):
+        if name in pairs or Path(name).name != name or name.startswith(".") or ERRORS.fullmatch(name):
             raise ValueError(f"pairs: line {number} of {path}: expected another name than {name!r}, one a pair.")
         pairs[name] = {"name": name, **files}
     return list(pairs.values())

@@ -94,6 +94,12 @@ def test_bad_input_says_what_to_do(patient: Path, phantom: dict[str, Any], tmp_p
         cine(str(patient), out, lv=7)
     own = nib.load(phantom["moving_label"])
     other = tmp_path / "other.nii.gz"
+    values = np.asarray(own.dataobj).copy()
+    values[..., ::2][values[..., ::2] == 2] = 0
+    values[..., 1::2][values[..., 1::2] == 3] = 0
+    nib.save(nib.Nifti1Image(values, own.affine), other)
+    with pytest.raises(ValueError, match="myocardium, lv: expected a slice with both"):
+        cine(str(patient), out, label=str(other))
     nib.save(nib.Nifti1Image(np.asarray(own.dataobj)[1:], own.affine), other)
     with pytest.raises(ValueError, match="label: expected the grid of the frames"):
         cine(str(patient), out, label=str(other))

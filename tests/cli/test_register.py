@@ -200,6 +200,7 @@ def test_shards_take_every_pair_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("moving,fixed\na,\n", "line 2 .* lacks moving or fixed"),
         ("moving,fixed\na,b\na,b\n", "line 3 .* another name than 'a_to_b'"),
         ("name,moving,fixed\n../x,a,b\n", "another name than '../x'"),
+        ("name,moving,fixed\nErrors_2.csv,a,b\n", "another name than 'Errors_2.csv'"),
     ],
 )
 def test_bad_lists(tmp_path: Path, text: str, message: str) -> None:

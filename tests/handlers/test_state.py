@@ -394,3 +394,26 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "model.pt").write_text("not weights")
     with pytest.raises(ValueError, match="no file of torch weights"):
         load_weights(VoxelMorph(2, **TINY), tmp_path / "model.pt")
+
+
+class _Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
+    run = Run(tmp_path, 1)
+    run.trainer.run()
+    for name in (STATE_FILE, "model.pt"):
+        stored = torch.load(tmp_path / name, weights_only=True)
+        torch.save({**stored, "extra": _Touch(tmp_path / "ran")}, tmp_path / name)
+    with pytest.raises(ValueError, match=r"ckpt_path: .*model\.pt is no file of torch weights.*\(.+\)"):
+        load_weights(run.network, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"resume: .* cannot be read.*--resume"):
+        Run(tmp_path, 2, resume=True).trainer.run()
+    assert not (tmp_path / "ran").exists()
