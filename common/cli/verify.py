@@ -113,7 +113,7 @@ def requirements(setup: Path) -> dict[str, Requirement]:
 
 
 def check_versions(bundle: Path) -> None:
-    """The versions in the metadata lie within the bounds of setup.cfg.
+    """The metadata name every package that setup.cfg requires, with a version within its bounds.
 
     Args:
         bundle: its folder.
@@ -122,6 +122,9 @@ def check_versions(bundle: Path) -> None:
     stated = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
     stated |= {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}
     bounds = requirements(REPOSITORY / "setup.cfg")
+    absent = sorted(bounds.keys() - {canonicalize_name(package) for package in stated})
+    if absent:
+        raise ValueError(f"metadata.json: required_packages_version lacks {absent} of setup.cfg. Add them.")
     for package, version in stated.items():
         requirement = bounds.get(canonicalize_name(package))
         if requirement is None:

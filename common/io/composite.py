@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -58,6 +57,8 @@ def save_transform(path: str | Path, transform: Transform) -> None:
 
 def _write_h5(path: Path, transform: Transform, dims: int) -> None:
     """As ``itk.transformwrite`` does; to load that takes ten times as long as to register a small pair."""
+    import h5py  # here, so that what writes no such file does without it
+
     matrix = LPS @ transform.placement @ LPS
     matrix = plane_affine(matrix) if dims == 2 else matrix
     affine = [*matrix[:dims, :dims].ravel(), *matrix[:dims, dims]]

@@ -86,6 +86,7 @@ def test_broken_json_is_named(bundle):
     [
         (lambda m: m.update(pytorch_version="2.5.1"), r"torch 2\.5\.1 is outside 'torch"),
         (lambda m: m.update(numpy_version="99.0"), r"numpy 99\.0 is outside"),
+        (lambda m: m["required_packages_version"].pop("h5py"), r"required_packages_version lacks \['h5py'\]"),
         (lambda m: m["required_packages_version"].update(nibabel="4.0"), r"nibabel 4\.0 is outside"),
         (lambda m: m["required_packages_version"].update(simpleitk="2.0"), r"requires simpleitk 2\.0, setup\.cfg does"),
     ],
