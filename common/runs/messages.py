@@ -7,12 +7,15 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import traceback
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
 
 WRAPPERS = ("Failed to evaluate ", "Failed to instantiate component ", "applying transform ")
 IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process.*\n(\w+: .*)$", flags=re.DOTALL)
+READER_SECONDS = 60  # of one item of a data set
 _resume_from: list[Path] = []
 
 
@@ -23,7 +26,12 @@ def install(debug: bool) -> None:
         debug: show the traceback on the screen. So it is wherever the environment has CI.
     """
     verbose = debug or os.environ.get("CI", "").lower() not in ("", "0", "false")
-    sys.excepthook = lambda kind, error, trace: _report(error, trace, verbose)
+
+    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        _report(error, trace, verbose)
+        _await_readers()
+
+    sys.excepthook = end
 
 
 def training_in(state: Path) -> None:
@@ -61,6 +69,13 @@ def _report(error: BaseException, trace: TracebackType | None, verbose: bool) ->
         print(f"\n{words(error)}", file=sys.stderr)
         return
     print(f"\n{words(error)}\n{_written(error, trace)}", file=sys.stderr)
+
+
+def _await_readers() -> None:
+    """Let the threads that fill MONAI's cache end what they are at: cut off within torch they abort the process."""
+    for thread in threading.enumerate():
+        if isinstance(thread, DummyProcess):
+            thread.join(READER_SECONDS)
 
 
 def _written(error: BaseException, trace: TracebackType | None) -> str:

@@ -129,3 +129,28 @@ def test_an_interrupted_training_ends_in_words_and_can_be_resumed(here):
     assert output.strip().splitlines()[-1].startswith("Interrupted. The same command with --resume true")
     assert "Traceback" not in output
     assert not list(Path("out").glob(".writing-*"))
+
+
+READING = """
+from multiprocessing.pool import ThreadPool
+import torch
+from common.runs import messages
+
+messages.install(False)
+
+def read(number):
+    if number == 3:
+        raise ValueError("item 3 is damaged")
+    for _ in range(100):
+        torch.stft(torch.rand(100_000), 512, return_complex=True)
+
+with ThreadPool(4) as pool:
+    list(pool.imap(read, range(40)))
+"""
+
+
+def test_an_error_while_others_are_read_ends_the_process_in_words_and_with_status_1():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "CI": ""}
+    done = subprocess.run([sys.executable, "-c", READING], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "ValueError: item 3 is damaged" in done.stderr and "terminate called" not in done.stderr
