@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..figures.page import Verdict
@@ -87,19 +86,24 @@ def _shown(result: Result, warped: Tensor) -> Registered:
     fixed = result.fixed
     axes = stored_axes(fixed, SHOWN, 2 if result.stack else 3)
     still = Transform(np.eye(4), None, fixed).apply(result.moving, "bilinear").array
-    arrays = [axes.apply(array.float()).numpy() for array in (still, fixed.array, warped, result.jacobian_determinant)]
+    arrays = [_view(array, axes) for array in (still, fixed.array, warped, result.jacobian_determinant)]
     moving, still_fixed, moved, determinant = arrays
     spacing = [fixed.spacing[axis] for axis in axes.order]
-    return Registered(moving, still_fixed, moved, _turned(result, axes), determinant, spacing, result.stack)
+    signs = [-1 if flipped else 1 for flipped in axes.flipped]
+    return Registered(moving, still_fixed, moved, _turned(result, axes), determinant, spacing, result.stack, signs)
+
+
+def _view(array: Tensor, axes: Axes) -> np.ndarray:
+    """Along the axes that are shown, without a copy, as volumes may be large."""
+    lead = array.dim() - len(axes.order)
+    turned = array.numpy().transpose(*range(lead), *(lead + axis for axis in axes.order))
+    return np.flip(turned, tuple(lead + axis for axis, flipped in enumerate(axes.flipped) if flipped))
 
 
 def _turned(result: Result, axes: Axes) -> np.ndarray:
-    """The displacement without the placement, along the axes that are shown."""
+    """The displacement without the placement, along the axes that are shown, but for the components' signs."""
     ddf = result.transform.ddf
     if ddf is None:
-        ddf = torch.zeros(result.fixed.array.dim(), *result.fixed.array.shape)
-    parts = [
-        axes.apply(-ddf[axis] if flipped else ddf[axis]).numpy()
-        for axis, flipped in zip(axes.order, axes.flipped, strict=True)
-    ]
-    return np.stack(parts)
+        return np.broadcast_to(np.float32(0), (result.fixed.array.dim(), *_view(result.fixed.array, axes).shape))
+    view = _view(ddf, axes)
+    return view if list(axes.order) == sorted(axes.order) else view[list(axes.order)]

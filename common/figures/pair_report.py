@@ -8,6 +8,7 @@ images and stacks that know no directions, as they come.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from .maps import draw_grid, draw_jacobian
 from .page import Verdict, checkerboard, details, figure_png, grid, picture, section, table, verdict_box, write_page
 
 VOLUME = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
+MOST_VALUES = 4_000_000  # that percentiles and histograms are of
 QUARTERS = (0.25, 0.5, 0.75)  # of a stack, the slices that are shown
 
 
@@ -29,10 +31,11 @@ class Registered(NamedTuple):
         moving: (*F) before registration, 0 where there is none; intensities as they come.
         fixed: (*F).
         warped: (*F), in the intensities of ``moving``.
-        ddf: (axes, *F), voxels along the axes of F.
+        ddf: (axes, *F), voxels along the axes of F, each component but for its sign.
         determinant: (*F), of the Jacobian.
         spacing: mm an axis of F.
         stack: whether the last axis holds slices that were registered one by one.
+        signs: of the components of ``ddf``; negating a large field takes as much memory again.
     """
 
     moving: np.ndarray
@@ -42,6 +45,7 @@ class Registered(NamedTuple):
     determinant: np.ndarray
     spacing: Sequence[float]
     stack: bool = False
+    signs: Sequence[int] = (1, 1, 1)
 
 
 class Plane(NamedTuple):
@@ -76,16 +80,18 @@ def pair_report(
         ValueError: for arrays of different shapes.
     """
     _check(registered)
-    scaled = {name: _scaled(getattr(registered, name), registered) for name in ("moving", "fixed", "warped")}
+    # From the 1st to the 99th percentile; the warped image as moving, whose intensities it has.
+    of_moving, of_fixed = (np.percentile(sampled(image), [1, 99]) for image in (registered.moving, registered.fixed))
+    ranges = {"moving": of_moving, "fixed": of_fixed, "warped": of_moving}
     parts = [verdict_box(verdict), section("Measures", table(["measure", "before", "after"], rows))]
     for plane in planes(registered.fixed.shape, registered.stack):
-        shown = {name: image[plane.where] for name, image in scaled.items()}
+        shown = {name: _scaled(getattr(registered, name)[plane.where], *ends) for name, ends in ranges.items()}
         shape = _millimetres(shown["fixed"].shape, [registered.spacing[axis] for axis in plane.axes])
         boards = [
             checkerboard(shown["fixed"], shown[name], f"{plane.name}: fixed and {text}", shape)
             for name, text in (("moving", "moving, before"), ("warped", "warped, after"))
         ]
-        field = registered.ddf[list(plane.axes)][(slice(None), *plane.where)]
+        field = np.stack([registered.signs[axis] * registered.ddf[axis][plane.where] for axis in plane.axes])
         parts.append(section(plane.name.capitalize(), grid([*boards, _maps(plane, field, registered)])))
     parts.append(section("Change of volume", _histogram(registered.determinant)))
     parts.append(
@@ -125,11 +131,21 @@ def _check(registered: Registered) -> None:
             raise ValueError(f"{name}: expected the shape {wanted}, that of fixed in 2D or 3D, got {found}.")
 
 
-def _scaled(image: np.ndarray, registered: Registered) -> np.ndarray:
-    """From the 1st to the 99th percentile; the warped image as moving, whose intensities it has."""
-    source = registered.fixed if image is registered.fixed else registered.moving
-    low, high = np.percentile(source, [1, 99])
-    return np.clip((image - low) / ((high - low) or 1.0), 0, 1)
+def sampled(image: np.ndarray) -> np.ndarray:
+    """Values for percentiles and histograms: all of small images, every k-th along each axis of large ones.
+
+    Args:
+        image: (*F).
+
+    Returns:
+        (N,).
+    """
+    step = max(1, math.ceil((image.size / MOST_VALUES) ** (1 / image.ndim)))
+    return image[(slice(None, None, step),) * image.ndim].ravel()
+
+
+def _scaled(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip((image.astype(np.float32) - low) / ((high - low) or 1.0), 0, 1)
 
 
 def _millimetres(shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, float]:
@@ -151,7 +167,8 @@ def _maps(plane: Plane, field: np.ndarray, registered: Registered) -> str:
 def _histogram(determinant: np.ndarray) -> str:
     from matplotlib.figure import Figure
 
-    values = determinant[np.isfinite(determinant)]
+    values = sampled(determinant)
+    values = values[np.isfinite(values)]
     low, high = (float(end) for end in np.percentile(values, [0.05, 99.95]))
     figure = Figure(figsize=(6, 2.8), layout="constrained")
     axis = figure.subplots()
@@ -161,8 +178,9 @@ def _histogram(determinant: np.ndarray) -> str:
     axis.set_xlim(min(low, -0.05), max(high, 1.05))
     axis.set_xlabel("Jacobian determinant; 1 keeps volume, 0 and less folds")
     axis.set_ylabel("voxels")
-    folded = 100 * float((values <= 0).mean())
+    folded = 100 * float((determinant <= 0).mean())
     return picture(
         figure_png(figure),
-        f"Jacobian determinant from {values.min():.3g} to {values.max():.3g}; {folded:.2g} % of the voxels fold.",
+        f"Jacobian determinant from {np.nanmin(determinant):.3g} to {np.nanmax(determinant):.3g}; "
+        f"{folded:.2g} % of the voxels fold.",
     )

@@ -43,7 +43,8 @@ def warped_of(result: Result) -> torch.Tensor:
 
 
 def shown_of(result: Result) -> Any:
-    return pair_page._shown(result, warped_of(result))
+    shown = pair_page._shown(result, warped_of(result))
+    return shown._replace(ddf=np.reshape(shown.signs, (-1, 1, 1, 1)) * shown.ddf, signs=(1, 1, 1))
 
 
 def smooth_field(size: float = 0.6) -> np.ndarray:
