@@ -17,7 +17,7 @@ from ..engines.trainer import RegistrationEvents
 from ..losses.spatially_varying import weight_volume
 
 logger = logging.getLogger(__name__)
-SATURATED = 0.99
+SATURATED, VANISHED = 0.99, 0.01
 
 
 class Watched(NamedTuple):
@@ -27,13 +27,15 @@ class Watched(NamedTuple):
         read: the map of a step, (B, 1, *S).
         update: whose networks it is trained with.
         least_active: updates of an epoch from which on a saturated map is warned of.
-        warning: with places for the threshold and the epoch.
+        warning: of a map near 1, with places for the threshold and the epoch.
+        vanished: of a map near 0, likewise.
     """
 
     read: Callable[[Any], Tensor]
     update: str
     least_active: int
     warning: str
+    vanished: str
 
 
 MAPS = {
@@ -43,6 +45,10 @@ MAPS = {
         "score. The residuals are far below score_alpha, or the score ran into the flat end of the sigmoid, from where "
         "it does not come back. Start anew with a smaller --score_alpha, with --score_alpha auto, or with "
         "--score_momentum official.",
+        "THE SCORE HAS VANISHED: below %g on average in epoch %d, so that nothing but the smoothness trains the "
+        "displacement. The residuals are far above score_alpha: the displacement has been trained too little, or for "
+        "images of another range. Start anew with a larger --score_alpha, with --score_alpha auto, or with more "
+        "--warmup_epochs.",
     ),
     "weight_volume": Watched(
         weight_volume, "displacement", 1,
@@ -50,6 +56,8 @@ MAPS = {
         "same everywhere and eta changes nothing. The log loss outweighs the smoothness, whose balance is at "
         "eta = lambda |grad u|^2 |log epsilon|, and a weight at the flat end of the sigmoid hardly comes back. Start "
         "anew with a smaller --eta_max or a larger --smoothness_weight.",
+        "THE WEIGHT OF THE SMOOTHNESS HAS VANISHED: below %g on average in epoch %d, so that nothing keeps the "
+        "displacement smooth. Start anew with a larger --eta_max or a smaller --smoothness_weight.",
     ),
 }  # fmt: skip
 
@@ -59,8 +67,9 @@ class MapStatistics:
 
     They go to ``state.metrics`` as ``score/mean``, ``score/deviation``, ``score/min`` and ``score/max``, from where
     ``TrainingLog`` takes them; for it to find them, this handler comes first. All is summed on its device and costs a
-    few passes over the map; every batch counts alike. Where the map is above 0.99 at every pixel of a whole epoch, a
-    warning says once what that means: of the score only while displacement and score are both trained.
+    few passes over the map; every batch counts alike. Where the map is above 0.99 at every pixel of a whole epoch, or
+    below 0.01 on average, a warning says once what that means: of the score only while displacement and score are both
+    trained.
 
     Args:
         map: "score" (AdaCS), or "weight_volume" (TM-SPR's ω), which are also the columns' prefixes.
@@ -117,6 +126,9 @@ class MapStatistics:
         }
         engine.state.metrics.update({f"{self.map}/{name}": value for name, value in values.items()})
         enough = len(engine.active) >= self.watched.least_active
-        if values["min"] > SATURATED and enough and not self._warned:
+        useless = values["min"] > SATURATED or values["mean"] < VANISHED
+        if useless and enough and not self._warned:
             self._warned = True
-            logger.warning(self.watched.warning, SATURATED, engine.state.epoch)
+            high = values["min"] > SATURATED
+            text, end = (self.watched.warning, SATURATED) if high else (self.watched.vanished, VANISHED)
+            logger.warning(text, end, engine.state.epoch)

@@ -56,6 +56,18 @@ def test_saturation_is_said_once_and_only_in_the_joint_phase(caplog):
     assert all(remedy in messages[0] for remedy in ("smaller --score_alpha", "auto", "--score_momentum official"))
 
 
+@pytest.mark.parametrize(("largest", "said"), [(0.05, 1), (0.2, 0)])
+def test_a_score_that_vanishes_is_said_once(caplog, largest, said):
+    scores = [[torch.full((2, 1, 2, 2), 0.001)] * 2 for _ in range(5)]
+    for epoch in scores:
+        epoch[1] = epoch[1].clone()
+        epoch[1][0, 0, 0, 0] = largest
+    with caplog.at_level(logging.WARNING):
+        run_scored([MapStatistics()], ((0.0,) * 2,) * 5, scores, 1)
+    messages = [record.getMessage() for record in caplog.records if "SCORE" in record.getMessage()]
+    assert len(messages) == said and all("VANISHED" in text and "larger --score_alpha" in text for text in messages)
+
+
 @pytest.mark.parametrize(("least", "epochs"), [(0.98, 5), (0.991, 2)], ids=["one pixel below", "warm-up alone"])
 def test_other_scores_are_not_warned_of(caplog, least, epochs):
     with caplog.at_level(logging.WARNING):
