@@ -33,7 +33,7 @@ MAY_IMPORT = (
         | {"bundle", "inference", "methods", "registration", "workflow"}
     }
 )
-LAZY = {"itk", "matplotlib"}
+LAZY = {"h5py", "itk", "matplotlib"}
 LICENSE_LINE = "# SPDX-License-Identifier: Apache-2.0"
 every_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 

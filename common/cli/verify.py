@@ -26,16 +26,9 @@ from .metadata_schema import SCHEMA
 from .render import rendered
 
 REQUIRED_FILES = (
-    "LICENSE",
-    "configs/metadata.json",
-    "configs/train.json",
-    "configs/evaluate.json",
-    "configs/inference.json",
-    "configs/multi_gpu_train.json",
-    "configs/logging.conf",
-    "docs/README.md",
-    "docs/data_license.txt",
-)
+    "LICENSE", "configs/metadata.json", "configs/train.json", "configs/evaluate.json", "configs/inference.json",
+    "configs/multi_gpu_train.json", "configs/logging.conf", "docs/README.md", "docs/data_license.txt",
+)  # fmt: skip
 SECTIONS = ("Overview", "Data", "Training configuration", "Performance", "Commands", "References", "License")
 LONGEST_TRAIN_JSON, WIDEST_TRAIN_JSON = 100, 160
 
@@ -122,8 +115,7 @@ def check_versions(bundle: Path) -> None:
     stated = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
     stated |= {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}
     bounds = requirements(REPOSITORY / "setup.cfg")
-    absent = sorted(bounds.keys() - {canonicalize_name(package) for package in stated})
-    if absent:
+    if absent := sorted(bounds.keys() - {canonicalize_name(package) for package in stated}):
         raise ValueError(f"metadata.json: required_packages_version lacks {absent} of setup.cfg. Add them.")
     for package, version in stated.items():
         requirement = bounds.get(canonicalize_name(package))

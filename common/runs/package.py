@@ -50,9 +50,10 @@ def package_of(bundle: Path) -> str:
         bundle: its folder.
 
     Returns:
-        "common", or "scripts.common" for a packed one; this package's own name where the file says nothing.
+        "common", or "scripts.common" for a packed one; this package's own name where no file says it.
     """
-    config = ConfigParser.load_config_file(str(bundle / "configs" / "inference.json"))
+    file = bundle / "configs" / "inference.json"
+    config = ConfigParser.load_config_file(str(file)) if file.is_file() else {}
     found = IMPORT.search("\n".join(map(str, config.get("imports", ()))))
     return found[1] if found else PACKAGE
 

@@ -70,11 +70,25 @@ class _Field(NamedTuple):
     shape: tuple[int, ...]
 
     def place(self, rows: Tensor) -> Tensor:
-        """Coordinates of voxels, (P, d)."""
+        """Coordinates of voxels.
+
+        Args:
+            rows: their numbers in the list, (P).
+
+        Returns:
+            (P, d) in voxels.
+        """
         return torch.stack(torch.unravel_index(rows, self.shape), dim=1).to(self.values.dtype)
 
     def at(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Values u, (P, d), and slopes ∂u_i / ∂x_j, (P, d, d), at points (P, d): multilinear, constant outside."""
+        """The field at any points: multilinear between voxels, constant outside.
+
+        Args:
+            points: (P, d) in voxels.
+
+        Returns:
+            Values u, (P, d), and slopes ∂u_i / ∂x_j, (P, d, d).
+        """
         last = torch.tensor(self.shape, device=points.device) - 1
         inside = (points >= 0) & (points <= last)
         clamped = points.clamp(min=torch.zeros_like(last), max=last)
