@@ -102,7 +102,7 @@ def name(path: Path) -> str:
 
 def test_the_documents_hold_commands_to_check() -> None:
     assert len(BUNDLES) == 25
-    assert len(DOCUMENTS) == 12 + len(BUNDLES)
+    assert len(DOCUMENTS) == 13 + len(BUNDLES)
     assert {name(document) for document, _ in BUNDLE_COMMANDS} >= {
         "README.md", *(name(bundle / "docs" / "README.md") for bundle in BUNDLES)
     }  # fmt: skip
