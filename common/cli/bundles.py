@@ -49,10 +49,10 @@ def find_bundles(names: tuple[str, ...] = (), own_code: bool = False) -> list[Pa
         path = Path(name)
         if (path / "configs").is_dir():
             found.append(path.resolve())
-            if own_code and package_of(path) != PACKAGE:
+            if own_code and (package := package_of(path)) != PACKAGE:
                 raise ValueError(
-                    f"bundle: {path} runs the code of '{package_of(path)}', got the command of '{PACKAGE}'. "
-                    f"Run it in that folder: cd {path}; python -m {package_of(path)} COMMAND ."
+                    f"bundle: {path} runs the code of '{package}', got the command of '{PACKAGE}'. "
+                    f"Run it in that folder: cd {path}; python -m {package} COMMAND ."
                 )
         elif name in known:
             found.append(known[name])

@@ -23,6 +23,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 from torch import Tensor
 
+from ..runs.configuration import FILES
+from ..runs.options import INFERENCE
+from ..runs.package import read_bundle
 from .bundles import read_json
 from .smoke import write_pair
 from .torchscript import build_network
@@ -77,10 +80,7 @@ def inference(bundle: Path) -> Iterator[ConfigParser]:
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = small_copy(bundle, Path(folder))
-        parser = ConfigParser()
-        parser.read_config(str(copy / "configs" / "inference.json"))
-        parser["bundle_root"] = str(copy)
-        yield parser
+        yield read_bundle(copy, FILES[INFERENCE])
 
 
 def compose_of(parser: ConfigParser, key: str) -> Compose:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
 from ..handlers.state import load_weights
+from ..runs.configuration import FILES
+from ..runs.options import INFERENCE
+from ..runs.package import read_bundle
 
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 
@@ -48,9 +50,7 @@ def build_network(bundle: Path) -> nn.Module:
     Returns:
         The network.
     """
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "inference.json"))
-    parser["bundle_root"] = str(bundle)
+    parser = read_bundle(bundle, FILES[INFERENCE])
     network: nn.Module = parser.get_parsed_content("network_def")
     if (bundle / "models" / "model.pt").is_file():
         return load_weights(network, bundle / "models" / "model.pt").eval()

@@ -126,9 +126,8 @@ class MapStatistics:
         }
         engine.state.metrics.update({f"{self.map}/{name}": value for name, value in values.items()})
         enough = len(engine.active) >= self.watched.least_active
-        useless = values["min"] > SATURATED or values["mean"] < VANISHED
-        if useless and enough and not self._warned:
+        high, low = values["min"] > SATURATED, values["mean"] < VANISHED
+        if (high or low) and enough and not self._warned:
             self._warned = True
-            high = values["min"] > SATURATED
             text, end = (self.watched.warning, SATURATED) if high else (self.watched.vanished, VANISHED)
             logger.warning(text, end, engine.state.epoch)

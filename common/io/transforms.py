@@ -189,12 +189,13 @@ class Transform:
             return found
         field, left, before = found.ddf, self.after(found).displacement(), math.inf
         for _ in range(iterations):
-            missed = int((lengths(left, 0) > tolerance).sum())
+            off = lengths(left, 0)
+            missed = int((off > tolerance).sum())
             if not missed or missed > WORTHWHILE * before:  # where the map folds nothing helps
                 break
             trial, before = field - left, missed
             after = self.after(Transform(found.placement, trial, found.grid)).displacement()
-            better = lengths(after, 0) < lengths(left, 0)
+            better = lengths(after, 0) < off
             field = torch.where(better, trial, field)
             left = torch.where(better, after, 0.5 * left)
         return Transform(found.placement, field, found.grid)

@@ -17,7 +17,7 @@ from monai.bundle.config_item import ConfigComponent, ConfigItem
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from .options import EVALUATE, INFERENCE, OPTIONS, TRAIN, is_expression
-from .package import NAMES, PACKAGE, rename_package
+from .package import read_files
 
 FILES = {
     TRAIN: ("train.json",),
@@ -88,9 +88,7 @@ def shipped(parser: ConfigParser) -> dict[str, Any]:
     files = [folder / name for name in FILES[stage_of(parser.config)]]
     if not all(file.is_file() for file in files):
         return {}
-    own = ConfigParser()
-    own.read_config([str(file) for file in files])
-    own.config = rename_package(own.config, PACKAGE, NAMES)
+    own = read_files(files)
     own.resolve_macro_and_relative_ids()
     return own.config
 

@@ -68,8 +68,21 @@ def read_bundle(bundle: Path, files: Iterable[str]) -> ConfigParser:
     Returns:
         The parser, ``bundle_root`` set to the folder.
     """
-    parser = ConfigParser()
-    parser.read_config([str(bundle / "configs" / name) for name in files])
-    parser.config = rename_package(parser.config, PACKAGE, NAMES)
+    parser = read_files(bundle / "configs" / name for name in files)
     parser["bundle_root"] = str(bundle.resolve())
+    return parser
+
+
+def read_files(files: Iterable[Path]) -> ConfigParser:
+    """Configurations that name the code that is running, whatever they name.
+
+    Args:
+        files: JSON, later ones win.
+
+    Returns:
+        The parser.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    parser.config = rename_package(parser.config, PACKAGE, NAMES)
     return parser

@@ -136,9 +136,10 @@ def _inverted(field: Tensor, iterations: int, tolerance: float) -> tuple[Tensor,
 
 
 def _fixed_point(field: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of a few fixed-point iterations at each voxel, (d, *S), and its residual's length, (*S).
+    """What a few fixed-point iterations give at each voxel, (d, *S), and its residual's length, (*S).
 
-    They are done in float32, whose error of 1e-5 voxels the last residual, in the field's own type, takes account of.
+    A voxel stays where its last iteration raised the residual. They are done in float32, whose error of 1e-5 voxels
+    the last residual, in the field's own type, takes account of.
     """
     single = field.float()
     inverse, best, least = -single, -single, torch.full_like(single[0], math.inf)
@@ -148,8 +149,8 @@ def _fixed_point(field: Tensor) -> tuple[Tensor, Tensor]:
         better = error < least
         best, least = torch.where(better, inverse, best), torch.where(better, error, least)
         inverse = torch.where(better, after, best)
-    best = inverse.to(field.dtype)
-    return best, lengths(best + warp(field[None], best[None], padding="border")[0], 0)
+    start = inverse.to(field.dtype)
+    return start, lengths(start + warp(field[None], start[None], padding="border")[0], 0)
 
 
 def _residual(grid: _Field, inverse: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
