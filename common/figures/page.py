@@ -119,8 +119,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     lines = ["<tr>" + "".join(f"<td{_kind(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     body = "\n".join(lines)
+    name = escape(f"table: {', '.join(header)}")
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -155,7 +157,7 @@ def checkerboard(first: np.ndarray, second: np.ndarray, text: str, shape: tuple[
     images = "".join(
         f'<img src="{_encoded(image)}" alt="" style="aspect-ratio:{width:g}/{height:g}">' for image in (first, second)
     )
-    slider = '<input type="range" min="2" max="24" step="2" value="6">'
+    slider = f'<input type="range" min="2" max="24" step="2" value="6" aria-label="squares: {escape(text)}">'
     return (
         f'<figure><div class="board" role="img" aria-label="{escape(text)}">{images}</div>'
         f"<label>squares {slider}</label><figcaption>{escape(text)}</figcaption></figure>"

@@ -58,6 +58,13 @@ def test_a_page_is_one_file_that_asks_for_nothing(tmp_path):
     assert all("alt" in a for a, tag in zip(reader.attributes, reader.tags, strict=True) if tag == "img")
 
 
+def test_what_takes_the_keyboard_says_what_it_is():
+    grey = np.zeros((3, 4))
+    reader = Reader(page.table(["case", "a & b"], [["1", "2"]]) + page.checkerboard(grey, grey, 'axial, "after"'))
+    names = [a["aria-label"] for a in reader.attributes if a.get("tabindex") == "0" or a.get("type") == "range"]
+    assert names == ["table: case, a & b", 'squares: axial, "after"']
+
+
 def test_grey_images_are_shown_with_axis_0_to_the_right_and_cut_at_black_and_white():
     image = np.array([[0.0, 0.5, 1.0], [-1.0, 2.0, np.nan]])
     html = page.picture(image, "text")
