@@ -163,4 +163,5 @@ def build_pairwise(
         steps=plan.steps,
         smoothing=SMOOTHING,
         spacing=spacing,
+        annealed=True,
     )

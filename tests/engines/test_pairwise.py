@@ -91,6 +91,16 @@ def test_recovers_a_known_displacement_without_foldings(field, shape):
     assert jacobian_determinant(ddf).min() > 0.2
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_annealed_steps_settle(shape):
+    image = pair(vortex(shape))
+    errors = []
+    for annealed in (False, True):
+        ddf = registration(annealed=annealed, learning_rate=0.3)(image)
+        errors.append((warp(image[:, :1], ddf, padding="border") - image[:, 1:]).square().mean().item())
+    assert errors[1] < 0.9 * errors[0]
+
+
 def test_pairs_of_a_batch_do_not_influence_each_other():
     shape = SHAPES[0]
     images = torch.cat([pair(field(shape), seed) for seed, field in enumerate([translation, affine, vortex])])
