@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,9 +47,36 @@ def positive(argument: str, value: float) -> float:
     Raises:
         ValueError: where it is not above 0, or no number (NaN).
     """
-    if not value > 0:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number > 0:
         raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
-    return float(value)
+    return number
+
+
+def at_least(argument: str, value: float, least: float = 0.0) -> float:
+    """The value as float.
+
+    Args:
+        argument: what the error calls it.
+        value: the number.
+        least: the smallest that may be given.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: where it is smaller, infinite, or no number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not least <= number < math.inf:
+        raise ValueError(f"{argument}: expected a number from {least:g}, got {value!r}.")
+    return number
 
 
 def switch(value: object, argument: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .bundle import select_device
 from .checks import known_name
 from .engines.alignment import KINDS, align, aligned_if_better, better_start, between_centres
 from .engines.presets import build_pairwise, plan
@@ -86,14 +87,14 @@ def register(
               "levels_mm": levels_mm, "steps": steps}  # fmt: skip
     given = {key: value for key, value in solver.items() if value is not None}
     if bundle is None and options:
-        known_name("option", next(iter(options)), solver)
+        known_name("option", next(iter(options)), [*sources, *solver, "bundle", "device"])
     if fixed_mask is not None and bundle is not None:
         raise ValueError("fixed_mask: a bundle's network takes none; leave it out, or register without a bundle.")
-    return _registered(sources, bundle, {**given, **options}, device)
+    return _registered(sources, bundle, {**given, **options}, select_device(device))
 
 
 def _registered(
-    sources: dict[str, Any], bundle: str | Path | None, options: dict[str, Any], device: str | torch.device
+    sources: dict[str, Any], bundle: str | Path | None, options: dict[str, Any], device: torch.device
 ) -> Result:
     moving, fixed = (as_image(sources[name], name) for name in ("moving", "fixed"))
     label, mask = (None if sources[name] is None else as_label(sources[name], image, name)
@@ -106,7 +107,7 @@ def _registered(
         first = _aligned(moving, fixed, str(sources["affine"]), mask, trained is not None)
     item = _item((moving, fixed), label, first)
     if trained is None:
-        done = _solved(item, mask, torch.device(device), **options)
+        done = _solved(item, mask, device, **options)
         settings, weights = {"architecture": "pairwise", **options, **done.pop("settings")}, []
     else:
         done = trained.register(item)

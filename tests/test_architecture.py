@@ -23,7 +23,7 @@ MAY_IMPORT = (
     | {"methods": FOUNDATION | TOOLS | {"engines"}}
     | {"bundle.py": FOUNDATION | RUNS, "workflow.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle"}}
     | {"inference.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "workflow"}}
-    | {"registration.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"inference"}}
+    | {"registration.py": FOUNDATION | RUNS | TOOLS | INPUTS | RUNNING | {"bundle", "inference"}}
     | {
         "cli": FOUNDATION
         | RUNS

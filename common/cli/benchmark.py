@@ -12,6 +12,7 @@ import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 from torch import Tensor
 
+from ..bundle import select_device
 from ..checks import known_name
 from ..engines.memory import keep_freed_memory
 from ..losses.similarity import build_similarity
@@ -65,10 +66,10 @@ def benchmark(
         The tables.
 
     Raises:
-        ValueError: for an unknown suite.
+        ValueError: for an unknown suite, or a device that is not there.
     """
     known_name("suite", suite, SUITES)
-    where = torch.device(device)
+    where = select_device(device)
     if where.type == "cpu":
         keep_freed_memory()  # as a training does
     sections: list[list[str]] = []

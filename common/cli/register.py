@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def register(
     _log()
     known_name("interpolation", interpolation, INTERPOLATIONS)
     select_device(device)
+    if bundle is None and options:
+        known_name("option", next(iter(options)), list(signature(register).parameters)[:-1])
     names = (moving, fixed, moving_label, fixed_label, moving_points, fixed_points, fixed_mask, initial_transform)
     files = {name: path for name, path in zip(FILES, names, strict=True) if path is not None}
     own = {"bundle": bundle, "affine": affine, "preset": preset, "similarity": similarity, "device": device,
@@ -100,7 +103,7 @@ def register(
 
 def _numbers(weight: float | None, levels_mm: str | None, steps: str | None) -> dict[str, Any]:
     """The solver's numbers, of the command line's text."""
-    counts = None if steps is None else [int(step) for step in numbers(steps, "steps")]
+    counts = None if steps is None else numbers(steps, "steps")
     return {
         "smoothness_weight": None if weight is None else numbers(weight, "smoothness_weight")[0],
         "levels_mm": None if levels_mm is None else numbers(levels_mm, "levels_mm"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
+from ..checks import at_least, positive
 from ..losses.smoothness import Diffusion
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
@@ -99,15 +100,12 @@ class PairwiseRegistration(Solver):
             ("velocity_downsample", velocity_downsample, 1),
             ("integration_steps", integration_steps, 1),
         ):
-            if not least <= value < math.inf:
-                raise ValueError(f"{name}: expected a number from {least}, got {value!r}.")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}; take e.g. 0.1.")
+            at_least(name, value, least)
         self.similarity = similarity
         self.smoothness = Diffusion()
         self.smoothness_weight = float(smoothness_weight)
         self.schedule = tuple((level, count) for level, count in zip(levels, steps, strict=True) if count > 0)
-        self.learning_rate = float(learning_rate)
+        self.learning_rate = positive("learning_rate", learning_rate)
         self.smoothing = float(smoothing)
         self.velocity_downsample = velocity_downsample
         self.integration_steps = integration_steps

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..checks import known_name, positive
+from ..checks import at_least, known_name, positive
 from ..losses.similarity import build_similarity
 from .pairwise import PairwiseRegistration
 
@@ -95,18 +95,20 @@ def plan(
         while len(levels) < len(chosen.steps) or longest / levels[0] > COARSEST_VOXELS:
             levels.insert(0, 2 * levels[0])
     else:
-        levels = [positive("levels_mm", float(level)) for level in levels_mm]
+        levels = [positive("levels_mm", level) for level in levels_mm]
         if not levels or sorted(levels, reverse=True) != levels:
             raise ValueError(f"levels_mm: expected voxel sizes in mm from coarse to fine, as 4,2,1, got {levels_mm!r}.")
     if steps is None:
         last = chosen.steps[-len(levels) :]
         counts = [*[chosen.steps[0]] * (len(levels) - len(last)), *last]
     else:
-        counts = [int(steps)] * len(levels) if isinstance(steps, (int, float)) else [int(count) for count in steps]
+        given = [steps] * len(levels) if isinstance(steps, (int, float)) else list(steps)
+        whole = [isinstance(count, (int, float)) and float(count).is_integer() for count in given]
+        counts = [int(count) for count in given] if all(whole) else []
     if len(counts) != len(levels) or min(counts) < 0:
         raise ValueError(
-            f"steps: expected a number from 0 for each of the {len(levels)} levels {levels} mm, got {steps!r}; or give "
-            "one number for all."
+            f"steps: expected a whole number from 0 for each of the {len(levels)} levels {levels} mm, got {steps!r}; "
+            "or give one number for all."
         )
     return Plan(tuple(levels), tuple(counts))
 
@@ -158,7 +160,7 @@ def build_pairwise(
     usual = sum(WEIGHTS[name] * weight for name, weight in terms.items())
     return PairwiseRegistration(
         module,
-        usual if smoothness_weight is None else float(smoothness_weight),
+        usual if smoothness_weight is None else at_least("smoothness_weight", smoothness_weight),
         levels=plan.levels_mm,
         steps=plan.steps,
         smoothing=SMOOTHING,

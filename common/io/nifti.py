@@ -239,7 +239,7 @@ def _of_folder(folder: Path) -> str:
     if any(is_dicom(file) for file in files[:20]):
         return f"It holds DICOM files: {DCM2NIIX.replace('FOLDER', str(folder))}, and give the .nii.gz that it writes."
     inside = [file.name for file in files if file.name.endswith((".nii", ".nii.gz"))]
-    return f"Give a file in it: {', '.join(inside[:5])}." if inside else "It holds no NIfTI file."
+    return f"Give a file in it: {', '.join(inside[:5])}." if inside else "It holds no NIfTI file and no DICOM."
 
 
 def is_dicom(path: Path) -> bool:

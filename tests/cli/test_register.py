@@ -226,6 +226,8 @@ def test_bad_input_of_register(files: dict[str, str], tmp_path: Path) -> None:
         (out, {"moving": files["moving"]}, "fixed: expected two images"),
         (out, {"pairs": "p.csv", **pair}, "moving: expected no file beside pairs"),
         (out, {**pair, "levels_mm": "four"}, "levels_mm: expected numbers like 4,2,1"),
+        (out, {**pair, "steps": "1.5"}, "steps: expected a whole number from 0"),
+        (out, {**pair, "fixed_labels": "a.nii.gz"}, "option: .*Did you mean 'fixed_label'"),
         (out, {**pair, "interpolation": "cubic"}, "interpolation: expected one of nearest, one_hot"),
         (out, {**pair, "device": "gpu"}, "device must be like"),
         (out, {**pair, "moving_points": str(tmp_path / "far.csv")}, "moving_points: expected points inside"),

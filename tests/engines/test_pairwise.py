@@ -309,6 +309,8 @@ def test_initial_velocity_of_another_shape_is_an_error(shape):
         ({"steps": (2, -1)}, "levels, steps"),
         ({"smoothness_weight": -1.0}, "smoothness_weight: expected a number from 0"),
         ({"smoothness_weight": math.nan}, "smoothness_weight"),
+        ({"smoothness_weight": "much"}, "smoothness_weight: expected a number from 0, got 'much'"),
+        ({"learning_rate": "slow"}, "learning_rate: expected a number above 0, got 'slow'"),
         ({"smoothing": -0.5}, "smoothing"),
         ({"velocity_downsample": 0}, "velocity_downsample: expected a number from 1"),
         ({"integration_steps": 0}, "integration_steps"),

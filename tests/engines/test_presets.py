@@ -51,8 +51,12 @@ def test_similarities_add_up():
         ({"levels_mm": [1, 2]}, "levels_mm: .* coarse to fine"),
         ({"levels_mm": []}, "levels_mm: .* coarse to fine"),
         ({"levels_mm": [0]}, "levels_mm: expected a number above 0"),
-        ({"steps": [1, 2]}, "steps: expected a number from 0 for each of the 3 levels"),
-        ({"steps": -1}, "steps: expected a number from 0"),
+        ({"levels_mm": ["coarse"]}, "levels_mm: expected a number above 0, got 'coarse'"),
+        ({"steps": [1, 2]}, "steps: expected a whole number from 0 for each of the 3 levels"),
+        ({"steps": -1}, "steps: expected a whole number from 0"),
+        ({"steps": [1, 2.5, 3]}, r"steps: expected a whole number .* got \[1, 2.5, 3\]"),
+        ({"steps": float("inf")}, "steps: expected a whole number"),
+        ({"steps": ["a"] * 3}, "steps: expected a whole number"),
     ],
 )
 def test_bad_plans(options, message):

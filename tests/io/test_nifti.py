@@ -304,7 +304,9 @@ def test_what_itk_writes_in_other_formats_is_named_too(tmp_path):
 
 
 def test_a_folder_is_said_to_be_one(tmp_path):
-    with pytest.raises(ValueError, match="fixed: expected a NIfTI file .* is a folder. It holds no NIfTI file"):
+    with pytest.raises(
+        ValueError, match="fixed: expected a NIfTI file .* is a folder. It holds no NIfTI file and no DICOM"
+    ):
         load_image(tmp_path, "fixed")
     (tmp_path / "brain.nii.gz").touch()
     with pytest.raises(ValueError, match="is a folder. Give a file in it: brain.nii.gz"):
