@@ -79,6 +79,26 @@ def at_least(argument: str, value: float, least: float = 0.0) -> float:
     return number
 
 
+def whole(argument: str, value: float, least: int = 0) -> int:
+    """The value as int.
+
+    Args:
+        argument: what the error calls it.
+        value: the number.
+        least: the smallest that may be given.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: where it is smaller, or no whole number.
+    """
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not numeric or not float(value).is_integer() or value < least:
+        raise ValueError(f"{argument}: expected a whole number from {least}, got {value!r}.")
+    return int(value)
+
+
 def switch(value: object, argument: str) -> bool:
     """Read a switch as a person means it: the command line delivers ``--amp false`` as text.
 

@@ -124,8 +124,8 @@ def _values(etas: Any, eta_max: float) -> list[float]:
         return [round(STEP * number, 10) for number in range(math.floor(eta_max / STEP + 1e-9) + 1)]
     given = list(etas) if isinstance(etas, (list, tuple)) else [etas]
     for value in given:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f'etas: expected numbers, as in --etas "[0, 0.5, 1]", got {etas!r}.')
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f'etas: expected numbers from 0, as in --etas "[0, 0.5, 1]", got {etas!r}.')
     if not given:
         raise ValueError('etas: expected at least one number, as in --etas "[0, 0.5, 1]", got none.')
     return sorted({float(value) for value in given})

@@ -17,7 +17,7 @@ from ..io.results import BEFORE, read_metrics
 from ..runs.options import SOLVERS
 from .bundles import read_json
 
-SUMMARY_FILE = "summary.json"
+METRICS_FILE, SUMMARY_FILE = "metrics.csv", "summary.json"
 HEADLINES = ("dice", "dice_vessels", "tre_mm", "tre_voxels", "mse")  # the first that was measured has patient means
 Rows = list[dict[str, Any]]
 
@@ -72,6 +72,16 @@ class Evaluation(NamedTuple):
         return [row.get(column, math.nan) for row in self.rows]
 
 
+def _read(name: str, folder: Path) -> Run:
+    for file in (METRICS_FILE, SUMMARY_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(
+                f"{name}: expected the folder of an evaluation or of a finished training, with {METRICS_FILE} and "
+                f"{SUMMARY_FILE}; there is no {folder / file}. Check the spelling, or evaluate into it."
+            )
+    return Run(folder, read_metrics(folder / METRICS_FILE), read_json(folder / SUMMARY_FILE))
+
+
 def read_evaluations(results: Sequence[str]) -> dict[str, Evaluation]:
     """Read the folders and check that they hold the same cases of the same data.
 
@@ -84,11 +94,11 @@ def read_evaluations(results: Sequence[str]) -> dict[str, Evaluation]:
     Raises:
         ValueError: for no results, another form, a repeated name, other cases or data, or trainings with and without
             labels together.
+        FileNotFoundError: for a folder that holds no evaluation.
     """
     evaluations = {}
     for name, folders in _folders(results).items():
-        runs = tuple(Run(f, read_metrics(f / "metrics.csv"), read_json(f / SUMMARY_FILE)) for f in folders)
-        evaluations[name] = (name, runs)
+        evaluations[name] = (name, tuple(_read(name, folder) for folder in folders))
     named = {
         name if len(runs) == 1 else f"{name} ({run.folder})": run for name, runs in evaluations.values() for run in runs
     }

@@ -59,6 +59,8 @@ def learn2reg(bundle: str, output_dir: str, split: str = "validation", form: str
     data = dataset_module(folder)
     own = {"pairs": parser.get_parsed_content("pairs")} if "pairs" in parser else {}
     listed = data.datalist(parser.get_parsed_content("data_root"), split, **own)
+    if not all("case" in entry for entry in listed):
+        raise ValueError(f"bundle: expected one of OASIS, whose pairs have Learn2Reg's numbers, got {folder.name}.")
     entries = {entry["case"]: entry for entry in listed}
     cases = [_case(entry) for entry in entries.values()]  # before anything is registered
     load(method, parser.get_parsed_content("ckpt_path"), all_modules=bool(options.instance_iterations))

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ..runs.package import PACKAGE
-from .bundles import REPOSITORY
+from .bundles import REPOSITORY, find_bundles
 from .json_text import dumps
 from .render import TEMPLATES, data_format, dataset_module, rendered, template, template_text
 
@@ -183,11 +183,12 @@ def render(*names: str) -> str:
 
     Returns:
         The files that changed.
+
+    Raises:
+        FileNotFoundError: for an unknown bundle.
     """
     changed = []
-    for bundle in [REPOSITORY / "bundles" / Path(name).name for name in names] or sorted(
-        (REPOSITORY / "bundles").iterdir()
-    ):
+    for bundle in find_bundles(names, own_code=True):
         for path, text in rendered(bundle).items():
             if not (bundle / path).is_file() or (bundle / path).read_text(encoding="utf-8") != text:
                 (bundle / path).write_text(text, encoding="utf-8")

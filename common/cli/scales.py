@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bundle import start
+from ..checks import whole
 from ..engines.pairwise import PairwiseRegistration
 from ..figures.scale_weights import SCALES, scale_weights
 from ..io.tables import Cell, Table, number, write_tables
@@ -73,10 +74,11 @@ def scales(
     """
     output = Path(output_dir)
     taken = [name for name in FILES_WRITTEN if (output / name).exists()]
-    if iterations < 1 or taken:
+    whole("iterations", iterations, 1)
+    if taken:
         raise ValueError(
-            f"iterations, output_dir: expected at least 1 iteration and a folder without {' or '.join(FILES_WRITTEN)}, "
-            f"got {iterations} and {output}" + (f" with {taken[0]}." if taken else ".")
+            f"output_dir: expected a folder without {' or '.join(FILES_WRITTEN)}, got {output} with {taken[0]}. "
+            "Choose another."
         )
     image = _pair(bundle, case, overrides | {"output_dir": str(output)})
     histories: dict[str, list[list[float]]] = {}
@@ -112,7 +114,7 @@ def _pair(bundle: str, case: int, overrides: dict[str, Any]) -> Tensor:
     options = parser.get_parsed_content("options")
     start(options.seed, options.device)
     dataset = parser.get_parsed_content("validate#dataset")
-    if not 0 <= case < len(dataset):
+    if whole("case", case) >= len(dataset):
         raise ValueError(
             f"case: expected a number from 0 to {len(dataset) - 1}, of the pairs of the split, got {case!r}."
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..atomic import atomic_path
-from ..checks import known_name
+from ..checks import known_name, whole
 from .bundles import find_bundles, read_json
 from .study_tables import CONVERGENCE_FILES, TABLE_FILES, convergence_report, table_report
 from .trainings import Run, Training, grid_runs, run_in_processes, run_in_turn, run_with_ray
@@ -144,6 +144,7 @@ def study(
         RuntimeError: where a training failed in another process, once all others are finished.
     """
     known_name("backend", backend, BACKENDS)
+    whole("workers", workers, 1)
     chosen, output = _chosen(name, grid, samples), Path(output_dir)
     if bundle is not None:
         chosen = _moved(chosen, bundle)

@@ -236,7 +236,7 @@ def test_search_repeats_no_eta_that_is_finished(searched: tuple[dict[str, Any], 
     "change, message",
     [
         ({"split": "test"}, "holds values of other settings: split was 'validation' and is now 'test'"),
-        ({"etas": ["low"]}, "etas: expected numbers"), ({"etas": []}, "etas: expected at least one number"),
+        ({"etas": ["low"]}, "etas: expected numbers"), ({"etas": [-1]}, "etas: expected numbers from 0"), ({"etas": []}, "etas: expected at least one number"),
         ({"eta": 1.0}, "leave --eta and --condition out"), ({"architecture": "pairwise"}, "got the solver 'pairwise'"),
         ({"bundle": "baseline_acdc"}, "expected one with an option eta"), ({"splitt": "test"}, "Unknown override"),
     ],

@@ -110,6 +110,13 @@ def test_measures_and_tests_are_chosen_by_name(tmp_path: Path) -> None:
         compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", tested="epe")
 
 
+def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match="net: expected the folder of an evaluation .* no .*metrics.csv"
+    ):
+        compare(f"net={tmp_path}")
+
+
 def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
     evaluation(tmp_path / "a", 0.0)
     evaluation(tmp_path / "b", 0.03, subjects=5)

@@ -94,6 +94,8 @@ def test_other_layouts_and_options_are_refused(folder: Path, tmp_path: Path) -> 
         learn2reg("baseline_oasis", str(tmp_path), form="nii")
     with pytest.raises(ValueError, match="Unknown override '--spatial_siz'.*Did you mean '--spatial_size'"):
         learn2reg("baseline_oasis", str(tmp_path), spatial_siz=[1], **arguments)
+    with pytest.raises(ValueError, match="bundle: expected one of OASIS, .* got baseline_acdc"):
+        learn2reg("baseline_acdc", str(tmp_path), **arguments)
     other = ixi_phantom.make_ixi_phantom(tmp_path / "ixi", 1, 1, 1, shape=SHAPE)
     with pytest.raises(ValueError, match="dataset_dir: expected data in Learn2Reg's layout, .*of case atlas_to_Val"):
         learn2reg("baseline_ixi", str(tmp_path), dataset_dir=str(other), spatial_size=[36, 40, 48], **arguments)

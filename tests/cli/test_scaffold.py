@@ -211,6 +211,11 @@ def test_what_does_not_exist_is_named(name: str, message: str) -> None:
         scaffold(name)
 
 
+def test_rendering_a_bundle_that_does_not_exist_names_the_nearest() -> None:
+    with pytest.raises(FileNotFoundError, match="got 'baseline_acdcc'.* Did you mean 'baseline_acdc'"):
+        render("baseline_acdcc")
+
+
 def test_a_bundle_is_not_overwritten() -> None:
     with pytest.raises(FileExistsError, match="bundles/baseline_acdc exists"):
         scaffold("baseline_acdc")
@@ -242,7 +247,7 @@ def test_rendering_writes_what_differs(tmp_path: Path, monkeypatch: pytest.Monke
     bundle = tmp_path / "bundles" / "gradicon_triangles"
     shutil.copytree(REPOSITORY / "bundles" / "gradicon_triangles" / "configs", bundle / "configs")
     shutil.copyfile(REPOSITORY / "LICENSE", bundle / "LICENSE")
-    monkeypatch.setattr(scaffolding, "REPOSITORY", tmp_path)
+    monkeypatch.setattr("common.cli.bundles.REPOSITORY", tmp_path)
     assert render("gradicon_triangles") == "All files are as rendered."
     changed = bundle / "configs" / "inference.json"
     changed.write_text("{}")

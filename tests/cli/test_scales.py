@@ -45,7 +45,7 @@ def test_what_is_recorded_are_the_weights_of_the_similarity():
 
 
 def test_figures_are_not_overwritten(drawn):
-    with pytest.raises(ValueError, match="a folder without scales.png or scales.csv, got 1 and .* with scales.png"):
+    with pytest.raises(ValueError, match="a folder without scales.png or scales.csv, got .* with scales.png"):
         scales("gradicon_triangles", str(drawn[0]), iterations=1, **TINY)
     assert sorted(path.name for path in drawn[0].iterdir()) == sorted(FILES_WRITTEN)
 
@@ -53,7 +53,9 @@ def test_figures_are_not_overwritten(drawn):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"iterations": 0}, "iterations, output_dir: expected at least 1"),
+        ({"iterations": 0}, "iterations: expected a whole number from 1, got 0"),
+        ({"iterations": "many"}, "iterations: expected a whole number from 1, got 'many'"),
+        ({"case": "first"}, "case: expected a whole number from 0"),
         ({"case": 2}, "case: expected a number from 0 to 1"),
     ],
 )

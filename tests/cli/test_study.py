@@ -140,6 +140,13 @@ def test_an_unknown_study_names_the_nearest(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("workers", [0, "many", 1.5])
+def test_workers_are_a_whole_number(workers: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"workers: expected a whole number from 1, got {workers!r}"):
+        study(NAME, str(tmp_path / "none"), workers=workers)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("name", ["settings.json", "convergence.csv"])
 def test_foreign_files_are_not_overwritten(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"mine": 1}')
