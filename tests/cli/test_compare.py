@@ -111,9 +111,7 @@ def test_measures_and_tests_are_chosen_by_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match="net: expected the folder of an evaluation .* no .*metrics.csv"
-    ):
+    with pytest.raises(FileNotFoundError, match="net: expected the folder of an evaluation .* no .*metrics.csv"):
         compare(f"net={tmp_path}")
 
 

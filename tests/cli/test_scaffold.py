@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import scaffold as scaffolding
 from common.cli.bundles import REPOSITORY
 from common.cli.json_text import dumps
 from common.cli.scaffold import new_train, render, scaffold
