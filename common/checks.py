@@ -45,13 +45,13 @@ def positive(argument: str, value: float) -> float:
         The number.
 
     Raises:
-        ValueError: where it is not above 0, or no number (NaN).
+        ValueError: where it is not above 0, infinite, or no number.
     """
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not number > 0:
+    if not 0 < number < math.inf:
         raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
     return number
 

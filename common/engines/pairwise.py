@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from ..checks import at_least, positive
+from ..checks import at_least, positive, whole
 from ..losses.smoothness import Diffusion
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
@@ -94,21 +94,14 @@ class PairwiseRegistration(Solver):
                 "levels, steps: expected one number of steps (>= 0) for each factor (>= 1), got "
                 f"{tuple(levels)} and {tuple(steps)}; give e.g. levels (4, 2, 1), steps (40, 40, 40)."
             )
-        for name, value, least in (
-            ("smoothness_weight", smoothness_weight, 0),
-            ("smoothing", smoothing, 0),
-            ("velocity_downsample", velocity_downsample, 1),
-            ("integration_steps", integration_steps, 1),
-        ):
-            at_least(name, value, least)
         self.similarity = similarity
         self.smoothness = Diffusion()
-        self.smoothness_weight = float(smoothness_weight)
+        self.smoothness_weight = at_least("smoothness_weight", smoothness_weight)
         self.schedule = tuple((level, count) for level, count in zip(levels, steps, strict=True) if count > 0)
         self.learning_rate = positive("learning_rate", learning_rate)
-        self.smoothing = float(smoothing)
-        self.velocity_downsample = velocity_downsample
-        self.integration_steps = integration_steps
+        self.smoothing = at_least("smoothing", smoothing)
+        self.velocity_downsample = whole("velocity_downsample", velocity_downsample, 1)
+        self.integration_steps = whole("integration_steps", integration_steps, 1)
         self.annealed = bool(annealed)
         if spacing is not None and not all(0 < mm < math.inf for mm in spacing):
             raise ValueError(f"spacing: expected numbers above 0 in mm, one an axis, got {list(spacing)}.")

@@ -312,9 +312,11 @@ def test_initial_velocity_of_another_shape_is_an_error(shape):
         ({"smoothness_weight": "much"}, "smoothness_weight: expected a number from 0, got 'much'"),
         ({"learning_rate": "slow"}, "learning_rate: expected a number above 0, got 'slow'"),
         ({"smoothing": -0.5}, "smoothing"),
-        ({"velocity_downsample": 0}, "velocity_downsample: expected a number from 1"),
+        ({"velocity_downsample": 0}, "velocity_downsample: expected a whole number from 1"),
         ({"integration_steps": 0}, "integration_steps"),
+        ({"integration_steps": "7"}, "integration_steps: expected a whole number from 1, got '7'"),
         ({"learning_rate": 0.0}, "learning_rate: expected a number above 0"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a number above 0"),
     ],
 )
 def test_option_out_of_range_is_an_error(options, message):
