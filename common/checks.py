@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -47,10 +48,7 @@ def positive(argument: str, value: float) -> float:
     Raises:
         ValueError: where it is not above 0, infinite, or no number.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _number(value)
     if not 0 < number < math.inf:
         raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
     return number
@@ -70,10 +68,7 @@ def at_least(argument: str, value: float, least: float = 0.0) -> float:
     Raises:
         ValueError: where it is smaller, infinite, or no number.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _number(value)
     if not least <= number < math.inf:
         raise ValueError(f"{argument}: expected a number from {least:g}, got {value!r}.")
     return number
@@ -93,10 +88,24 @@ def whole(argument: str, value: float, least: int = 0) -> int:
     Raises:
         ValueError: where it is smaller, or no whole number.
     """
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not numeric or not float(value).is_integer() or value < least:
+    if not is_whole(value, least):
         raise ValueError(f"{argument}: expected a whole number from {least}, got {value!r}.")
     return int(value)
+
+
+def is_whole(value: object, least: int = 0) -> bool:
+    """Whether a value is a whole number, of any type of number, and not a switch.
+
+    Args:
+        value: anything.
+        least: the smallest that may be given.
+
+    Returns:
+        True or False.
+    """
+    return (
+        isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer() and float(value) >= least
+    )
 
 
 def switch(value: object, argument: str) -> bool:
@@ -134,3 +143,11 @@ def check_writable(folder: Path, argument: str = "output_dir") -> None:
             f"{argument}: expected a folder that can be written to, {above} is "
             f"{'one that cannot' if above.is_dir() else 'a file'}. Choose another place."
         )
+
+
+def _number(value: object) -> float:
+    """The value as float, NaN where it is none."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan

@@ -13,11 +13,10 @@ import numpy as np
 
 from ..figures.curves import read_columns
 from ..handlers.log import HISTORY_FILE
-from ..io.results import BEFORE, read_metrics
+from ..io.results import BEFORE, METRICS_FILE, SUMMARY_FILE, read_metrics
 from ..runs.options import SOLVERS
 from .bundles import read_json
 
-METRICS_FILE, SUMMARY_FILE = "metrics.csv", "summary.json"
 HEADLINES = ("dice", "dice_vessels", "tre_mm", "tre_voxels", "mse")  # the first that was measured has patient means
 Rows = list[dict[str, Any]]
 

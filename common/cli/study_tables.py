@@ -16,10 +16,10 @@ from ..figures.convergence import convergence_curves
 from ..figures.curves import read_columns
 from ..figures.heat_map import heat_maps
 from ..handlers.log import HISTORY_FILE
-from ..io.results import spread
+from ..io.results import SUMMARY_FILE, spread
 from ..io.tables import Cell, Table, number, write_tables
 from .bundles import read_json
-from .trainings import SUMMARY_FILE, Training
+from .trainings import Training
 
 TABLE_FILES = ("results.md", "results.csv", "heat_map.png")
 CONVERGENCE_FILES = ("convergence.png", "convergence.csv")

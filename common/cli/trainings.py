@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from ..io.results import SUMMARY_FILE
 from ..runs import arguments, messages
 from ..runs.command_line import Words
 from ..runs.outputs import STATE_FILE
 from ..runs.record import settings as settings_of
 from .bundles import find_bundles
 
-SUMMARY_FILE, LOG_FILE = "summary.json", "log.txt"
+LOG_FILE = "log.txt"
 NOT_SETTINGS = ("device", "output_dir", "bundle_root")  # a run may be finished on another machine
 DRAWN = ("uniform", "loguniform")
 

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import known_name
+from ..checks import known_name, whole
 from ..io.images import Image, save_image
 from ..io.spacing import resample_to_spacing, spacing_of_size
 from ..spatial.fields import resized
@@ -160,8 +160,7 @@ def datalist(
     """
     known_name("picture", picture, PICTURES)
     for name, value, least in (("deformations", deformations, 1), ("deformation_seed", deformation_seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}: expected a whole number from {least}, got {value}.")
+        whole(name, value, least)
     folder, entries = _folder(dataset_dir), []
     for subject in subjects(dataset_dir, split, partition):
         number, _, part = subject.partition("_")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import known_name
+from ..checks import known_name, whole
 from ..io.images import Image, save_image
 from .layout import PHANTOM_NAME, DatasetLayoutError
 
@@ -115,9 +115,9 @@ def generator_of(subject: str, seed: int) -> np.random.Generator:
     Raises:
         ValueError: for a name of another form, or a negative seed.
     """
-    if seed < 0:
-        raise ValueError(f"seed: expected a whole number from 0, got {seed}.")
-    return np.random.default_rng((seed, list(COUNTS).index(split_of(subject)), int(subject.partition("_")[2])))
+    return np.random.default_rng(
+        (whole("seed", seed), list(COUNTS).index(split_of(subject)), int(subject.partition("_")[2]))
+    )
 
 
 def write_example(pair: Mapping[str, Any]) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import known_name, positive
+from ..checks import known_name, positive, whole
 from ..losses.mi import MI
 from ..losses.similarity import SIMILARITIES, GlobalNCC, SquaredError
 from .pairwise import SHORT_LIVED
@@ -86,8 +86,7 @@ class Elastix(Solver):
                 "objective with one of them, or --architecture pairwise, which takes any."
             )
         for key, value in (("resolutions", resolutions), ("iterations", iterations), ("samples", samples)):
-            if int(value) != value or value < 1:
-                raise ValueError(f"{key}: expected a whole number from 1, got {value!r}.")
+            whole(key, value, 1)
         self.metric, usual_weight = METRICS[type(similarity)]
         self.bending_weight = usual_weight if bending_weight is None else float(bending_weight)
         if not 0 <= self.bending_weight < math.inf:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..checks import at_least, known_name, positive
+from ..checks import at_least, is_whole, known_name, positive
 from ..losses.similarity import build_similarity
 from .pairwise import PairwiseRegistration
 
@@ -103,9 +103,8 @@ def plan(
         counts = [*[chosen.steps[0]] * (len(levels) - len(last)), *last]
     else:
         given = [steps] * len(levels) if isinstance(steps, (int, float)) else list(steps)
-        whole = [isinstance(count, (int, float)) and float(count).is_integer() for count in given]
-        counts = [int(count) for count in given] if all(whole) else []
-    if len(counts) != len(levels) or min(counts) < 0:
+        counts = [int(count) for count in given] if all(map(is_whole, given)) else []
+    if len(counts) != len(levels):
         raise ValueError(
             f"steps: expected a whole number from 0 for each of the {len(levels)} levels {levels} mm, got {steps!r}; "
             "or give one number for all."

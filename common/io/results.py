@@ -26,6 +26,7 @@ NOT_MEASURES = (*IDENTIFIERS, "slice", "scorable")
 SUMMARY_KEYS = ("settings", "versions", "subjects", "cost")
 DISTRIBUTION = "registration-bundles"
 BEFORE = "_before"
+METRICS_FILE, SUMMARY_FILE = "metrics.csv", "summary.json"
 
 
 def write_results(
@@ -72,9 +73,9 @@ def write_results(
         "versions": versions(),
         "subjects": len({str(row["subject"]) for row in plain}),
     } | _strict(further or {})
-    with atomic_path(Path(output_dir) / "metrics.csv") as path:
+    with atomic_path(Path(output_dir) / METRICS_FILE) as path:
         _write_table(plain, columns, path)
-    with atomic_path(Path(output_dir) / "summary.json") as path:
+    with atomic_path(Path(output_dir) / SUMMARY_FILE) as path:
         path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summary
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checks import positive
+from ..checks import is_whole, positive
 from .pairs import paired
 
 # The variance estimate stays within these factors of its mean over the image, as published.
@@ -104,7 +104,7 @@ class MIND(nn.Module):
         """
         super().__init__()
         for name, value, least in (("radius", radius, 0), ("dilation", dilation, 1)):
-            if int(value) != value or value < least:
+            if not is_whole(value, least):
                 raise ValueError(
                     f"{name}: expected a whole number of voxels from {least}, got {value!r}; 1 or 2 is usual"
                 )
