@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..bundle import select_device
 from ..checks import known_name
+from ..engines.cost import allocated_peak
 from ..engines.memory import keep_freed_memory
 from ..losses.similarity import build_similarity
 from . import benchmark_gradicon as gradicon
@@ -37,7 +38,6 @@ def benchmark(
     cube: int = 64,
     steps_3d: int = 1,
     registered: Sequence[int] = (160, 192, 224),
-    peaks: bool = False,
 ) -> str:
     """Print Markdown tables of times, memory and ratios; run as ``python -m common benchmark``.
 
@@ -59,8 +59,6 @@ def benchmark(
         cube: side of the volumes of the 3D VoxelMorph step, a multiple of 16.
         steps_3d: steps a round in 3D.
         registered: grid of the volume of suite "inference", multiples of 16; "attention" has half of it.
-        peaks: suite "gradicon" also measures the peak of a 3D step, each variant in a process of its own: what "kept
-            for backward" does not count of checkpointing, whose backward pass holds a step besides.
 
     Returns:
         The tables.
@@ -78,9 +76,6 @@ def benchmark(
     if suite in ("gradicon", "all"):
         for shape, count, taken in (([size, size], batch_size, steps), (volume, 1, steps_3d)):
             sections.append(_gradicon(where, shape, count, repeats, taken))
-        if peaks:
-            title = _title(f"GradICON, peak of a training step, {'×'.join(map(str, volume))}, batch 1", where)
-            sections.append([title, "", *gradicon.peak_table(volume, where)])
         sections.append(_voxelmorph(where, cube, repeats, steps_3d))
     if suite in ("inference", "all"):
         title = _title(f"VoxelMorph 3D, {'×'.join(map(str, registered))}, inference and warp", where)
@@ -145,11 +140,11 @@ def _compared(
     """Seconds a step by name, and the table of times, memory and first losses against the reference."""
     memory, losses = {}, {}
     for name, run in runs.items():  # before the others' steps: all begin with the weights they were given
-        losses[name], memory[name] = _memory(functools.partial(run, 1), device)
+        losses[name] = run(1).item()  # the optimiser's state and the libraries' workspaces come with it
+        memory[name] = allocated_peak(functools.partial(run, 1), device)
     turns = {name: functools.partial(run, steps) for name, run in runs.items()}
     seconds = {name: value / steps for name, value in _medians(turns, repeats, device).items()}
-    kind = "peak of a step" if device.type == "cuda" else "kept for backward"
-    lines = [f"| variant | ms a step | ratio | MiB, {kind} | ratio | first loss |", "| --- " * 6 + "|"]
+    lines = ["| variant | ms a step | ratio | peak MiB of tensors | ratio | first loss |", "| --- " * 6 + "|"]
     for name in runs:
         ratios = [measured[name] / measured[reference] for measured in (seconds, memory)]
         lines.append(
@@ -157,42 +152,6 @@ def _compared(
             f"| {losses[name]:.6f} |"
         )
     return seconds, lines
-
-
-def _memory(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
-    """Loss of a first step, and a step's bytes: the peak above what lay there before, or what autograd keeps.
-
-    The CPU counts no peak: there it is the storages, each once and weights among them, that the forward pass leaves
-    for the backward pass.
-    """
-    if device.type != "cuda":
-        return kept_for_backward(run)
-    loss = run().item()  # the optimiser's state and the libraries' workspaces come with it
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    return loss, torch.cuda.max_memory_allocated(device) - before
-
-
-def kept_for_backward(run: Callable[[], Tensor]) -> tuple[float, float]:
-    """The loss that ``run`` returns, and the bytes of the storages (weights among them) that autograd kept for it.
-
-    Args:
-        run: returns a loss.
-
-    Returns:
-        The loss, and bytes.
-    """
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = run()
-    return loss.item(), sum(saved.values())
 
 
 def _medians(variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -223,13 +182,12 @@ def _lncc(size: int, repeats: int, device: torch.device) -> list[str]:
         return loss.detach()
 
     turns = {name: functools.partial(forward_and_backward, name) for name in losses}
-    values, kept = {}, {}
-    for name, turn in turns.items():
-        values[name], kept[name] = kept_for_backward(turn)
+    values = {name: turn().item() for name, turn in turns.items()}
+    peaks = {name: allocated_peak(turn, device) for name, turn in turns.items()}
     seconds = _medians(turns, repeats, device)
-    lines = [f"LNCC, window 9, {size}³, forward and backward", "", "| | ms | MiB kept for backward | value |"]
+    lines = [f"LNCC, window 9, {size}³, forward and backward", "", "| | ms | peak MiB of tensors | value |"]
     lines.append("| --- | --- | --- | --- |")
-    lines += [f"| {n} | {1e3 * seconds[n]:.1f} | {kept[n] / 2**20:.1f} | {values[n]:.7f} |" for n in losses]
-    ratios = [measured["ours"] / measured["MONAI"] for measured in (seconds, kept)]
+    lines += [f"| {n} | {1e3 * seconds[n]:.1f} | {peaks[n] / 2**20:.1f} | {values[n]:.7f} |" for n in losses]
+    ratios = [measured["ours"] / measured["MONAI"] for measured in (seconds, peaks)]
     lines.append(f"| ratio ours / MONAI | {ratios[0]:.2f} | {ratios[1]:.2f} | |")
     return lines

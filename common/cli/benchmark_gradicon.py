@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import multiprocessing
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -16,7 +13,6 @@ from monai.networks.nets import VoxelMorph as MonaiVoxelMorph
 from monai.networks.nets import VoxelMorphUNet as MonaiVoxelMorphUNet
 from torch import Tensor, nn
 
-from ..engines.cost import peak_memory
 from ..engines.method import MODEL, Method, Update
 from ..engines.trainer import RegistrationTrainer
 from ..losses.inverse_consistency import InverseConsistencyPenalty
@@ -37,7 +33,7 @@ WEIGHTS = {"paper_v1": 0.2, "released": 1.5}
 
 PLAIN, PLAIN_LAST = "plain loop, two forwards", "plain loop, two forwards, channels last"
 TWO, ONE = "trainer, two forwards", "trainer, one forward"
-SAVED = "trainer, one forward, checkpointing"
+SAVED = "trainer, two forwards, checkpointing"
 RELEASED, ALONE = "trainer, one forward, released", "trainer, one forward, similarity alone"
 
 MONAI, MONAI_LAST, OURS, OURS_HALF = "MONAI", "MONAI, channels last", "ours", "ours, U-Net at half resolution"
@@ -78,51 +74,8 @@ def gradicon_runs(shape: Sequence[int], batch_size: int, device: torch.device) -
         for module in own.modules() if name == SAVED else ():
             if isinstance(module, TallUNet2):
                 module.checkpointing = True
-        runs[name] = _trainer_run(own, moving, fixed, objective, name != TWO)
+        runs[name] = _trainer_run(own, moving, fixed, objective, name not in (TWO, SAVED))
     return runs
-
-
-def peak_of(name: str, shape: Sequence[int], device: str, threads: int) -> tuple[float, float]:
-    """Seconds of a second step of a pair, and bytes that two added to the process; to be called in a fresh one.
-
-    Args:
-        name: of ``gradicon_runs``.
-        shape: of the images.
-        device: where to run.
-        threads: of the CPU.
-
-    Returns:
-        Seconds and bytes.
-    """
-    torch.set_num_threads(threads)
-    where = torch.device(device)
-    run = gradicon_runs(shape, 1, where)[name]
-    before = peak_memory(where) or 0
-    run(1)
-    started = time.perf_counter()
-    run(1).item()
-    return time.perf_counter() - started, max((peak_memory(where) or 0) - before, 1.0)
-
-
-def peak_table(shape: Sequence[int], device: torch.device) -> list[str]:
-    """Rows of Markdown: the most memory that a training step adds to a process of its own, and its time.
-
-    Args:
-        shape: of the images.
-        device: where to run.
-
-    Returns:
-        The rows.
-    """
-    found = {}
-    for name in (PLAIN, ONE, SAVED):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found[name] = pool.submit(peak_of, name, shape, str(device), torch.get_num_threads()).result()
-    lines = ["| variant | s a step | ratio | peak MiB | ratio |", "| --- " * 5 + "|"]
-    for name, (seconds, peak) in found.items():
-        ratios = [value / first for value, first in zip((seconds, peak), found[PLAIN], strict=True)]
-        lines.append(f"| {name} | {seconds:.2f} | {ratios[0]:.2f} | {peak / 2**20:.0f} | {ratios[1]:.2f} |")
-    return lines
 
 
 def voxelmorph_runs(size: int, batch_size: int, device: torch.device) -> dict[str, Run]:

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 try:
     import resource
@@ -57,6 +61,32 @@ def peak_memory(device: torch.device) -> int | None:
     if resource is None:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def allocated_peak(run: Callable[[], Any], device: torch.device) -> int:
+    """The most that tensors hold while something runs, beyond what lay there before; libraries' own memory apart.
+
+    Args:
+        run: what runs, once.
+        device: where its tensors are.
+
+    Returns:
+        Bytes.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    with TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    held = [event["args"] for event in events if event["name"] == "[memory]"]
+    totals = [event["Total Allocated"] for event in held]  # counted since the process's first profile
+    return max(totals) - (totals[0] - held[0]["Bytes"]) if held else 0
 
 
 def _processor() -> str:

@@ -73,6 +73,24 @@ def may_overwrite() -> bool:
     return not (torch.is_grad_enabled() or torch.jit.is_tracing())
 
 
+def cut(x: Tensor, size: list[int], first: int = 0) -> Tensor:
+    """The part of an image that starts at ``first`` along every axis.
+
+    Args:
+        x: (B, C, *S).
+        size: of the part.
+        first: its first voxel.
+
+    Returns:
+        (B, C, *size), a view.
+    """
+    for axis in range(len(size)):
+        # Of nothing cut off the backward pass would still make a copy; an export records the cut for other sizes.
+        if not torch.is_grad_enabled() or torch.jit.is_tracing() or x.shape[2 + axis] != size[axis]:
+            x = x.narrow(2 + axis, first, size[axis])
+    return x
+
+
 # Where an axis has one or two voxels, the functions below append the zeros of the padding as data: of kernel taps that
 # see little else, oneDNN leaves the bfloat16 gradient unset.
 
@@ -119,6 +137,4 @@ def convolve_up(x: Tensor, weight: Tensor, bias: Optional[Tensor], size: list[in
         x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=beyond)
     else:
         x = F.conv_transpose3d(x, weight, bias, stride=2, padding=1, output_padding=beyond)
-    for axis in range(len(size)):
-        x = x.narrow(2 + axis, first, size[axis])
-    return x
+    return cut(x, size, first)

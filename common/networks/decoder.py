@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conditional_norm import instance_norm, mapping
-from .convolution import convolve
+from .convolution import convolve, cut
 
 
 class NormalisedConv(nn.Module):
@@ -109,9 +109,7 @@ def enlarged(x: Tensor, factor: int, size: list[int]) -> Tensor:
     if factor > 1:
         mode = "bilinear" if x.dim() == 4 else "trilinear"
         x = F.interpolate(x, scale_factor=float(factor), mode=mode, align_corners=False)
-    for axis in range(len(size)):
-        x = x.narrow(2 + axis, 0, size[axis])
-    return x
+    return cut(x, size)
 
 
 def halved_feature(image: Tensor) -> Tensor:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from ..checks import switch
 from ..spatial.units import unit_to_voxel
 from .checkpointing import checkpointed_steps
-from .convolution import channels_last, convolution, convolve, convolve_up, may_overwrite, weights_channels_last
+from .convolution import (
+    channels_last,
+    convolution,
+    convolve,
+    convolve_up,
+    cut,
+    may_overwrite,
+    weights_channels_last,
+)
 
 DOWN = (2, 16, 32, 64, 256, 512)
 UP = (16, 32, 64, 128, 256)
@@ -66,7 +74,7 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """Leaky ReLU and a 4^d transposed convolution of stride 2, beside the interpolated input; batch norm; the skip.
 
-    Shape: (B, in_channels, *S), (B, C, *T) with T <= 2S -> (B, out_channels + C, *T).
+    Shape: (B, in_channels, *S), overwritten, and (B, C, *T) with T <= 2S -> (B, out_channels + C, *T).
 
     Args:
         spatial_dims: 2 or 3.
@@ -83,13 +91,20 @@ class UpBlock(nn.Module):
         self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([cut(self.norm(self.added(x)), skip.shape[2:]), skip], dim=1)
+
+    def added(self, x: Tensor) -> Tensor:
+        """What the norm sees.
+
+        Args:
+            x: (B, in_channels, *S), overwritten.
+
+        Returns:
+            (B, out_channels, *2S).
+        """
         beside = F.interpolate(x[:, : self.out_channels], scale_factor=2.0, mode=self.mode, align_corners=False)
-        size = [2 * n for n in x.shape[2:]]
-        x = F.leaky_relu(x, 0.01)
-        x = self.norm(_add(convolve_up(x, self.conv.weight, self.conv.bias, size), beside))
-        for axis in range(2, x.dim()):
-            x = x.narrow(axis, 0, skip.shape[axis])
-        return torch.cat([x, skip], dim=1)
+        x = F.leaky_relu(x, 0.01, inplace=True)
+        return _add(convolve_up(x, self.conv.weight, self.conv.bias, [2 * n for n in x.shape[2:]]), beside)
 
 
 class TallUNet2(nn.Module):
@@ -155,6 +170,17 @@ class TallUNet2(nn.Module):
         for block in self.down:
             skips.append(x)
             x = block(x)
-        for block in self.up:
-            x = block(x, skips.pop())
+        last = len(self.up) - 1
+        for number, block in enumerate(self.up):
+            x = block.added(x) if number == last else block(x, skips.pop())
+        if torch.jit.is_scripting() or self.checkpointing:
+            return self._head(x, skips[0])
+        return checkpointed_steps(self.up[-1], self._head, x, skips[0])
+
+    def _head(self, x: Tensor, image: Tensor) -> Tensor:
+        """The last block's norm and the last convolution; x is what ``UpBlock.added`` returns.
+
+        Training computes the norm anew for the backward pass: at full size that would be half of what a step keeps.
+        """
+        x = torch.cat([cut(self.up[-1].norm(x), image.shape[2:]), image], dim=1)
         return unit_to_voxel(convolve(x, self.last.weight, self.last.bias).float() / 10.0)

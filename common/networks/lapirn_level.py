@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conditional_norm import ConditionalInstanceNorm, Mapping
-from .convolution import convolution, convolve
+from .convolution import convolution, convolve, cut
 
 
 class Block(nn.Module):
@@ -104,9 +104,7 @@ class Level(nn.Module):
             y = y + embedding
         for block in self.blocks:
             y = F.leaky_relu(block(y, code), 0.2)
-        y = self.up(y)
-        for axis in range(2, x.dim()):
-            y = y.narrow(axis, 0, x.shape[axis])
+        y = cut(self.up(y), x.shape[2:])
         flow = convolve(torch.cat([y, skip], dim=1), self.head[0].weight)
         flow = convolve(F.leaky_relu(flow, 0.2, inplace=True), self.head[1].weight)
         return F.softsign(flow.float()), y

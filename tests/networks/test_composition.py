@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A chain that grows: its first steps alone in training, all of them in evaluation."""
 
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.cli.benchmark import kept_for_backward
+from common.engines.cost import allocated_peak
 from common.networks.composition import CHAINS, build_icon
 from common.networks.icon import TallUNet2, halve
 from common.spatial.fields import compose
@@ -120,14 +121,27 @@ def test_checkpointing_changes_neither_values_nor_gradients_nor_batch_statistics
         torch.testing.assert_close(found[1][key], value, atol=1e-6, rtol=1e-5)
 
 
+def kept(network, shape):
+    """Channels of full size, of one image, that a forward in training leaves for the backward pass."""
+    image, found = pair(shape), []
+    for number in (2, 3):
+        forwards = range(number)
+        found.append(allocated_peak(lambda n=forwards: [network(image).sum() for _ in n], torch.device("cpu")))
+    return (found[1] - found[0]) / (4 * image[:, :1].numel())
+
+
 def test_checkpointing_keeps_less_and_reaches_every_step():
-    kept = []
-    for checkpointing in (False, True):
-        network = build_icon(2, "lung", **FLAT, checkpointing=checkpointing).train()
-        assert all(step.checkpointing == checkpointing for step in network.levels)
-        kept.append(kept_for_backward(lambda network=network: network(pair((64, 64))).square().mean())[1])
-    assert kept[1] < 0.4 * kept[0]
-    torch.jit.script(network.eval())
+    networks = [build_icon(2, "lung", **FLAT, checkpointing=wanted).train() for wanted in (False, True)]
+    assert [[step.checkpointing for step in network.levels] for network in networks] == [[False] * 3, [True] * 3]
+    plain, saving = (kept(network, (64, 64)) for network in networks)
+    assert saving < 0.6 * plain
+    torch.jit.script(networks[1].eval())
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (16, 16, 24)])
+def test_a_step_keeps_one_image_of_the_last_blocks_width(shape):
+    """What the norm sees; neither what it returns nor cat(norm, images), 38 further channels here."""
+    assert 36 <= kept(TallUNet2(len(shape), (2, 4, 6), (36, 4)).train(), shape) < 36 + 16
 
 
 @pytest.mark.parametrize("number", [0, 5, 1.5])
