@@ -13,7 +13,7 @@ from monai.losses import LocalNormalizedCrossCorrelationLoss
 from torch import Tensor
 
 from ..bundle import select_device
-from ..checks import known_name
+from ..checks import is_whole, known_name, whole
 from ..engines.cost import allocated_peak
 from ..engines.memory import keep_freed_memory
 from ..losses.similarity import build_similarity
@@ -64,9 +64,16 @@ def benchmark(
         The tables.
 
     Raises:
-        ValueError: for an unknown suite, or a device that is not there.
+        ValueError: for an unknown suite, a device that is not there, or a size or count that is not as described.
     """
     known_name("suite", suite, SUITES)
+    counts = {"batch_size": (batch_size, 1), "repeats": (repeats, 1), "steps": (steps, 1), "steps_3d": (steps_3d, 1)}
+    for argument, (value, least) in (counts | {"size": (size, 16), "lncc_size": (lncc_size, 9)}).items():
+        whole(argument, value, least)
+    if whole("cube", cube, 16) % 16:
+        raise ValueError(f"cube: expected a multiple of 16, got {cube!r}.")
+    _check_volume("volume", volume, 1)
+    _check_volume("registered", registered, 16)
     where = select_device(device)
     if where.type == "cpu":
         keep_freed_memory()  # as a training does
@@ -85,6 +92,13 @@ def benchmark(
             title = _title(f"TransMorph's first attention, {'×'.join(map(str, shape))}, batch {count}", where)
             sections.append([title, "", *attention_table(shape, count, repeats, max(steps_3d, 3), where)])
     return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def _check_volume(argument: str, shape: object, factor: int) -> None:
+    sizes = list(shape) if isinstance(shape, Sequence) else []
+    if len(sizes) != 3 or not all(is_whole(size, 16) and size % factor == 0 for size in sizes):
+        wanted = "three whole numbers from 16" + (f", multiples of {factor}" if factor > 1 else "")
+        raise ValueError(f"{argument}: expected {wanted}, e.g. (64, 64, 96), got {shape!r}.")
 
 
 def _title(what: str, device: torch.device) -> str:

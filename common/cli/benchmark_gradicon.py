@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import VoxelMorph as MonaiVoxelMorph
 from monai.networks.nets import VoxelMorphUNet as MonaiVoxelMorphUNet
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from ..losses.inverse_consistency import InverseConsistencyPenalty
 from ..losses.objective import Objective
 from ..losses.similarity import build_similarity
 from ..losses.terms import InverseConsistency, Similarity
-from ..networks.icon import TallUNet2
+from ..networks.convolution import cut
+from ..networks.icon import TallUNet2, UpBlock
 from ..networks.registry import build
 from ..spatial.fields import compose
+from ..spatial.units import unit_to_voxel
 from ..spatial.warp import warp
 
 Run = Callable[[int], Tensor]  # takes this many optimiser steps and returns the loss of the last
@@ -135,9 +138,27 @@ def _loop(network: nn.Module, loss_of: Callable[[], Tensor]) -> Run:
     return run
 
 
+def _plain_step(step: TallUNet2, image: Tensor) -> Tensor:
+    """A step layer by layer, as one would write it first, with every concatenation formed and kept."""
+    x, skips = image, []
+    for block in step.down:
+        skips.append(x)
+        x = block(x)
+    for block in step.up:
+        assert isinstance(block, UpBlock)
+        beside = F.interpolate(x[:, : block.out_channels], scale_factor=2.0, mode=block.mode)
+        skip = skips.pop()
+        x = cut(block.norm(block.conv(F.leaky_relu(x, 0.01)) + beside), list(skip.shape[2:]))
+        x = torch.cat([x, skip], dim=1)
+    return unit_to_voxel(step.last(x) / 10.0)
+
+
 def _plain_run(network: nn.Module, moving: Tensor, fixed: Tensor, layout: torch.memory_format) -> Run:
     """What one would write first: a forward each way, a composition each way, differences, squares."""
     network.to(moving.device).to(memory_format=layout)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, TallUNet2):
+            module.forward = functools.partial(_plain_step, module)  # type: ignore[method-assign]
 
     def one_way(ddf: Tensor, back: Tensor) -> Tensor:
         composed = compose(ddf, back)

@@ -135,3 +135,16 @@ def test_unknown_suite_is_named_with_the_known_ones() -> None:
         ValueError, match="suite: expected one of adacs, gradicon, inference, attention, all, got 'gradicom'"
     ):
         benchmark(suite="gradicom")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("size", 7), ("size", "abc"), ("batch_size", 0), ("repeats", 0), ("steps", 1.5), ("steps_3d", 0),
+        ("lncc_size", 0), ("cube", 40), ("cube", None), ("volume", (8, 32, 32)), ("volume", 32),
+        ("registered", (160, 192, 225)), ("registered", (160, 192)),
+    ],
+)  # fmt: skip
+def test_sizes_and_counts_that_cannot_be_are_refused_by_name(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument}: expected "):
+        benchmark(**{argument: value})

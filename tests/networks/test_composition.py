@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A chain that grows: its first steps alone in training, all of them in evaluation."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
