@@ -32,6 +32,8 @@ def checkpointed(wanted: bool, module: nn.Module, *inputs: Any) -> Any:
 def checkpointed_steps(module: nn.Module, run: Callable[..., Any], *inputs: Any) -> Any:
     """As ``checkpointed``, for a part of a module with batch norms: their running statistics see each batch once.
 
+    ``torch.compile`` chooses itself what it computes anew, and is left to it: it takes no such checkpoint.
+
     Args:
         module: whose batch norms ``run`` runs.
         run: (*inputs) -> what the part returns.
@@ -40,7 +42,7 @@ def checkpointed_steps(module: nn.Module, run: Callable[..., Any], *inputs: Any)
     Returns:
         What ``run`` returns.
     """
-    if not torch.is_grad_enabled() or torch.jit.is_tracing():
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return run(*inputs)
     return checkpoint(run, *inputs, use_reentrant=False, context_fn=partial(_contexts, module))
 
