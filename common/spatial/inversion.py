@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -80,8 +80,22 @@ class _Field(NamedTuple):
         """
         return torch.stack(torch.unravel_index(rows, self.shape), dim=1).to(self.values.dtype)
 
-    def at(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, points: Tensor) -> Tensor:
         """The field at any points: multilinear between voxels, constant outside.
+
+        Args:
+            points: (P, d) in voxels.
+
+        Returns:
+            Values u, (P, d).
+        """
+        values = torch.zeros_like(points)
+        for there, _, weights in self._corners(points):
+            values += there * _product(weights)[:, None]
+        return values
+
+    def with_slopes(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``at``, with the slopes.
 
         Args:
             points: (P, d) in voxels.
@@ -89,24 +103,28 @@ class _Field(NamedTuple):
         Returns:
             Values u, (P, d), and slopes ∂u_i / ∂x_j, (P, d, d).
         """
-        last = torch.tensor(self.shape, device=points.device) - 1
-        inside = (points >= 0) & (points <= last)
-        clamped = points.clamp(min=torch.zeros_like(last), max=last)
-        low = clamped.long().clamp(max=(last - 1).clamp(min=0))
-        share = clamped - low
         slopes = points.new_zeros(len(points), len(self.shape), len(self.shape))
         values = torch.zeros_like(points)
-        for corner in product((0, 1), repeat=len(self.shape)):
-            index = torch.zeros_like(low[:, 0])
-            for axis, size in enumerate(self.shape):
-                index = index * size + (low[:, axis] + corner[axis]).clamp(max=size - 1)
-            there = self.values[index]
-            weights = [share[:, axis] if side else 1 - share[:, axis] for axis, side in enumerate(corner)]
+        for there, corner, weights in self._corners(points):
             values += there * _product(weights)[:, None]
             for axis, side in enumerate(corner):
                 others = _product(weights[:axis] + weights[axis + 1 :])
                 slopes[:, :, axis] += there * (others if side else -others)[:, None]
+        inside = (points >= 0) & (points <= torch.tensor(self.shape, device=points.device) - 1)
         return values, slopes * inside[:, None]
+
+    def _corners(self, points: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...], list[Tensor]]]:
+        """The voxels around points: values there, (P, d), which corner, and its weight along each axis, (P)."""
+        last = torch.tensor(self.shape, device=points.device) - 1
+        clamped = points.clamp(min=torch.zeros_like(last), max=last)
+        low = clamped.long().clamp(max=(last - 1).clamp(min=0))
+        share = clamped - low
+        for corner in product((0, 1), repeat=len(self.shape)):
+            index = torch.zeros_like(low[:, 0])
+            for axis, size in enumerate(self.shape):
+                index = index * size + (low[:, axis] + corner[axis]).clamp(max=size - 1)
+            weights = [share[:, axis] if side else 1 - share[:, axis] for axis, side in enumerate(corner)]
+            yield self.values[index], corner, weights
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
@@ -126,7 +144,7 @@ def _inverted(field: Tensor, iterations: int, tolerance: float) -> tuple[Tensor,
         stuck = (share < SHORTEST_SHARE) & (error[left] > tolerance)
         if bool(stuck.any()):
             inverse[left[stuck]] = _neighbours(inverse, error <= tolerance, left[stuck], grid)
-            error[left[stuck]] = _residual(grid, inverse, left[stuck])[0].norm(dim=1)
+            error[left[stuck]] = _residual(grid, left[stuck], inverse[left[stuck]]).norm(dim=1)
             share[stuck] = 1.0
         going = error[left] > tolerance
         left, share = left[going], share[going]
@@ -153,17 +171,17 @@ def _fixed_point(field: Tensor) -> tuple[Tensor, Tensor]:
     return start, lengths(start + warp(field[None], start[None], padding="border")[0], 0)
 
 
-def _residual(grid: _Field, inverse: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """v(x) + u(x + v(x)) of some voxels, (P, d), and the slopes of u there."""
-    values, slopes = grid.at(grid.place(rows) + inverse[rows])
-    return inverse[rows] + values, slopes
+def _residual(grid: _Field, rows: Tensor, inverse: Tensor) -> Tensor:
+    """v(x) + u(x + v(x)) of some voxels, (P, d)."""
+    return inverse + grid.at(grid.place(rows) + inverse)
 
 
 def _improve(grid: _Field, inverse: Tensor, error: Tensor, rows: Tensor, share: Tensor) -> None:
     """One step of Newton's at some voxels, where it lowers the residual; all but ``grid`` is changed in place."""
-    residual, slopes = _residual(grid, inverse, rows)
-    trial = inverse[rows] - share[:, None] * _newton_step(slopes, residual)
-    after = (trial + grid.at(grid.place(rows) + trial)[0]).norm(dim=1)
+    now = inverse[rows]
+    values, slopes = grid.with_slopes(grid.place(rows) + now)
+    trial = now - share[:, None] * _newton_step(slopes, now + values)
+    after = _residual(grid, rows, trial).norm(dim=1)
     better = after < error[rows]
     inverse[rows[better]] = trial[better]
     error[rows[better]] = after[better]

@@ -124,8 +124,10 @@ def test_values_and_slopes_are_those_of_the_sampled_field(shape):
     points.requires_grad_()
     expected = sample(field, points.T[None])[0]
     slopes = torch.stack([torch.autograd.grad(row.sum(), points, retain_graph=True)[0] for row in expected], dim=1)
-    got = inversion._Field(field[0].flatten(1).T.contiguous(), shape).at(points.detach())
+    grid = inversion._Field(field[0].flatten(1).T.contiguous(), shape)
+    got = grid.with_slopes(points.detach())
     torch.testing.assert_close(got[0], expected.T)
+    assert torch.equal(grid.at(points.detach()), got[0])
     wide = torch.tensor([n > 1 for n in shape])
     torch.testing.assert_close(got[1][..., wide], slopes[..., wide])
     assert not got[1][..., ~wide].any()
