@@ -36,7 +36,10 @@ def test_what_follows_from_templates_is_as_rendered(bundle: Path) -> None:
         assert (bundle / path).read_text(encoding="utf-8") == text, f"python -m common render {bundle.name}: {path}"
 
 
-@pytest.mark.parametrize("bundle", [path for path in BUNDLES if (path / "configs/clapirn.json").is_file()], ids=lambda b: b.name)
+with_clapirn = [path for path in BUNDLES if (path / "configs/clapirn.json").is_file()]
+
+
+@pytest.mark.parametrize("bundle", with_clapirn, ids=lambda path: path.name)
 def test_c_lapirn_has_the_published_smoothness_whatever_lncc_has_elsewhere(bundle: Path) -> None:
     """10 times the code on the energy of the displacement, for LNCC; see docs/methods.md."""
     assert bundle.name.startswith("baseline_")

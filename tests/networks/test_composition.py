@@ -149,7 +149,7 @@ def test_checkpointing_keeps_less_and_reaches_every_step():
     networks = [build_icon(2, "lung", **FLAT, checkpointing=wanted).train() for wanted in (False, True)]
     assert [[step.checkpointing for step in network.levels] for network in networks] == [[False] * 3, [True] * 3]
     plain, saving = (kept(network, (64, 64)) for network in networks)
-    assert saving < 0.6 * plain
+    assert saving < 0.45 * plain
     torch.jit.script(networks[1].eval())
 
 
