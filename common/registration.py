@@ -69,7 +69,8 @@ def register(
         preset: "accurate" (None) or "fast", see ``engines.presets``.
         similarity: "lncc" (None), "mse", "mi", "mind" …, or a sum like "lncc+mind". With a bundle one of its options.
         smoothness_weight: of the solver against the similarity; None is the similarity's own.
-        levels_mm: voxel sizes of the solver's levels in mm, coarse to fine; None is the preset's.
+        levels_mm: voxel sizes of the solver's levels in mm, coarse to fine, as [4, 2, 1]; one that is not finer
+            than the one before begins a further velocity, as in [4, 2, 2, 1]. None is the preset's.
         steps: of each level.
         device: where to compute.
         options: of a bundle's inference.json: ``architecture``, ``instance_iterations``, ``ckpt_path``, ``maps`` …

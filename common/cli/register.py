@@ -70,7 +70,8 @@ def register(
         preset: accurate or fast (without a bundle).
         similarity: lncc, mse, mi, mind, or a sum as lncc+mind.
         smoothness_weight: of the solver.
-        levels_mm: voxel sizes of the solver's levels in mm, coarse to fine, as 4,2,1.
+        levels_mm: voxel sizes of the solver's levels in mm, coarse to fine, as 4,2,1; one that is not finer than
+            the one before begins a further velocity, as in 4,2,2,1.
         steps: of each level, as 60,60,40.
         interpolation: of the warped label: nearest, or one_hot, which warps each label linearly.
         device: cpu, cuda or cuda:1.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registration without training: one stationary velocity field per pair, optimised coarse to fine."""
+"""Registration without training: stationary velocity fields of each pair, optimised coarse to fine."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..checks import at_least, positive, whole
 from ..losses.smoothness import Diffusion
+from ..spatial.fields import compose
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
 from .solvers import Solver, check_pair
@@ -27,12 +28,14 @@ logger = logging.getLogger(__name__)
 # rounding errors that its normalisation would otherwise blow up to full steps in flat regions.
 EPSILON = 1e-5
 
+Level = tuple[float, int]  # factor or mm, and steps
+
 # A progress bar of one pair: on a terminal only, and gone when it is done.
 SHORT_LIVED: dict[str, Any] = {"leave": False, "mininterval": 1.0, "disable": None}
 
 
 class PairwiseRegistration(Solver):
-    """Optimises the velocity field of each pair: the solver "pairwise", which needs no training.
+    """Optimises the velocity fields of each pair: the solver "pairwise", which needs no training.
 
     At each level Adam minimises, over a velocity v on a grid ``velocity_downsample`` coarser than the level's image,
 
@@ -40,6 +43,10 @@ class PairwiseRegistration(Solver):
 
     with u = exp(v) resampled to the image. The sum, and Adam's element-wise steps, keep pairs of a batch independent
     of each other. The result of a level starts the next one.
+
+    A level that is not finer than the one before it begins a further velocity, for the moving image as the maps so far
+    have warped it: levels 4, 2, 2, 1 give exp(v_1) ∘ exp(v_2), with v_1 from 4 and 2 and v_2 from 2 and 1. Each pays
+    for its own smoothness only: two reach further than one, and fold less than one of a smaller weight.
 
     Diffusion acts on v in voxels of its own grid, between neighbouring nodes: the mean squared derivative
     (dv_c/dx_i)^2, which has no unit. The weight hence means the same at every level and ``velocity_downsample``
@@ -58,7 +65,7 @@ class PairwiseRegistration(Solver):
         similarity: (warped, fixed) -> residual map (B, 1, *S), as ``losses.similarity`` has them.
         smoothness_weight: of the diffusion energy against the mean of the similarity's map.
         levels: factors by which the images are coarsened, in order; ``(1,)`` is full resolution alone. With ``spacing``
-            the voxel sizes in mm.
+            the voxel sizes in mm. One that is not finer than the one before begins a further velocity.
         steps: Adam steps of each level; 0 leaves a level out.
         learning_rate: Adam's, about the voxels of the velocity's grid that a node moves in a step.
         smoothing: standard deviation of the Gaussian before coarsening, in voxels of the coarsened image; 0 for none.
@@ -97,7 +104,7 @@ class PairwiseRegistration(Solver):
         self.similarity = similarity
         self.smoothness = Diffusion()
         self.smoothness_weight = at_least("smoothness_weight", smoothness_weight)
-        self.schedule = tuple((level, count) for level, count in zip(levels, steps, strict=True) if count > 0)
+        self.rounds = _rounds([(level, count) for level, count in zip(levels, steps, strict=True) if count > 0])
         self.learning_rate = positive("learning_rate", learning_rate)
         self.smoothing = at_least("smoothing", smoothing)
         self.velocity_downsample = whole("velocity_downsample", velocity_downsample, 1)
@@ -112,8 +119,9 @@ class PairwiseRegistration(Solver):
 
         Args:
             image: cat(moving, fixed), (B, 2, *S) in [0, 1], two or three axes of any size.
-            initial: velocity to start from, (B, d, *S') in voxels of its own grid, any grid over the same extent. It is
-                resampled to the first level: ``levels=(1,)`` keeps its detail. None starts from zero. Not modified.
+            initial: velocity that the first one starts from, (B, d, *S') in voxels of its own grid, any grid over the
+                same extent. It is resampled to the first level: ``levels=(1,)`` keeps its detail. None starts from
+                zero. Not modified.
             mask: (B, 1, *S), from 0 to 1: how much each voxel of fixed counts in the similarity; None counts all.
 
         Returns:
@@ -132,16 +140,21 @@ class PairwiseRegistration(Solver):
             weight = None if mask is None else _at_least_two_voxels(mask.detach().to(image))
             shape = list(image.shape[2:])
             self.similarity.to(image.device)
-            if initial is None:
-                velocity = image.new_zeros(len(image), dims, *_coarse_size(shape, [self.velocity_downsample] * dims))
-            else:
-                velocity = initial.detach().float()  # may carry a network's graph, or be half precision
-            for level, steps in self.schedule:
-                coarse = self._coarsen(image, level)
-                inside = None if weight is None else F.interpolate(weight, size=coarse.shape[2:], mode="nearest-exact")
-                velocity = self._optimise(velocity, coarse, level, steps, inside)
-            ddf = resize_field(integrate_svf(velocity, self.integration_steps), shape)
+            zero = image.new_zeros(len(image), dims, *_coarse_size(shape, [self.velocity_downsample] * dims))
+            velocity = zero if initial is None else initial.detach().float()  # may carry a graph, or be half precision
+            ddf = self._map(velocity, image, self.rounds[0], weight)
+            for levels in self.rounds[1:]:
+                moved = warp(image[:, :1], ddf, padding="border")
+                ddf = compose(ddf, self._map(zero, torch.cat([moved, image[:, 1:]], dim=1), levels, weight))
             return ddf[tuple(slice(length) for length in (*ddf.shape[:2], *size))]
+
+    def _map(self, velocity: Tensor, image: Tensor, levels: Sequence[Level], weight: Tensor | None) -> Tensor:
+        """Displacement of the exponential of a velocity that is optimised level by level."""
+        for level, steps in levels:
+            coarse = self._coarsen(image, level)
+            inside = None if weight is None else F.interpolate(weight, size=coarse.shape[2:], mode="nearest-exact")
+            velocity = self._optimise(velocity, coarse, level, steps, inside)
+        return resize_field(integrate_svf(velocity, self.integration_steps), list(image.shape[2:]))
 
     def _coarsen(self, image: Tensor, level: float) -> Tensor:
         sizes = self._sizes(image)
@@ -206,6 +219,16 @@ class PairwiseRegistration(Solver):
                 f"mask: expected a map {expected} with voxels above 0 in every image, got the shape "
                 f"{tuple(mask.shape)} with {int((mask > 0).sum())} of them; leave it out to count all voxels."
             )
+
+
+def _rounds(schedule: Sequence[Level]) -> list[list[Level]]:
+    """The levels of each velocity: as long as they become finer."""
+    rounds: list[list[Level]] = [[]]
+    for level in schedule:
+        if rounds[-1] and level[0] >= rounds[-1][-1][0]:
+            rounds.append([])
+        rounds[-1].append(level)
+    return rounds
 
 
 def _mean(residual: Tensor, mask: Tensor | None) -> Tensor:

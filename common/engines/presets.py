@@ -23,24 +23,15 @@ SMOOTHING = 0.25
 SIMILARITY_OPTIONS: dict[str, dict[str, Any]] = {"lncc": {"window": 7}}
 
 
-class Preset(NamedTuple):
-    """Steps a level, from the coarsest to the finest.
-
-    coarser: powers of two by which the last level is coarser than the finest that the images allow.
-    steps: of the last levels; further levels before them take the first number.
-    """
-
-    coarser: int
-    steps: tuple[int, ...]
-
-
-PRESETS = {"fast": Preset(1, (60, 60)), "accurate": Preset(0, (60, 60, 40))}
+# Levels in order: times coarser than the finest that the images allow, and steps. A level that is not finer than the
+# one before begins a second velocity. Larger images get further levels before them, with the first number of steps.
+PRESETS = {"fast": ((4, 60), (2, 30), (2, 30)), "accurate": ((4, 60), (2, 40), (2, 40), (1, 40))}
 
 
 class Plan(NamedTuple):
     """What the solver is built from.
 
-    levels_mm: voxel sizes, coarse to fine.
+    levels_mm: voxel sizes; coarse to fine, once for each velocity.
     steps: of each.
     """
 
@@ -79,28 +70,32 @@ def plan(
         shape: voxels an axis of the fixed image.
         spacing: mm an axis.
         preset: "fast" leaves out the finest level of "accurate".
-        levels_mm: voxel sizes in mm, coarse to fine, in place of the preset's; voxels larger than a level stay.
+        levels_mm: voxel sizes in mm, coarse to fine, in place of the preset's; voxels larger than a level stay. One
+            that is not finer than the one before, as the second 2 of 4,2,2,1, begins a further velocity.
         steps: of each level, or one number for all, in place of the preset's; 0 for none.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: for an unknown preset, levels that do not become finer, or another number of steps than of levels.
+        ValueError: for an unknown preset, levels that do not end with the finest, or another number of steps than of
+            levels.
     """
     chosen = PRESETS[known_name("preset", preset, PRESETS)]
     if levels_mm is None:
-        levels = [finest_level(shape, spacing) * 2.0**chosen.coarser]
-        longest = max(n * mm for n, mm in zip(shape, spacing, strict=True))
-        while len(levels) < len(chosen.steps) or longest / levels[0] > COARSEST_VOXELS:
+        finest, longest = finest_level(shape, spacing), max(n * mm for n, mm in zip(shape, spacing, strict=True))
+        levels = [finest * factor for factor, _ in chosen]
+        while longest / levels[0] > COARSEST_VOXELS:
             levels.insert(0, 2 * levels[0])
+        usual = [count for _, count in chosen]
+        usual[:0] = [usual[0]] * (len(levels) - len(usual))
     else:
         levels = [positive("levels_mm", level) for level in levels_mm]
-        if not levels or sorted(levels, reverse=True) != levels:
+        if not levels or levels[-1] > min(levels):
             raise ValueError(f"levels_mm: expected voxel sizes in mm from coarse to fine, as 4,2,1, got {levels_mm!r}.")
+        usual = [chosen[0][1]] * (len(levels) - 1) + [chosen[-1][1]]
     if steps is None:
-        last = chosen.steps[-len(levels) :]
-        counts = [*[chosen.steps[0]] * (len(levels) - len(last)), *last]
+        counts = usual
     else:
         given = [steps] * len(levels) if isinstance(steps, (int, float)) else list(steps)
         counts = [int(count) for count in given] if all(map(is_whole, given)) else []
