@@ -15,6 +15,7 @@ from .configuration import check_keys, put, read_json, shipped, stage_of
 from .options import EVALUATE, FIT, OPTIONS, SOLVERS, TRAIN, checked, is_expression
 
 logger = logging.getLogger(__name__)
+DEFAULT = "the default"
 RUN_IDS = {TRAIN: "training", EVALUATE: "evaluating"}
 
 
@@ -50,7 +51,7 @@ def check(parser: ConfigParser, words: Words, run_id: str | None = None) -> None
             if type(value) is not type(config[name]) or value != config[name]:
                 put(parser, name, value)
     _check_unused(config, base)
-    _check_range(parser)
+    _check_trained(parser)
 
 
 def reads(parser: ConfigParser) -> dict[str, Any]:
@@ -81,20 +82,34 @@ def _check_files(config: Mapping[str, Any], run_id: str | None) -> None:
         raise ValueError("config_file: a training takes no evaluate.json. Leave it out, or run `evaluating`.")
 
 
-def _check_range(parser: ConfigParser) -> None:
-    """A network was given eta / eta_max: of another eta_max than in its training, eta would mean something else."""
+def _check_trained(parser: ConfigParser) -> None:
+    """Weights fit a network whose parameters without weights differ: it would register otherwise than it learnt to."""
     config = parser.config
-    if stage_of(config) == TRAIN or "eta_max" not in config or config.get("architecture") in SOLVERS:
+    if stage_of(config) == TRAIN or config.get("architecture") in SOLVERS or "ckpt_path" not in config:
         return
-    now, weights = (parser.get_parsed_content(name) for name in ("eta_max", "ckpt_path"))
-    folder = Path(weights).parent
-    records = [folder / "summary.json", folder.parent / "docs" / "training" / "summary.json"]  # of a run, of a bundle
-    known = (read_json(path).get("settings", {}).get("eta_max") for path in records)
-    then = next((value for value in known if value is not None), None)
-    if then is not None and float(then) != float(now):
+    weights = Path(parser.get_parsed_content("ckpt_path"))
+    beside = read_json(weights.with_name("summary.json")).get("settings", {})
+    shipped_with = read_json(weights.parent.parent / "docs" / "training" / "summary.json").get("settings", {})
+    then = beside.get("eta_max", shipped_with.get("eta_max"))
+    if "eta_max" in config and then is not None:  # the network was given eta / eta_max
+        _same("eta_max", *(f"{float(value):g}" for value in (then, parser.get_parsed_content("eta_max"))), weights)
+    if not {"architecture", "architectures"} <= beside.keys():
+        return
+    name = parser.get_parsed_content("architecture")
+    _same("architecture", beside["architecture"], name, weights)
+    trained, given = (
+        table.get(name) or {} for table in (beside["architectures"], parser.get_parsed_content("architectures"))
+    )
+    for key in sorted(trained.keys() | given.keys()):
+        _same(f"architectures#{name}#{key}", trained.get(key, DEFAULT), given.get(key, DEFAULT), weights)
+
+
+def _same(name: str, trained: Any, given: Any, weights: Path) -> None:
+    if trained != given:
+        remedy = f"Leave --{name} out" if trained == DEFAULT else f'Pass --{name} "{trained}"'
         raise ValueError(
-            f"eta_max: expected {then:g}, with which the weights {weights} were trained (says their summary.json), "
-            f"got {now:g}. Pass --eta_max {then:g}."
+            f"{name}: expected {trained}, with which the weights {weights} were trained (says their summary.json), "
+            f"got {given}. {remedy}."
         )
 
 

@@ -11,7 +11,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from common.handlers.state import TrainingState
-from common.runs import record
+from common.runs import arguments, record
+from common.runs.command_line import Words
 from common.runs.configuration import current_parser, differences
 
 from .conftest import QUICK, ROOT, TRAINING, config, monai_run, refused
@@ -110,6 +111,30 @@ def test_the_record_says_whether_labels_helped_the_training(tmp_path):
     (tmp_path / "summary.json").write_text('{"settings": {"labels_in_training": true}}')
     assert used("train", "evaluate", ckpt_path=str(weights)) is True
     assert used("train", initial_weights=str(weights)) is True
+
+
+@pytest.mark.parametrize("files", [("train", "evaluate"), ("inference",)])
+def test_weights_of_a_network_with_other_parameters_are_refused(tmp_path, files):
+    """Also where they fit: an integrated velocity and a displacement have the same weights."""
+    run_id, weights = "evaluating" if "evaluate" in files else "inferring", str(tmp_path / "model.pt")
+
+    def checked(**changed):
+        arguments.check(parser("baseline_acdc", *files, ckpt_path=weights, **changed), Words([], {}), run_id)
+
+    checked(architectures__voxelmorph__integration_steps=7)  # nothing is known of these weights
+    tables = {"voxelmorph": {"integration_steps": 7}, "transmorph": {"window": [4, 4]}}
+    found = {"settings": {"architecture": "voxelmorph", "architectures": tables}}
+    (tmp_path / "summary.json").write_text(json.dumps(found))
+    checked(architectures__voxelmorph__integration_steps=7)
+    checked(architecture="pairwise", architectures__pairwise__steps=[1, 1, 1])
+    with pytest.raises(ValueError, match=r"voxelmorph#integration_steps: expected 7, with which .* got the default"):
+        checked()
+    with pytest.raises(
+        ValueError, match=r"velocity_downsample: expected the default, .* got 2. Leave --architectures#"
+    ):
+        checked(architectures__voxelmorph__integration_steps=7, architectures__voxelmorph__velocity_downsample=2)
+    with pytest.raises(ValueError, match='architecture: expected voxelmorph, .* Pass --architecture "voxelmorph"'):
+        checked(architecture="transmorph")
 
 
 def test_settings_are_found_without_a_run():
