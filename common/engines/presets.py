@@ -17,7 +17,7 @@ LEAST_VOXELS, MOST_VOXELS = 32, 8_000_000
 # The coarsest level has at most this many along the longest axis, so that one step reaches far.
 COARSEST_VOXELS = 64
 # Smoothness weight of each similarity alone, and the similarity's own options.
-WEIGHTS = {"mse": 0.025, "mae": 0.1, "lncc": 0.2, "global_ncc": 0.1, "mi": 0.1, "mind": 0.02}
+WEIGHTS = {"mse": 0.05, "mae": 0.2, "lncc": 0.3, "global_ncc": 0.2, "mi": 0.5, "mind": 0.08}
 # Before coarsening, in voxels of the level: without it noise remains in small structures, more blurs folds of brains.
 SMOOTHING = 0.25
 SIMILARITY_OPTIONS: dict[str, dict[str, Any]] = {"lncc": {"window": 7}}
@@ -25,7 +25,7 @@ SIMILARITY_OPTIONS: dict[str, dict[str, Any]] = {"lncc": {"window": 7}}
 
 # Levels in order: times coarser than the finest that the images allow, and steps. A level that is not finer than the
 # one before begins a second velocity. Larger images get further levels before them, with the first number of steps.
-PRESETS = {"fast": ((4, 60), (2, 30), (2, 30)), "accurate": ((4, 60), (2, 40), (2, 40), (1, 40))}
+PRESETS = {"fast": ((4, 60), (2, 30), (2, 30)), "accurate": ((4, 60), (2, 60), (2, 60), (1, 40))}
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,7 @@ from common.engines.presets import build_pairwise, plan, similarity_terms
 
 def test_a_brain_is_registered_at_four_two_and_one_millimetres():
     shape = (160, 192, 224)
-    assert plan(shape, (1, 1, 1)) == ((4, 2, 2, 1), (60, 40, 40, 40))
+    assert plan(shape, (1, 1, 1)) == ((4, 2, 2, 1), (60, 60, 60, 40))
     assert plan(shape, (1, 1, 1), "fast") == ((4, 2, 2), (60, 30, 30))
     assert plan([2 * n for n in shape], (0.5, 0.5, 0.5)).levels_mm == (4, 2, 2, 1)
 
@@ -27,7 +27,7 @@ def test_a_brain_is_registered_at_four_two_and_one_millimetres():
 def test_levels_for_other_sizes(shape, spacing, levels):
     found = plan(shape, spacing)
     assert found.levels_mm == levels
-    assert found.steps == (60,) * (len(levels) - 3) + (40, 40, 40)
+    assert found.steps == (60,) * (len(levels) - 1) + (40,)
 
 
 def test_levels_and_steps_are_taken_as_given():
@@ -40,7 +40,7 @@ def test_similarities_add_up():
     assert similarity_terms("lncc") == {"lncc": 1}
     assert similarity_terms("lncc + 0.5*mind") == {"lncc": 1, "mind": 0.5}
     solver = build_pairwise(plan((30, 30), (1, 1)), (1, 1), "lncc+0.5*mind")
-    assert solver.smoothness_weight == pytest.approx(0.2 + 0.5 * 0.02)
+    assert solver.smoothness_weight == pytest.approx(0.3 + 0.5 * 0.08)
     images = torch.rand(2, 1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     assert solver.similarity(*images).shape == (1, 1, 12, 12)
 
