@@ -93,7 +93,7 @@ def _check_trained(parser: ConfigParser) -> None:
     then = beside.get("eta_max", shipped_with.get("eta_max"))
     if "eta_max" in config and then is not None:  # the network was given eta / eta_max
         _same("eta_max", *(f"{float(value):g}" for value in (then, parser.get_parsed_content("eta_max"))), weights)
-    if not {"architecture", "architectures"} <= beside.keys():
+    if not {"architecture", "architectures"} <= beside.keys() or beside["architecture"] in SOLVERS:
         return
     name = parser.get_parsed_content("architecture")
     _same("architecture", beside["architecture"], name, weights)

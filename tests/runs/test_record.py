@@ -135,6 +135,9 @@ def test_weights_of_a_network_with_other_parameters_are_refused(tmp_path, files)
         checked(architectures__voxelmorph__integration_steps=7, architectures__voxelmorph__velocity_downsample=2)
     with pytest.raises(ValueError, match='architecture: expected voxelmorph, .* Pass --architecture "voxelmorph"'):
         checked(architecture="transmorph")
+    found["settings"]["architecture"] = "pairwise"  # a solver was evaluated there: it says nothing of the weights
+    (tmp_path / "summary.json").write_text(json.dumps(found))
+    checked()
 
 
 def test_settings_are_found_without_a_run():
