@@ -92,7 +92,8 @@ def _check_trained(parser: ConfigParser) -> None:
     shipped_with = read_json(weights.parent.parent / "docs" / "training" / "summary.json").get("settings", {})
     then = beside.get("eta_max", shipped_with.get("eta_max"))
     if "eta_max" in config and then is not None:  # the network was given eta / eta_max
-        _same("eta_max", *(f"{float(value):g}" for value in (then, parser.get_parsed_content("eta_max"))), weights)
+        now = parser.get_parsed_content("eta_max")
+        _same("eta_max", f"{float(then):g}", f"{float(now):g}", weights)
     if not {"architecture", "architectures"} <= beside.keys() or beside["architecture"] in SOLVERS:
         return
     name = parser.get_parsed_content("architecture")
