@@ -89,11 +89,13 @@ def _check_trained(parser: ConfigParser) -> None:
         return
     weights = Path(parser.get_parsed_content("ckpt_path"))
     beside = read_json(weights.with_name("summary.json")).get("settings", {})
-    shipped_with = read_json(weights.parent.parent / "docs" / "training" / "summary.json").get("settings", {})
-    then = beside.get("eta_max", shipped_with.get("eta_max"))
-    if "eta_max" in config and then is not None:  # the network was given eta / eta_max
-        now = parser.get_parsed_content("eta_max")
-        _same("eta_max", f"{float(then):g}", f"{float(now):g}", weights)
+    if "eta_max" in config:  # the network was given eta / eta_max
+        then = beside.get("eta_max")
+        if then is None:  # weights that a bundle ships
+            shipped_with = weights.parent.parent / "docs" / "training" / "summary.json"
+            then = read_json(shipped_with).get("settings", {}).get("eta_max")
+        if then is not None:
+            _same("eta_max", f"{float(then):g}", f"{float(parser.get_parsed_content('eta_max')):g}", weights)
     if not {"architecture", "architectures"} <= beside.keys() or beside["architecture"] in SOLVERS:
         return
     name = parser.get_parsed_content("architecture")
