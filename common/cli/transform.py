@@ -20,6 +20,7 @@ from ..io.composite import ITK_SUFFIXES, load_transform, save_transform
 from ..io.images import NIFTI_SUFFIXES, Image, load_grid, save_image
 from ..io.landmarks import Landmarks, check_inside, load_landmarks, save_landmarks
 from ..io.memory import as_image, as_label
+from ..io.placement import carried
 from ..io.transforms import Transform
 from .words import INVERSE, check_file, paths
 
@@ -50,7 +51,7 @@ def composed(files: list[str], reference: Image) -> Transform:
         found = load_transform(path, reference, "transforms")
         if found.ddf is not None and not reference.slice_axis and path.endswith((".nii", ".nii.gz", ".h5", ".tfm")):
             found = _on_own_grid(path, found)
-        whole = (found.inverse() if file != path else found).after(whole)
+        whole = found.after(whole) if file == path else found.inverse_after(whole)
     return whole
 
 
@@ -115,9 +116,9 @@ def transform(
     for name, path in given.items():
         assert output is not None
         if name == "points":  # which go where the image goes, against the map that pulls it
-            _carry(path, forward if backwards else whole.inverse(), output, grid)
+            _carry(path, forward, backwards, output, grid)
         else:
-            _apply(name, path, whole, output, interpolation)
+            _apply(name, path, whole.on(grid), output, interpolation)
         written.append(output)
     if output_transform is not None:
         save_transform(output_transform, whole)
@@ -152,13 +153,15 @@ def _reads(files: Sequence[str]) -> dict[str, str]:
     return {f"transforms ({file})": file.removeprefix(INVERSE) for file in files}
 
 
-def _carry(path: str, whole: Transform, output: str, plane: Image) -> None:
+def _carry(path: str, forward: Transform, backwards: bool, output: str, plane: Image) -> None:
     landmarks = load_landmarks(path, None, "points", plane)
+    grid = forward.grid if backwards else carried(forward.grid, forward.placement)
     try:
-        check_inside(landmarks.points_mm, whole.grid, "points")
+        check_inside(landmarks.points_mm, grid, "points")
     except ValueError as error:  # the image that they are of is not known, and may be larger
         logger.warning("%s The transform goes on there as at its border.", error)
-    save_landmarks(output, Landmarks(whole.points(landmarks.points_mm), landmarks.names))
+    points = (forward.points if backwards else forward.inverse_points)(landmarks.points_mm)
+    save_landmarks(output, Landmarks(points, landmarks.names))
 
 
 def _apply(name: str, path: str, whole: Transform, output: str, interpolation: str) -> None:

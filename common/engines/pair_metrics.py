@@ -42,7 +42,7 @@ def pair_metrics(result: Result, inverse: Transform) -> dict[str, Any]:
         the inner fixed image from where forward and inverse bring them. With both label maps "dice" of each label and
         their mean, before and after; with both sets of landmarks "tre_mm".
     """
-    transform, determinant = result.transform, result.jacobian_determinant
+    transform, determinant = result.transform.on(result.fixed), result.jacobian_determinant
     still = Transform(np.eye(4), None, result.fixed)
     metrics: dict[str, Any] = {
         "similarity": {
@@ -51,7 +51,7 @@ def pair_metrics(result: Result, inverse: Transform) -> dict[str, Any]:
         },
         "foldings_percent": float(foldings_percent(determinant[None])),
         "fold_count": None if transform.ddf is None or result.stack else int(fold_count(transform.ddf[None])),
-        "inverse_error_voxels": inverse_error(transform, inverse, result.moving),
+        "inverse_error_voxels": inverse_error(result.transform, inverse, result.moving),
     }
     if result.moving_label is not None and result.fixed_label is not None:
         metrics["dice"] = {

@@ -32,7 +32,8 @@ class Result:
     """A registration of ``moving`` to ``fixed``.
 
     Attributes:
-        transform: φ, from points of fixed to points of moving, on the grid of fixed: warped(p) = moving(φ(p)).
+        transform: φ, from points of fixed to points of moving: warped(p) = moving(φ(p)). Its field lies on the grid of
+            fixed; that of an ``inverse()`` on a finer one where that is needed.
         moving: image, on its own grid.
         fixed: image.
         moving_label: label map of moving, or None.
@@ -69,7 +70,7 @@ class Result:
         Raises:
             ValueError: as ``io.memory.as_image``.
         """
-        return as_given(self.transform.apply(as_image(image, "image"), "bilinear"), image)
+        return as_given(self.transform.on(self.fixed).apply(as_image(image, "image"), "bilinear"), image)
 
     def warp_label(self, label: Any, interpolation: str = "nearest") -> Any:
         """Bring a label map of moving's space onto the grid of fixed.
@@ -84,7 +85,9 @@ class Result:
         Raises:
             ValueError: as ``warp``, or for an unknown interpolation.
         """
-        return as_given(warped_label(self.transform, as_image(label, "label", label=True), interpolation), label)
+        return as_given(
+            warped_label(self.transform.on(self.fixed), as_image(label, "label", label=True), interpolation), label
+        )
 
     def warp_points(self, points_mm: np.ndarray, to: str = "fixed") -> np.ndarray:
         """Carry points from one image to the other.
@@ -119,10 +122,8 @@ class Result:
         """Of id + ddf without the placement, on the grid of fixed; of stacks of slices 2D, in their plane."""
         if self.item is not None:
             return self.item["jacobian_determinant"]
-        grid = self.transform.grid.array
-        if self.transform.ddf is None:
-            return torch.ones(grid.shape)
-        return determinant_of(self.transform.ddf, grid.dim())
+        ddf, shape = self.transform.on(self.fixed).ddf, self.fixed.array.shape
+        return torch.ones(shape) if ddf is None else determinant_of(ddf, len(shape))
 
     def metrics(self) -> dict[str, Any]:
         """How well the images agree before and after, and how regular the map is.

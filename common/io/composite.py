@@ -17,7 +17,8 @@ from .fields import ONE_SLICE, field_mm, field_voxels, load_ddf, save_ddf
 from .images import NIFTI_SUFFIXES, Image
 from .itk_geometry import LPS, geometry, image_affine, set_geometry
 from .nifti import open_nifti
-from .transforms import Transform, checked_placement
+from .placement import checked_placement
+from .transforms import Transform
 
 ITK_SUFFIXES = (".h5", ".tfm")
 EXPECTED = "expected a name that ends in .nii, .nii.gz (one field), .h5 or .tfm (ITK: affine and field)"

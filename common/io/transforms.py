@@ -7,7 +7,6 @@ Points are in mm, RAS, as the affines of ``common.io.images`` give them; LPS is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,13 +15,12 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..spatial.fields import lengths
 from ..spatial.inversion import invert
 from ..spatial.warp import sample
 from .images import Image, check_plane
+from .placement import carried, checked_placement, checked_points, mapped
 from .resampling import SLAB, grid_only, nearest_values, points_in, relative_affine, warped_by, warped_values
 
-WORTHWHILE = 0.9  # of the voxels that are off; a step of ``inverse_on`` that leaves more was the last
 READERS: dict[str, Callable[[Image, Tensor], Tensor]] = {"bilinear": warped_values, "nearest": nearest_values}
 
 
@@ -67,7 +65,7 @@ class Transform:
         Returns:
             The image on a grid in fixed's space.
         """
-        return _carried(image, np.linalg.inv(self.placement))
+        return carried(image, np.linalg.inv(self.placement))
 
     def apply(self, image: Image, mode: str) -> Image:
         """Pull an image or label map of moving's space onto the fixed grid, sampled once from its own.
@@ -89,7 +87,7 @@ class Transform:
         return self.grid._replace(array=warped_by(placed, self.grid, self._field(), READERS[mode]), stored=image.stored)
 
     def points(self, points_mm: np.ndarray) -> np.ndarray:
-        """Carry points of the fixed image into the moving one, φ(p); ``inverse().points`` carries them back.
+        """Carry points of the fixed image into the moving one, φ(p); ``inverse_points`` carries them back.
 
         Args:
             points_mm: (N, 3) in mm, RAS; of 2D images too, which keep their distance from the plane.
@@ -100,15 +98,12 @@ class Transform:
         Raises:
             ValueError: for another shape.
         """
-        points = np.asarray(points_mm, dtype=np.float64)
-        if points.ndim != 2 or points.shape[1] != 3:
-            raise ValueError(f"points_mm: expected (N, 3) in mm, RAS, got the shape {points.shape}.")
-        voxels = _mapped(np.linalg.inv(self.grid.affine), points)
+        voxels = mapped(np.linalg.inv(self.grid.affine), checked_points(points_mm))
         if self.ddf is not None:
             where = voxels[:, : len(self.ddf)].T.copy()
             for axis, component in enumerate(self.ddf.detach().cpu().numpy()):  # read where it lies, not copied
                 voxels[:, axis] += ndimage.map_coordinates(component, where, np.float64, order=1, mode="nearest")
-        return _mapped(self.placement @ self.grid.affine, voxels)
+        return mapped(self.placement @ self.grid.affine, voxels)
 
     def after(self, first: Transform) -> Transform:
         """Composition φ ∘ φ_first: ``first`` is applied first to points, last to images.
@@ -125,15 +120,15 @@ class Transform:
             ValueError: for grids of different numbers of axes, or 2D ones of different planes.
         """
         placement = self.placement @ first.placement
-        carried = _carried(first.grid, first.placement)
-        _check_axes(carried, self.grid)
+        source = carried(first.grid, first.placement)
+        _check_axes(source, self.grid)
         if self.ddf is None:
             return Transform(placement, first.ddf, first.grid)
         axes = len(self.ddf)
         whole = self.ddf.new_empty(axes, *first.grid.array.shape)
-        turn = torch.from_numpy(relative_affine(carried, self.grid)[:axes, :axes]).to(whole.dtype)
+        turn = torch.from_numpy(relative_affine(source, self.grid)[:axes, :axes]).to(whole.dtype)
         for planes, inner in first._slabs():
-            outer = sample(self.ddf[None], points_in(self.grid, carried, inner, planes.start)[None])[0]
+            outer = sample(self.ddf[None], points_in(self.grid, source, inner, planes.start)[None])[0]
             whole[:, planes] = inner + torch.einsum("ij,j...->i...", turn, outer)
         return Transform(placement, whole, first.grid)
 
@@ -144,8 +139,10 @@ class Transform:
             grid: of fixed's space.
 
         Returns:
-            The transform.
+            The transform; itself where it is on that grid.
         """
+        if grid.array.shape == self.grid.array.shape and np.array_equal(grid.affine, self.grid.affine):
+            return self
         return self.after(Transform(np.eye(4), None, grid))
 
     def inverse(self, iterations: int = 50, tolerance: float = 1e-4) -> Transform:
@@ -165,40 +162,63 @@ class Transform:
             ValueError: for a field that is not finite. Where the map folds, a warning.
         """
         ddf = None if self.ddf is None else invert(self.ddf[None], iterations, tolerance)[0]
-        return Transform(np.linalg.inv(self.placement), ddf, _carried(self.grid, self.placement))
+        return Transform(np.linalg.inv(self.placement), ddf, carried(self.grid, self.placement))
 
-    def inverse_on(self, grid: Image, iterations: int = 10, tolerance: float = 1e-3) -> Transform:
+    def inverse_on(self, grid: Image) -> Transform:
         """φ⁻¹ with its field at the voxels of a grid of moving's space, solved for there.
 
-        ``inverse().on(grid)`` interpolates φ⁻¹ once more than is needed: what φ makes of it is subtracted until less
-        than the tolerance is left, at every voxel where that helps.
+        ``inverse().on(grid)`` is the same but for an interpolation.
 
         Args:
             grid: of moving's space.
-            iterations: most steps.
-            tolerance: in voxels of ``grid``.
 
         Returns:
             The inverse.
 
         Raises:
-            ValueError: as ``inverse``.
+            ValueError: as ``inverse_after``.
         """
-        found = self.inverse().on(grid)
-        if found.ddf is None:
-            return found
-        field, left, before = found.ddf, self.after(found).displacement(), math.inf
-        for _ in range(iterations):
-            off = lengths(left, 0)
-            missed = int((off > tolerance).sum())
-            if not missed or missed > WORTHWHILE * before:  # where the map folds nothing helps
-                break
-            trial, before = field - left, missed
-            after = self.after(Transform(found.placement, trial, found.grid)).displacement()
-            better = lengths(after, 0) < off
-            field = torch.where(better, trial, field)
-            left = torch.where(better, after, 0.5 * left)
-        return Transform(found.placement, field, found.grid)
+        return self.inverse_after(Transform(np.eye(4), None, grid))
+
+    def inverse_after(self, first: Transform) -> Transform:
+        """Composition φ⁻¹ ∘ φ_first, solved for at the voxels of ``first``.
+
+        Args:
+            first: from a third image to the moving one of this transform.
+
+        Returns:
+            Transform on the grid of ``first``, from the third image to the fixed one of this transform.
+
+        Raises:
+            ValueError: as ``after``, and for a field that is not finite. Where the map folds, a warning.
+        """
+        placement = np.linalg.inv(self.placement) @ first.placement
+        source = carried(first.grid, placement)
+        _check_axes(source, self.grid)
+        if self.ddf is None:
+            return Transform(placement, first.ddf, first.grid)
+        axes, inner = len(self.ddf), first._field()
+        found = invert(self.ddf[None], points=points_in(self.grid, source, inner))[0]
+        turn = torch.from_numpy(relative_affine(source, self.grid)[:axes, :axes]).to(found.dtype)
+        return Transform(placement, inner + torch.einsum("ij,j...->i...", turn, found), first.grid)
+
+    def inverse_points(self, points_mm: np.ndarray) -> np.ndarray:
+        """Carry points of the moving image into the fixed one, φ⁻¹(p), solved for at each.
+
+        Args:
+            points_mm: as of ``points``.
+
+        Returns:
+            (N, 3) float64 in mm, RAS.
+
+        Raises:
+            ValueError: as ``points``, and for a field that is not finite. Where the map folds, a warning.
+        """
+        voxels = mapped(np.linalg.inv(self.placement @ self.grid.affine), checked_points(points_mm))
+        if self.ddf is not None and len(voxels):
+            axes = len(self.ddf)
+            voxels[:, :axes] += invert(self.ddf[None], points=torch.from_numpy(voxels[:, :axes].T))[0].T.numpy()
+        return mapped(self.grid.affine, voxels)
 
     def displacement(self) -> Tensor:
         """Placement and displacement in one field, G⁻¹ P G (x + u(x)) − x.
@@ -232,37 +252,6 @@ class Transform:
             yield planes, torch.zeros(size) if self.ddf is None else self.ddf[:, planes]
 
 
-def checked_placement(placement: np.ndarray) -> np.ndarray:
-    """A placement as (4, 4) float64.
-
-    Args:
-        placement: mm of fixed to mm of moving, RAS.
-
-    Returns:
-        The matrix.
-
-    Raises:
-        ValueError: where it is no invertible affine.
-    """
-    matrix = np.asarray(placement, dtype=np.float64)
-    affine = matrix.shape == (4, 4) and np.isfinite(matrix).all() and np.array_equal(matrix[3], [0, 0, 0, 1])
-    if not affine or abs(np.linalg.det(matrix[:3, :3])) <= 1e-9 * np.linalg.norm(matrix[:3, :3], axis=0).prod():
-        raise ValueError(
-            "placement: expected an invertible affine (4, 4) with the last row 0 0 0 1, from mm of fixed to mm of "
-            f"moving, RAS, got {np.asarray(placement).tolist()}."
-        )
-    return matrix
-
-
-def _carried(image: Image, matrix: np.ndarray) -> Image:
-    """The image with each of its voxels at matrix · p."""
-    if np.array_equal(matrix, np.eye(4)):
-        return image
-    affine = matrix @ image.affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[: len(image.spacing)]
-    return image._replace(affine=affine, spacing=tuple(float(mm) for mm in spacing))
-
-
 def _check_axes(image: Image, grid: Image) -> None:
     if image.array.dim() != grid.array.dim():
         raise ValueError(
@@ -270,7 +259,3 @@ def _check_axes(image: Image, grid: Image) -> None:
         )
     if grid.array.dim() == 2:
         check_plane(image, grid, "image", "the image, placed,", "the fixed grid")
-
-
-def _mapped(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ affine[:3, :3].T + affine[:3, 3]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inverse of a displacement field, at every voxel of its grid."""
+"""Inverse of a displacement field, at every voxel of its grid or at other points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .fields import lengths
-from .warp import warp
+from .warp import identity_grid, sample
 
 logger = logging.getLogger(__name__)
 LONGEST_STEP = 4.0  # voxels that one iteration moves at most
@@ -22,26 +22,29 @@ FIXED_POINT_STEPS = 5  # of the whole grid at first: each costs a tenth of one o
 POINTS = 2**17  # that are worked on at a time: they stay in the cache
 
 
-def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Tensor:
-    """Inverse displacement v, v(x) + u(x + v(x)) = 0, by Newton's method at each voxel; computed in float64.
+def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4, points: Tensor | None = None) -> Tensor:
+    """Inverse displacement v, v(x) + u(x + v(x)) = 0, by Newton's method at each point x; computed in float64.
 
-    A few fixed-point iterations v <- -u(x + v) bring most voxels close. What is not converged then goes on by itself:
-    steps halve where the residual would grow, and a voxel that gets stuck starts again from its neighbours, so that a
+    A few fixed-point iterations v <- -u(x + v) bring most points close. What is not converged then goes on by itself:
+    steps halve where the residual would grow, and a point that gets stuck starts again from its neighbours, so that a
     map that does not fold, not even between its voxels, is inverted however much it stretches or shrinks. Beyond the
     grid u continues with its border value, so that points whose origin lies outside have an inverse too: the whole grid
-    is covered. What does not converge, since the map folds there, is said in a warning, with the number of voxels and
+    is covered. What does not converge, since the map folds there, is said in a warning, with the number of points and
     how far off they are.
 
     Args:
         ddf: (B, d, *S) in voxels, without gradient.
         iterations: upper bound on the number of Newton's iterations.
         tolerance: the residual |v(x) + u(x + v(x))| in voxels that counts as converged.
+        points: x, (d, *T) in voxels of the grid, themselves a grid of any number, for all of the batch; None: the
+            voxels of the grid.
 
     Returns:
-        (B, d, *S) in voxels: compose(ddf, invert(ddf)) ≈ 0.
+        v in voxels, (B, d, *T), or (B, d, *S): compose(ddf, invert(ddf)) ≈ 0.
 
     Raises:
-        ValueError: for a field that is not finite, less than one iteration or a tolerance not above 0.
+        ValueError: for a field that is not finite, less than one iteration, a tolerance not above 0, or points of
+            another number of axes.
     """
     if not ddf.isfinite().all():
         raise ValueError("ddf: expected finite displacements, got NaN or infinity; check the registration they are of.")
@@ -50,13 +53,18 @@ def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Tensor
             f"iterations, tolerance: expected at least 1 and above 0, got {iterations} and {tolerance}; "
             "the defaults are 50 and 1e-4."
         )
+    if points is not None and (points.dim() < 2 or len(points) != ddf.shape[1]):
+        raise ValueError(
+            f"points: expected ({ddf.shape[1]}, *T), a channel an axis of the field, got {tuple(points.shape)}."
+        )
     fields = ddf.detach() if ddf.device.type == "mps" else ddf.detach().double()  # MPS has no float64
-    found, errors = zip(*[_inverted(field, iterations, tolerance) for field in fields], strict=True)
+    points = identity_grid(list(ddf.shape[2:]), ddf.device, fields.dtype) if points is None else points.to(fields)
+    found, errors = zip(*[_inverted(field, points, iterations, tolerance) for field in fields], strict=True)
     error = torch.stack(errors)
     missed = int((error > tolerance).sum())
     if missed:
         logger.warning(
-            "invert: %d of %d voxels are not inverted to %g voxel after %d iterations, the worst is off by %.3g "
+            "invert: %d of %d points are not inverted to %g voxel after %d iterations, the worst is off by %.3g "
             "voxels: the map folds there, or iterations are too few. Regularise the registration more, or raise them.",
             missed, error.numel(), tolerance, iterations, float(error.max()),
         )  # fmt: skip
@@ -68,17 +76,6 @@ class _Field(NamedTuple):
 
     values: Tensor
     shape: tuple[int, ...]
-
-    def place(self, rows: Tensor) -> Tensor:
-        """Coordinates of voxels.
-
-        Args:
-            rows: their numbers in the list, (P).
-
-        Returns:
-            (P, d) in voxels.
-        """
-        return torch.stack(torch.unravel_index(rows, self.shape), dim=1).to(self.values.dtype)
 
     def at(self, points: Tensor) -> Tensor:
         """The field at any points: multilinear between voxels, constant outside.
@@ -131,60 +128,75 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(factors)).prod(dim=0)
 
 
-def _inverted(field: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Inverse of one field (d, *S), (d, *S), and the residuals' lengths, (N)."""
-    start, error = _fixed_point(field)
-    grid = _Field(field.flatten(1).T.contiguous(), tuple(field.shape[1:]))
-    inverse, error = start.flatten(1).T.contiguous(), error.flatten()
-    left = torch.nonzero(error > tolerance)[:, 0]
-    share = error.new_ones(len(left))
+class _Unknowns(NamedTuple):
+    """What is solved for, at a grid of points: changed in place."""
+
+    places: Tensor  # x, (N, d)
+    shape: tuple[int, ...]  # of the grid of points
+    inverse: Tensor  # v, (N, d)
+    error: Tensor  # |v(x) + u(x + v(x))|, (N)
+
+
+def _inverted(field: Tensor, points: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Inverse of one field (d, *S) at points (d, *T), (d, *T), and the residuals' lengths, (N)."""
+    start, error = _fixed_point(field, points)
+    grid = _Field(_listed(field), tuple(field.shape[1:]))
+    unknown = _Unknowns(_listed(points), tuple(points.shape[1:]), _listed(start), error.flatten())
+    left = torch.nonzero(unknown.error > tolerance)[:, 0]
+    share = unknown.error.new_ones(len(left))
     for _ in range(iterations):
         for rows, shares in zip(left.split(POINTS), share.split(POINTS), strict=True):
-            _improve(grid, inverse, error, rows, shares)
-        stuck = (share < SHORTEST_SHARE) & (error[left] > tolerance)
+            _improve(grid, unknown, rows, shares)
+        stuck = (share < SHORTEST_SHARE) & (unknown.error[left] > tolerance)
         if bool(stuck.any()):
-            inverse[left[stuck]] = _neighbours(inverse, error <= tolerance, left[stuck], grid)
-            error[left[stuck]] = _residual(grid, left[stuck], inverse[left[stuck]]).norm(dim=1)
+            again = left[stuck]
+            unknown.inverse[again] = _neighbours(unknown, unknown.error <= tolerance, again)
+            unknown.error[again] = _residual(grid, unknown.places[again], unknown.inverse[again]).norm(dim=1)
             share[stuck] = 1.0
-        going = error[left] > tolerance
+        going = unknown.error[left] > tolerance
         left, share = left[going], share[going]
         if not len(left):
             break
-    return inverse.T.reshape(field.shape), error
+    return unknown.inverse.T.reshape(start.shape), unknown.error
 
 
-def _fixed_point(field: Tensor) -> tuple[Tensor, Tensor]:
-    """What a few fixed-point iterations give at each voxel, (d, *S), and its residual's length, (*S).
+def _listed(grid: Tensor) -> Tensor:
+    return grid.flatten(1).T.contiguous()
 
-    A voxel stays where its last iteration raised the residual. They are done in float32, whose error of 1e-5 voxels
+
+def _fixed_point(field: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """What a few fixed-point iterations give at each point, (d, *T), and its residual's length, (*T).
+
+    A point stays where its last iteration raised the residual. They are done in float32, whose error of 1e-5 voxels
     the last residual, in the field's own type, takes account of.
     """
-    single = field.float()
-    inverse, best, least = -single, -single, torch.full_like(single[0], math.inf)
+    single, places = field.float(), points.float()
+    after = -sample(single[None], places[None])[0]
+    inverse, best, least = after, after, torch.full_like(after[0], math.inf)
     for _ in range(FIXED_POINT_STEPS):
-        after = -warp(single[None], inverse[None], padding="border")[0]
+        after = -sample(single[None], (places + inverse)[None])[0]
         error = lengths(inverse - after, 0)
         better = error < least
         best, least = torch.where(better, inverse, best), torch.where(better, error, least)
         inverse = torch.where(better, after, best)
     start = inverse.to(field.dtype)
-    return start, lengths(start + warp(field[None], start[None], padding="border")[0], 0)
+    return start, lengths(start + sample(field[None], (points + start)[None])[0], 0)
 
 
-def _residual(grid: _Field, rows: Tensor, inverse: Tensor) -> Tensor:
-    """v(x) + u(x + v(x)) of some voxels, (P, d)."""
-    return inverse + grid.at(grid.place(rows) + inverse)
+def _residual(grid: _Field, places: Tensor, inverse: Tensor) -> Tensor:
+    """v(x) + u(x + v(x)) at some places, (P, d)."""
+    return inverse + grid.at(places + inverse)
 
 
-def _improve(grid: _Field, inverse: Tensor, error: Tensor, rows: Tensor, share: Tensor) -> None:
-    """One step of Newton's at some voxels, where it lowers the residual; all but ``grid`` is changed in place."""
-    now = inverse[rows]
-    values, slopes = grid.with_slopes(grid.place(rows) + now)
+def _improve(grid: _Field, unknown: _Unknowns, rows: Tensor, share: Tensor) -> None:
+    """One step of Newton's at some points, where it lowers the residual; ``unknown`` and ``share`` are changed."""
+    places, now = unknown.places[rows], unknown.inverse[rows]
+    values, slopes = grid.with_slopes(places + now)
     trial = now - share[:, None] * _newton_step(slopes, now + values)
-    after = _residual(grid, rows, trial).norm(dim=1)
-    better = after < error[rows]
-    inverse[rows[better]] = trial[better]
-    error[rows[better]] = after[better]
+    after = _residual(grid, places, trial).norm(dim=1)
+    better = after < unknown.error[rows]
+    unknown.inverse[rows[better]] = trial[better]
+    unknown.error[rows[better]] = after[better]
     share.copy_(torch.where(better, (2 * share).clamp(max=1), share / 2))
 
 
@@ -206,15 +218,16 @@ def _determinant(columns: Sequence[Tensor]) -> Tensor:
     return (columns[0] * torch.linalg.cross(columns[1], columns[2])).sum(dim=1)
 
 
-def _neighbours(inverse: Tensor, converged: Tensor, rows: Tensor, grid: _Field) -> Tensor:
-    """Mean of the inverse over those of a voxel's neighbours that have converged; itself where there are none."""
+def _neighbours(unknown: _Unknowns, converged: Tensor, rows: Tensor) -> Tensor:
+    """Mean of the inverse over those of a point's neighbours that have converged; itself where there are none."""
+    inverse, shape = unknown.inverse, unknown.shape
     total, count = torch.zeros_like(inverse[rows]), inverse.new_zeros(len(rows), 1)
-    place, last = torch.stack(torch.unravel_index(rows, grid.shape), dim=1), [size - 1 for size in grid.shape]
-    for offset in product((-1, 0, 1), repeat=len(grid.shape)):
+    place, last = torch.stack(torch.unravel_index(rows, shape), dim=1), [size - 1 for size in shape]
+    for offset in product((-1, 0, 1), repeat=len(shape)):
         there = place + torch.tensor(offset, device=rows.device)
         inside = (there >= 0).all(dim=1) & (there <= torch.tensor(last, device=rows.device)).all(dim=1)
         index = torch.zeros_like(rows)
-        for axis, size in enumerate(grid.shape):
+        for axis, size in enumerate(shape):
             index = index * size + there[:, axis].clamp(0, size - 1)
         weight = (inside & converged[index]).to(inverse.dtype)[:, None]
         total, count = total + weight * inverse[index], count + weight

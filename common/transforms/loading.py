@@ -14,9 +14,10 @@ from ..io.affine import sizes_text
 from ..io.fields import check_grid
 from ..io.images import Image, check_plane
 from ..io.orientation import Axes, reoriented, spacing_is_unknown, stored_axes, training_spacing
+from ..io.placement import checked_placement
 from ..io.resampling import grid_only, share_within
 from ..io.spacing import grid_of_spacing
-from ..io.transforms import Transform, checked_placement
+from ..io.transforms import Transform
 from .served import answers_client
 from .sources import Source, entry, read_label, read_pair
 

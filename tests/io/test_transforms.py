@@ -266,15 +266,31 @@ def test_the_written_field_is_that_of_itk(tmp_path):
     np.testing.assert_allclose(ddf[:, 3, 2, 1], expected[:3], atol=1e-5)
 
 
-HALF = np.eye(4)
-HALF[:3, 3] = [0.5, 0.5, 0.5]
-
-
-def test_an_inverse_on_another_grid_is_solved_for_there():
-    """At the voxels of that grid φ(φ⁻¹(p)) is p, where interpolating the inverse is off by more."""
-    grid, moving = image((17, 15, 12), OBLIQUE), image((15, 13, 11), AFFINE @ OBLIQUE @ HALF)
-    transform = Transform(AFFINE, smooth((17, 15, 12), 3, amplitude=0.8), grid)
+@cases
+def test_an_inverse_elsewhere_is_solved_for_there(shape, affine, placement):
+    """On another grid, after another transform, and at points φ(φ⁻¹(p)) is p; interpolation misses it."""
+    transform = Transform(placement, smooth(shape, len(shape), 3, amplitude=0.8), image(shape, affine))
+    half = placement @ affine  # of voxels between those of P · G
+    half[:3, 3] += half[:3, : len(shape)].sum(1) / 2
+    moving = image(tuple(n - 1 for n in shape), half)
     points = voxel_points(moving, margin=3)
-    off = [np.linalg.norm(transform.points(inverse.points(points)) - points, axis=1).max()
-           for inverse in (transform.inverse_on(moving), transform.inverse().on(moving))]  # fmt: skip
-    assert off[0] < 5e-3 < off[1]
+    found = [transform.inverse_on(moving), transform.inverse().on(moving)]
+    off = [np.linalg.norm(transform.points(inverse.points(points)) - points, axis=1).max() for inverse in found]
+    assert off[0] < 1e-3 < 0.02 < off[1]
+    np.testing.assert_allclose(transform.inverse_points(points), found[0].points(points), rtol=0, atol=1e-3)
+    first = Transform(np.linalg.inv(placement), smooth(moving.array.shape, len(shape), 5), moving)
+    both, start = transform.inverse_after(first), voxel_points(moving)
+    np.testing.assert_allclose(transform.points(both.points(start)), first.points(start), rtol=0, atol=2e-3)
+
+
+def test_the_inverse_of_points_keeps_to_points_of_space():
+    transform = Transform(AFFINE, None, image((6, 5, 4), OBLIQUE))
+    np.testing.assert_allclose(transform.inverse_points(transform.points(np.eye(3))), np.eye(3), atol=1e-9)
+    assert transform.inverse_points(np.zeros((0, 3))).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"points_mm: expected \(N, 3\)"):
+        transform.inverse_points(np.zeros(3))
+
+
+def test_a_transform_on_its_own_grid_is_itself():
+    transform = Transform(AFFINE, smooth((6, 5, 4), 3), image((6, 5, 4), OBLIQUE))
+    assert transform.on(transform.grid) is transform
