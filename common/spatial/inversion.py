@@ -58,7 +58,8 @@ def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4, points: T
             f"points: expected ({ddf.shape[1]}, *T), a channel an axis of the field, got {tuple(points.shape)}."
         )
     fields = ddf.detach() if ddf.device.type == "mps" else ddf.detach().double()  # MPS has no float64
-    points = identity_grid(list(ddf.shape[2:]), ddf.device, fields.dtype) if points is None else points.to(fields)
+    points = identity_grid(list(ddf.shape[2:]), ddf.device) if points is None else points.to(ddf.device)
+    points = points.to(fields.dtype) if points.dtype == torch.float64 else points
     found, errors = zip(*[_inverted(field, points, iterations, tolerance) for field in fields], strict=True)
     error = torch.stack(errors)
     missed = int((error > tolerance).sum())
@@ -139,9 +140,11 @@ class _Unknowns(NamedTuple):
 
 def _inverted(field: Tensor, points: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
     """Inverse of one field (d, *S) at points (d, *T), (d, *T), and the residuals' lengths, (N)."""
-    start, error = _fixed_point(field, points)
+    places, single = _listed(points), field.float()
+    starts = [_fixed_point(field, single, some.T) for some in places.split(POINTS)]
+    start, error = (torch.cat(parts) for parts in zip(*starts, strict=True))
     grid = _Field(_listed(field), tuple(field.shape[1:]))
-    unknown = _Unknowns(_listed(points), tuple(points.shape[1:]), _listed(start), error.flatten())
+    unknown = _Unknowns(places, tuple(points.shape[1:]), start, error)
     left = torch.nonzero(unknown.error > tolerance)[:, 0]
     share = unknown.error.new_ones(len(left))
     for _ in range(iterations):
@@ -157,20 +160,20 @@ def _inverted(field: Tensor, points: Tensor, iterations: int, tolerance: float) 
         left, share = left[going], share[going]
         if not len(left):
             break
-    return unknown.inverse.T.reshape(start.shape), unknown.error
+    return unknown.inverse.T.reshape(points.shape), unknown.error
 
 
 def _listed(grid: Tensor) -> Tensor:
     return grid.flatten(1).T.contiguous()
 
 
-def _fixed_point(field: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """What a few fixed-point iterations give at each point, (d, *T), and its residual's length, (*T).
+def _fixed_point(field: Tensor, single: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """What a few fixed-point iterations give at points (d, P), (P, d), and its residual's length, (P).
 
-    A point stays where its last iteration raised the residual. They are done in float32, whose error of 1e-5 voxels
-    the last residual, in the field's own type, takes account of.
+    A point stays where its last iteration raised the residual. They are done in float32, ``single``, whose error of 1e-5
+    voxels the last residual, in the field's own type, takes account of.
     """
-    single, places = field.float(), points.float()
+    places = points.float()
     after = -sample(single[None], places[None])[0]
     inverse, best, least = after, after, torch.full_like(after[0], math.inf)
     for _ in range(FIXED_POINT_STEPS):
@@ -180,7 +183,7 @@ def _fixed_point(field: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         best, least = torch.where(better, inverse, best), torch.where(better, error, least)
         inverse = torch.where(better, after, best)
     start = inverse.to(field.dtype)
-    return start, lengths(start + sample(field[None], (points + start)[None])[0], 0)
+    return start.T, lengths(start + sample(field[None], (points + start)[None])[0], 0)
 
 
 def _residual(grid: _Field, places: Tensor, inverse: Tensor) -> Tensor:
