@@ -150,7 +150,10 @@ def convergence_report(output: Path, trainings: Sequence[Training], axes: Any = 
     several = len({training.seed for training in trainings}) > 1
     labels = [f"{one.run.label}, seed {one.seed}" if several else one.run.label for one in trainings]
     files = {label: one.folder / HISTORY_FILE for label, one in zip(labels, trainings, strict=True)}
-    convergence_curves(files, output / CONVERGENCE_FILES[0])
+    runs: dict[str, list[Path]] = {}
+    for one in trainings:
+        runs.setdefault(one.run.label, []).append(one.folder / HISTORY_FILE)
+    convergence_curves(runs, output / CONVERGENCE_FILES[0])
     histories = {label: read_columns(file)[0] for label, file in files.items()}
     summaries = {label: read_json(file.with_name(SUMMARY_FILE)) for label, file in files.items()}
     threshold = max(float(np.nanmin(history["displacement/similarity"])) for history in histories.values())

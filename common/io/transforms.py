@@ -84,7 +84,10 @@ class Transform:
             raise ValueError(f"mode: expected 'bilinear' (images) or 'nearest' (labels), got {mode!r}.")
         placed = self.placed(image)
         _check_axes(placed, self.grid)
-        return self.grid._replace(array=warped_by(placed, self.grid, self._field(), READERS[mode]), stored=image.stored)
+        # No displacement takes no memory here.
+        still = torch.zeros(()).expand(self.grid.array.dim(), *self.grid.array.shape)
+        field = still if self.ddf is None else self.ddf
+        return self.grid._replace(array=warped_by(placed, self.grid, field, READERS[mode]), stored=image.stored)
 
     def points(self, points_mm: np.ndarray) -> np.ndarray:
         """Carry points of the fixed image into the moving one, φ(p); ``inverse_points`` carries them back.

@@ -10,7 +10,7 @@ from ..spatial.jacobian import determinant_of
 from .cases import Cases
 
 LEARN2REG_OFFSET = 3.0
-PLANES = 32  # of a field that folds are counted in at a time
+VOXELS = 2**20  # in whole planes, that folds are counted in at a time
 
 
 class FieldMeasures:
@@ -111,8 +111,9 @@ def fold_count(ddf: Tensor) -> Tensor:
             " move the components to the channel axis."
         )
     # A few planes at a time, one of them shared: all at once takes ten times the memory of the field.
-    starts = range(0, ddf.shape[2] - 1, PLANES)
-    count = torch.stack([_folds(ddf[:, :, start : start + PLANES + 1]) for start in starts]).sum(0)
+    planes = max(VOXELS // ddf[0, 0, 0].numel(), 1)
+    starts = range(0, ddf.shape[2] - 1, planes)
+    count = torch.stack([_folds(ddf[:, :, start : start + planes + 1]) for start in starts]).sum(0)
     return torch.where(ddf.isfinite().flatten(1).all(1), count, torch.nan)
 
 

@@ -170,8 +170,8 @@ def _listed(grid: Tensor) -> Tensor:
 def _fixed_point(field: Tensor, single: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """What a few fixed-point iterations give at points (d, P), (P, d), and its residual's length, (P).
 
-    A point stays where its last iteration raised the residual. They are done in float32, ``single``, whose error of 1e-5
-    voxels the last residual, in the field's own type, takes account of.
+    A point stays where its last iteration raised the residual. They are done in ``single``, float32, whose error of
+    1e-5 voxels the last residual, in the field's own type, takes account of.
     """
     places = points.float()
     after = -sample(single[None], places[None])[0]

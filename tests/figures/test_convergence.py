@@ -24,7 +24,7 @@ def history(path: Path, epochs: int, rate: float, validation: bool = True, sign:
 
 
 def drawn(path: Path, histories: dict[str, Path]) -> np.ndarray:
-    convergence_curves(histories, path)
+    convergence_curves({name: [file] for name, file in histories.items()}, path)
     return imread(path)[..., :3]
 
 
@@ -39,6 +39,15 @@ def test_every_run_has_its_line(tmp_path: Path) -> None:
     assert np.array_equal(picture, drawn(tmp_path / "again.png", files))
     files.pop("run 3")
     assert [has(drawn(tmp_path / "three.png", files), colour) for colour in LINES] == [True] * 3 + [False]
+
+
+def test_seeds_of_a_run_share_its_colour(tmp_path: Path) -> None:
+    one, other = history(tmp_path / "0.csv", 8, 0.9), history(tmp_path / "1.csv", 8, 0.7)
+    convergence_curves({"run": [one, other]}, tmp_path / "both.png")
+    both, alone = imread(tmp_path / "both.png")[..., :3], drawn(tmp_path / "one.png", {"run": one})
+    assert [has(both, colour) for colour in LINES[:2]] == [True, False]
+    first = [(np.abs(picture - to_rgb(LINES[0])).max(-1) < 0.02).sum() for picture in (both, alone)]
+    assert first[0] > 1.3 * first[1]
 
 
 def test_runs_without_validation_have_one_axes(tmp_path: Path) -> None:
@@ -56,9 +65,9 @@ def test_a_similarity_that_is_not_positive_is_drawn(tmp_path: Path) -> None:
 
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.csv does not exist"):
-        convergence_curves({"a": tmp_path / "nowhere.csv"}, tmp_path / "a.png")
+        convergence_curves({"a": [tmp_path / "nowhere.csv"]}, tmp_path / "a.png")
     (tmp_path / "other.csv").write_text("epoch,score/ucs\n1,0.5\n")
     for histories in ({}, {"a": tmp_path / "other.csv"}):
         with pytest.raises(ValueError, match="Was anything trained"):
-            convergence_curves(histories, tmp_path / "a.png")
+            convergence_curves({name: [file] for name, file in histories.items()}, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()

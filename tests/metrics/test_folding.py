@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -110,7 +112,7 @@ def test_fold_count_takes_one_sided_differences():
 
 @pytest.mark.parametrize("shape", [(9, 12), (7, 9, 8)])
 def test_fold_count_agrees_with_numpy(shape, monkeypatch):
-    monkeypatch.setattr(folding, "PLANES", 4)  # several parts, the last one smaller
+    monkeypatch.setattr(folding, "VOXELS", 4 * math.prod(shape[1:]))  # several parts, the last one smaller
     """The neighbour ahead along every axis in 2D, the one behind in 3D, as the published code."""
     dims = len(shape)
     ddf = 0.7 * torch.randn(2, dims, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
