@@ -57,10 +57,8 @@ def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4, points: T
         raise ValueError(
             f"points: expected ({ddf.shape[1]}, *T), a channel an axis of the field, got {tuple(points.shape)}."
         )
-    fields = ddf.detach() if ddf.device.type == "mps" else ddf.detach().double()  # MPS has no float64
     points = identity_grid(list(ddf.shape[2:]), ddf.device) if points is None else points.to(ddf.device)
-    points = points.to(fields.dtype) if points.dtype == torch.float64 else points
-    found, errors = zip(*[_inverted(field, points, iterations, tolerance) for field in fields], strict=True)
+    found, errors = zip(*[_inverted(field, points, iterations, tolerance) for field in ddf.detach()], strict=True)
     error = torch.stack(errors)
     missed = int((error > tolerance).sum())
     if missed:
@@ -73,7 +71,7 @@ def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4, points: T
 
 
 class _Field(NamedTuple):
-    """A field as a list of voxels: ``values`` (N, d), and the grid's shape."""
+    """A field as a list of voxels: ``values`` (N, d), read in the type of the points, and the grid's shape."""
 
     values: Tensor
     shape: tuple[int, ...]
@@ -122,7 +120,7 @@ class _Field(NamedTuple):
             for axis, size in enumerate(self.shape):
                 index = index * size + (low[:, axis] + corner[axis]).clamp(max=size - 1)
             weights = [share[:, axis] if side else 1 - share[:, axis] for axis, side in enumerate(corner)]
-            yield self.values[index], corner, weights
+            yield self.values[index].to(points.dtype), corner, weights
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
@@ -140,10 +138,10 @@ class _Unknowns(NamedTuple):
 
 def _inverted(field: Tensor, points: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
     """Inverse of one field (d, *S) at points (d, *T), (d, *T), and the residuals' lengths, (N)."""
-    places, single = _listed(points), field.float()
-    starts = [_fixed_point(field, single, some.T) for some in places.split(POINTS)]
+    places, grid = _listed(points), _Field(_listed(field), tuple(field.shape[1:]))
+    single = field.float()
+    starts = [_fixed_point(grid, single, some) for some in places.split(POINTS)]
     start, error = (torch.cat(parts) for parts in zip(*starts, strict=True))
-    grid = _Field(_listed(field), tuple(field.shape[1:]))
     unknown = _Unknowns(places, tuple(points.shape[1:]), start, error)
     left = torch.nonzero(unknown.error > tolerance)[:, 0]
     share = unknown.error.new_ones(len(left))
@@ -167,23 +165,23 @@ def _listed(grid: Tensor) -> Tensor:
     return grid.flatten(1).T.contiguous()
 
 
-def _fixed_point(field: Tensor, single: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """What a few fixed-point iterations give at points (d, P), (P, d), and its residual's length, (P).
+def _fixed_point(grid: _Field, single: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """What a few fixed-point iterations give at places (P, d), (P, d) in float64, and its residual's length, (P).
 
     A point stays where its last iteration raised the residual. They are done in ``single``, float32, whose error of
-    1e-5 voxels the last residual, in the field's own type, takes account of.
+    1e-5 voxels the last residual takes account of.
     """
-    places = points.float()
-    after = -sample(single[None], places[None])[0]
+    points = places.T.float()
+    after = -sample(single[None], points[None])[0]
     inverse, best, least = after, after, torch.full_like(after[0], math.inf)
     for _ in range(FIXED_POINT_STEPS):
-        after = -sample(single[None], (places + inverse)[None])[0]
+        after = -sample(single[None], (points + inverse)[None])[0]
         error = lengths(inverse - after, 0)
         better = error < least
         best, least = torch.where(better, inverse, best), torch.where(better, error, least)
         inverse = torch.where(better, after, best)
-    start = inverse.to(field.dtype)
-    return start.T, lengths(start + sample(field[None], (points + start)[None])[0], 0)
+    start = inverse.T.to(torch.float32 if places.device.type == "mps" else torch.float64)  # MPS has no float64
+    return start, _residual(grid, places, start).norm(dim=1)
 
 
 def _residual(grid: _Field, places: Tensor, inverse: Tensor) -> Tensor:
