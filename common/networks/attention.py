@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**18  # attention weights that a step of ``_ChunkedAttention`` holds; they stay in a processor's cache
+CHUNK = 2**17  # attention weights that a step of ``_ChunkedAttention`` holds; they stay in a processor's cache
 
 
 class Windows(NamedTuple):
