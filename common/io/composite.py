@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import atomic_path
+from ..spatial.fields import all_finite
 from ..spatial.units import plane_affine
 from .fields import ONE_SLICE, field_mm, field_voxels, load_ddf, save_ddf
 from .images import NIFTI_SUFFIXES, Image
@@ -119,7 +120,7 @@ def load_transform(path: str | Path, grid: Image | None = None, argument: str = 
 
 
 def _checked(read: Transform, path: Path, argument: str) -> Transform:
-    if read.ddf is not None and not torch.isfinite(read.ddf).all():
+    if read.ddf is not None and not all_finite(read.ddf):
         raise ValueError(
             f"{argument}: expected finite displacements; {path} holds NaN or infinite ones. Export it again."
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..spatial.fields import all_finite
 from ..spatial.units import flip_ras_lps, physical_to_voxel, plane_affine, voxel_to_physical
 from .affine import file_affine, is_orthonormal
 from .images import Image, write_nifti
@@ -163,7 +164,7 @@ def _check_field(ddf: Tensor, like: Image, stack: bool) -> None:
             f"save_ddf: ddf must have shape {expected}, channels first over the grid of like; got {tuple(ddf.shape)}."
             " Drop the batch axis; pass stack=True for, and only for, in-plane fields of a stack of slices."
         )
-    if not torch.isfinite(ddf).all():
+    if not all_finite(ddf):
         raise ValueError("save_ddf: ddf must be finite; got NaN or infinite values. Check the registration's loss.")
 
 

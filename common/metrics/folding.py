@@ -113,8 +113,7 @@ def fold_count(ddf: Tensor) -> Tensor:
     # A few planes at a time, one of them shared: all at once takes ten times the memory of the field.
     planes = max(VOXELS // ddf[0, 0, 0].numel(), 1)
     starts = range(0, ddf.shape[2] - 1, planes)
-    count = torch.stack([_folds(ddf[:, :, start : start + planes + 1]) for start in starts]).sum(0)
-    return torch.where(ddf.isfinite().flatten(1).all(1), count, torch.nan)
+    return torch.stack([_folds(ddf[:, :, start : start + planes + 1]) for start in starts]).sum(0)
 
 
 def _folds(ddf: Tensor) -> Tensor:
@@ -129,7 +128,8 @@ def _folds(ddf: Tensor) -> Tensor:
     matrix = torch.stack(columns, dim=2)
     eye = torch.eye(dims, device=ddf.device, dtype=ddf.dtype)
     determinant = determinant_of(matrix + eye.reshape([1, dims, dims] + [1] * dims))
-    return (determinant < 0).flatten(1).sum(1).double()
+    count = (determinant < 0).flatten(1).sum(1).double()
+    return torch.where(ddf.isfinite().flatten(1).all(1), count, torch.nan)
 
 
 def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None, offset: float = 0.0) -> Tensor:

@@ -23,6 +23,18 @@ def lengths(vectors: Tensor, dim: int = 1) -> Tensor:
     return vectors.square().sum(dim=dim).sqrt_()
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether nothing is NaN or infinite, found without as much memory again as the values take.
+
+    Args:
+        values: at least one, of any shape.
+
+    Returns:
+        True or False.
+    """
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(values.detach()))
+
+
 def compose(outer: Tensor, inner: Tensor, padding: str = "border") -> Tensor:
     """Displacement of the map (id + outer) ∘ (id + inner): x -> x + inner(x) + outer(x + inner(x)).
 

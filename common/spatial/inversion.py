@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fields import lengths
+from .fields import all_finite, lengths
 from .warp import identity_grid, sample
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-4, points: T
         ValueError: for a field that is not finite, less than one iteration, a tolerance not above 0, or points of
             another number of axes.
     """
-    if not ddf.isfinite().all():
+    if not all_finite(ddf):
         raise ValueError("ddf: expected finite displacements, got NaN or infinity; check the registration they are of.")
     if iterations < 1 or not tolerance > 0:
         raise ValueError(

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from common.spatial.fields import compose, resized
+from common.spatial.fields import all_finite, compose, resized
 from common.spatial.warp import identity_grid, warp
 from tests.spatial.synthetic import linear_field, smooth_field
 
@@ -68,3 +68,14 @@ def test_a_size_of_other_axes_is_refused():
     for size in ((4, 4), (4, 4, 0)):
         with pytest.raises(ValueError, match="size: expected 3 numbers above 0"):
             resized(torch.zeros(1, 3, 4, 4, 4), size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(dtype, value):
+    values = torch.randn(1, 2, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert all_finite(values)
+    for place in (0, 33, 69):
+        broken = values.clone()
+        broken.view(-1)[place] = value
+        assert not all_finite(broken)
