@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..checks import known_name
 from ..networks.convolution import channels_last
-from ..spatial.fields import compose
+from ..spatial.fields import all_finite, compose
 from ..spatial.warp import warp
 from .method import Method
 from .pairwise import SHORT_LIVED, PairwiseRegistration
@@ -153,7 +153,7 @@ class InstanceOptimisation(nn.Module):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             ddf = step().estimate.ddf.detach()
-            if not ddf.isfinite().all():  # broken by the last step, after which there is no loss
+            if not all_finite(ddf):  # broken by the last step, after which there is no loss
                 raise FloatingPointError(
                     f"instance optimisation: the displacement is not finite after {self.iterations} iterations; lower "
                     "instance_learning_rate."

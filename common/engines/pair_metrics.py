@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..io.images import Image
 from ..io.landmarks import Landmarks
+from ..io.placement import mapped
 from ..io.transforms import Transform
 from ..losses.mi import MI
 from ..losses.similarity import GlobalNCC
@@ -42,7 +43,7 @@ def pair_metrics(result: Result, inverse: Transform) -> dict[str, Any]:
         the inner fixed image from where forward and inverse bring them. With both label maps "dice" of each label and
         their mean, before and after; with both sets of landmarks "tre_mm".
     """
-    transform, determinant = result.transform.on(result.fixed), result.jacobian_determinant
+    transform, determinant = result.pull, result.jacobian_determinant
     still = Transform(np.eye(4), None, result.fixed)
     metrics: dict[str, Any] = {
         "similarity": {
@@ -110,10 +111,9 @@ def inverse_error(transform: Transform, inverse: Transform, moving: Image) -> di
     random = np.random.default_rng(0)
     voxels = np.zeros((POINTS, 3))
     voxels[:, :dims] = (shape - 1) * random.uniform(MARGIN, 1 - MARGIN, (POINTS, dims))
-    points = voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    points = mapped(grid.affine, voxels)
     there = transform.points(points)
-    to_moving = np.linalg.inv(moving.affine)
-    seen = (there @ to_moving[:3, :3].T + to_moving[:3, 3])[:, :dims]
+    seen = mapped(np.linalg.inv(moving.affine), there)[:, :dims]
     size = np.array(moving.array.shape)
     kept = ((seen >= MARGIN * size) & (seen <= (1 - MARGIN) * size - 1)).all(1)
     if not kept.any():

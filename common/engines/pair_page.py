@@ -102,7 +102,7 @@ def _view(array: Tensor, axes: Axes) -> np.ndarray:
 
 def _turned(result: Result, axes: Axes) -> np.ndarray:
     """The displacement without the placement, along the axes that are shown, but for the components' signs."""
-    ddf = result.transform.on(result.fixed).ddf
+    ddf = result.pull.ddf
     if ddf is None:
         return np.broadcast_to(np.float32(0), (result.fixed.array.dim(), *_view(result.fixed.array, axes).shape))
     view = _view(ddf, axes)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..checks import at_least, positive, whole
 from ..losses.smoothness import Diffusion
-from ..spatial.fields import compose
+from ..spatial.fields import all_finite, compose
 from ..spatial.integrate import integrate_svf, resize_field
 from ..spatial.warp import warp
 from .solvers import Solver, check_pair
@@ -202,7 +202,7 @@ class PairwiseRegistration(Solver):
             if step in (1, steps):
                 logger.debug("level %g, step %d of %d: mean loss of a pair %.4g", level, step, steps, loss.detach())
         velocity = velocity.detach()
-        if not velocity.isfinite().all():
+        if not all_finite(velocity):
             raise _not_finite("velocity", level, steps, steps)
         return velocity
 

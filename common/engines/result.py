@@ -70,7 +70,7 @@ class Result:
         Raises:
             ValueError: as ``io.memory.as_image``.
         """
-        return as_given(self.transform.on(self.fixed).apply(as_image(image, "image"), "bilinear"), image)
+        return as_given(self.pull.apply(as_image(image, "image"), "bilinear"), image)
 
     def warp_label(self, label: Any, interpolation: str = "nearest") -> Any:
         """Bring a label map of moving's space onto the grid of fixed.
@@ -85,9 +85,7 @@ class Result:
         Raises:
             ValueError: as ``warp``, or for an unknown interpolation.
         """
-        return as_given(
-            warped_label(self.transform.on(self.fixed), as_image(label, "label", label=True), interpolation), label
-        )
+        return as_given(warped_label(self.pull, as_image(label, "label", label=True), interpolation), label)
 
     def warp_points(self, points_mm: np.ndarray, to: str = "fixed") -> np.ndarray:
         """Carry points from one image to the other.
@@ -118,11 +116,16 @@ class Result:
         )  # fmt: skip
 
     @property
+    def pull(self) -> Transform:
+        """``transform`` with its field on the grid of fixed, by which images come onto it."""
+        return self.transform.on(self.fixed)
+
+    @property
     def jacobian_determinant(self) -> Tensor:
         """Of id + ddf without the placement, on the grid of fixed; of stacks of slices 2D, in their plane."""
         if self.item is not None:
             return self.item["jacobian_determinant"]
-        ddf, shape = self.transform.on(self.fixed).ddf, self.fixed.array.shape
+        ddf, shape = self.pull.ddf, self.fixed.array.shape
         return torch.ones(shape) if ddf is None else determinant_of(ddf, len(shape))
 
     def metrics(self) -> dict[str, Any]:

@@ -47,8 +47,7 @@ def write_result(folder: Path, result: Result, inverse: Transform, interpolation
         save_transform(folder / f"{name}.nii.gz", transform)
         save_transform(folder / f"{name}.h5", compact(transform))
     fixed = result.fixed
-    pull = result.transform.on(fixed)
-    warped = pull.apply(result.moving, "bilinear").array
+    warped = result.pull.apply(result.moving, "bilinear").array
     save_image(folder / "warped.nii.gz", warped, fixed)
     kind = "2D in-plane" if result.stack or fixed.array.dim() == 2 else "3D"
     scalars = {"jacobian": (result.jacobian_determinant, f"Jacobian determinant, {kind}")}
@@ -58,7 +57,7 @@ def write_result(folder: Path, result: Result, inverse: Transform, interpolation
         stored = array[..., None] if fixed.slice_axis else array
         write_nifti(folder / f"{name}.nii.gz", stored, fixed, description=description)
     if result.moving_label is not None:
-        label = warped_label(pull, result.moving_label, interpolation)
+        label = warped_label(result.pull, result.moving_label, interpolation)
         save_image(folder / "warped_label.nii.gz", label.array, fixed, dtype=result.moving_label.stored)
     _write_points(folder, "moving_points_in_fixed", result.moving_points, inverse)
     _write_points(folder, "fixed_points_in_moving", result.fixed_points, result.transform)

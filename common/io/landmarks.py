@@ -13,6 +13,7 @@ import numpy as np
 
 from ..atomic import atomic_path
 from .images import Image
+from .placement import mapped
 
 TO_RAS = np.array([-1.0, -1.0, 1.0])
 # Columns of a CSV file and what they count in.
@@ -150,7 +151,7 @@ def _in_ras(values: np.ndarray, space: str, image: Image | None, plane: Image | 
     if space == "voxels":
         if image is None:
             raise ValueError("columns i,j,k need the image that they count in")
-        return points @ image.affine[:3, :3].T + image.affine[:3, 3]
+        return mapped(image.affine, points)
     points = points * TO_RAS if space == "lps" else points
     if plane is not None and values.shape[1] == 2:
         points[:, 2] = plane.affine[2, 3]

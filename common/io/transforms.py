@@ -84,10 +84,7 @@ class Transform:
             raise ValueError(f"mode: expected 'bilinear' (images) or 'nearest' (labels), got {mode!r}.")
         placed = self.placed(image)
         _check_axes(placed, self.grid)
-        # No displacement takes no memory here.
-        still = torch.zeros(()).expand(self.grid.array.dim(), *self.grid.array.shape)
-        field = still if self.ddf is None else self.ddf
-        return self.grid._replace(array=warped_by(placed, self.grid, field, READERS[mode]), stored=image.stored)
+        return self.grid._replace(array=warped_by(placed, self.grid, self._field(), READERS[mode]), stored=image.stored)
 
     def points(self, points_mm: np.ndarray) -> np.ndarray:
         """Carry points of the fixed image into the moving one, φ(p); ``inverse_points`` carries them back.
@@ -233,7 +230,7 @@ class Transform:
         # P − I: a translation has no linear part, and adds nothing but a constant.
         shift = np.linalg.inv(self.grid.affine) @ (self.placement - np.eye(4)) @ self.grid.affine
         if not shift.any():
-            return self._field()
+            return self._field().contiguous()
         moved = torch.empty_like(self._field())
         linear, constant = (torch.from_numpy(part).to(moved.dtype) for part in (shift[:axes, :axes], shift[:axes, 3]))
         for planes, field in self._slabs():
@@ -244,15 +241,17 @@ class Transform:
         return moved
 
     def _field(self) -> Tensor:
-        return torch.zeros(self.grid.array.dim(), *self.grid.array.shape) if self.ddf is None else self.ddf
+        """To be read; no displacement takes no memory."""
+        if self.ddf is not None:
+            return self.ddf
+        return torch.zeros(()).expand(self.grid.array.dim(), *self.grid.array.shape)
 
     def _slabs(self) -> Iterator[tuple[slice, Tensor]]:
         """A few planes of the first axis at a time, and the field there: large fields are not held several times."""
-        shape = self.grid.array.shape
-        for first in range(0, shape[0], SLAB):
-            planes = slice(first, min(first + SLAB, shape[0]))
-            size = (len(shape), planes.stop - first, *shape[1:])
-            yield planes, torch.zeros(size) if self.ddf is None else self.ddf[:, planes]
+        field, size = self._field(), self.grid.array.shape[0]
+        for first in range(0, size, SLAB):
+            planes = slice(first, min(first + SLAB, size))
+            yield planes, field[:, planes]
 
 
 def _check_axes(image: Image, grid: Image) -> None:
